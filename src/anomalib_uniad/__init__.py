@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""UniAD for anomalib: one model that detects and localises defects on many product categories.
+
+Importing this package imports neither torch nor anomalib, because :mod:`anomalib_uniad.plugin`
+is loaded at the end of every ``import torch``; the public names below are loaded on first use.
+"""
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from anomalib_uniad.data import MultiCategory, SyntheticProducts
+    from anomalib_uniad.metrics import PerCategoryEvaluator
+    from anomalib_uniad.model import UniAD, UniADModel
+
+_HOME = {
+    "MultiCategory": "data",
+    "PerCategoryEvaluator": "metrics",
+    "SyntheticProducts": "data",
+    "UniAD": "model",
+    "UniADModel": "model",
+}
+
+__all__ = ["MultiCategory", "PerCategoryEvaluator", "SyntheticProducts", "UniAD", "UniADModel"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        try:
+            return version("anomalib-uniad")
+        except PackageNotFoundError:  # the source tree, not installed
+            return "0+unknown"
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the reconstruction error to anomaly map and image score."""
+
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+ImageScore = Literal["max", "mean", "std"]
+
+
+class AnomalyMap(nn.Module):
+    """Length of the reconstruction error of each token, upsampled to the image; no smoothing.
+
+    Args:
+        image_size (tuple[int, int]): Height ``H`` and width ``W`` of the map, in pixels.
+    """
+
+    def __init__(self, image_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.image_size = image_size
+
+    def forward(self, reconstruction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Both ``(B, C, h, w)`` -> ``(B, 1, H, W)``, float32."""
+        error = (reconstruction.float() - target.float()).norm(dim=1, keepdim=True)  # (B, 1, h, w)
+        return F.interpolate(error, size=self.image_size, mode="bilinear", align_corners=True)
+
+
+class AnomalyScore(nn.Module):
+    """One score per image from its anomaly map.
+
+    Args:
+        reduction (str): ``"max"`` of the average-pooled map (the paper's choice for MVTec-AD), ``"mean"`` (its
+            choice for CIFAR-10) or ``"std"``, the population standard deviation. Defaults to ``"max"``.
+        pool_size (int): Side of the average pool before ``"max"``, in pixels; stride 1, no padding.
+            Defaults to ``16``.
+
+    Raises:
+        ValueError: If ``reduction`` is none of the three or ``pool_size`` is not positive.
+    """
+
+    def __init__(self, reduction: ImageScore = "max", pool_size: int = 16) -> None:
+        super().__init__()
+        if reduction not in {"max", "mean", "std"}:
+            msg = f"image_score must be 'max', 'mean' or 'std', got {reduction!r}."
+            raise ValueError(msg)
+        if pool_size < 1:
+            msg = f"score_pool_size must be at least 1, got {pool_size}."
+            raise ValueError(msg)
+        self.reduction = reduction
+        self.pool_size = pool_size
+
+    def forward(self, anomaly_map: torch.Tensor) -> torch.Tensor:
+        """``(B, 1, H, W)`` -> ``(B,)``."""
+        if self.reduction == "max":
+            return F.avg_pool2d(anomaly_map, self.pool_size, stride=1).amax(dim=(1, 2, 3))
+        if self.reduction == "mean":
+            return anomaly_map.mean(dim=(1, 2, 3))
+        return anomaly_map.flatten(1).std(dim=1, correction=0)

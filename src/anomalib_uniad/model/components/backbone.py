@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frozen feature extractor from timm."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+import anomalib_uniad.backbones  # noqa: F401 - registers this package's own backbones with timm
+
+
+class Backbone(nn.Module):
+    """Maps of a frozen timm model, shallow to deep.
+
+    Frozen means: no gradient, always in evaluation mode, also while the rest of the model trains.
+
+    Args:
+        name (str): Any timm model that has ``features_only``.
+        layers (Sequence[int] | Sequence[str]): Which maps: timm's ``out_indices``, or the names of the
+            modules that they come from (``feature_info.module_name()``).
+        pre_trained (bool): Load timm's pretrained weights; they come from the hub or from its local cache.
+            Not used when ``weights`` is given. Defaults to ``True``.
+        weights (str | Path | None): Weights file, safetensors or torch, with timm's parameter names.
+            Weights of parts that are not used (classifier, deeper stages) may be in it. Defaults to ``None``.
+
+    Attributes:
+        channels (list[int]): Channels of each map.
+        strides (list[int]): Input pixels per step of each map.
+
+    Raises:
+        ValueError: If timm does not know the model or it has no such layer, or ``weights`` cannot be read
+            or does not fit.
+        FileNotFoundError: If ``weights`` is not there.
+        ConnectionError: If the pretrained weights cannot be fetched.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        layers: Sequence[int] | Sequence[str],
+        pre_trained: bool = True,
+        weights: str | Path | None = None,
+    ) -> None:
+        super().__init__()
+        indices = _out_indices(name, layers)
+        if weights is not None:
+            state = _read_weights(Path(weights))
+            self.features = _create(name, pretrained=False, out_indices=indices)
+            _load_weights(self.features, state, name, Path(weights))
+        elif pre_trained:
+            self.features = _create_pretrained(name, indices)
+        else:
+            self.features = _create(name, pretrained=False, out_indices=indices)
+        self.channels: list[int] = self.features.feature_info.channels()
+        self.strides: list[int] = self.features.feature_info.reduction()
+        self.requires_grad_(requires_grad=False)
+        self.train(mode=False)
+
+    def train(self, mode: bool = True) -> "Backbone":  # noqa: ARG002 - frozen whatever is asked
+        """Stay in evaluation mode."""
+        return super().train(mode=False)
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """``images`` (B, 3, H, W), normalised -> list of (B, C_i, H / s_i, W / s_i)."""
+        return self.features(images)
+
+
+def _create(name: str, **kwargs: object) -> nn.Module:
+    try:
+        return timm.create_model(name, features_only=True, **kwargs)
+    except (RuntimeError, AttributeError, AssertionError) as error:
+        if timm.is_model(name):
+            msg = f"timm cannot extract features from the backbone {name!r}: {error}"
+        else:
+            stem = name.split(".", maxsplit=1)[0]
+            similar = timm.list_models(f"*{stem.split('_')[0]}*")[:8]
+            hint = f" Similar names: {', '.join(similar)}." if similar else ""
+            msg = f"timm knows no backbone {name!r}.{hint} All names: timm.list_models()."
+        raise ValueError(msg) from error
+
+
+def _out_indices(name: str, layers: Sequence[int] | Sequence[str]) -> list[int]:
+    with torch.device("meta"):  # no memory, no initialisation: only the names are wanted
+        names = [info["module"] for info in _create(name, pretrained=False).feature_info.info]
+    has = f"it has {list(range(len(names)))}, which are {names}"
+    if not layers:
+        msg = f"layers must choose at least one map of the backbone {name!r}; {has}."
+        raise ValueError(msg)
+    indices = [names.index(layer) if layer in names else layer for layer in layers]
+    unknown = [layer for layer in indices if layer not in range(len(names))]
+    if unknown:
+        msg = f"The backbone {name!r} has no layers {unknown}; {has}."
+        raise ValueError(msg)
+    if indices != sorted(set(indices)):
+        msg = f"layers must be in the order of the backbone and without repetition, got {list(layers)}; {has}."
+        raise ValueError(msg)
+    return [int(index) for index in indices]
+
+
+def _create_pretrained(name: str, indices: list[int]) -> nn.Module:
+    try:
+        return _create(name, pretrained=True, out_indices=indices)
+    except ValueError as error:
+        reason: Exception = error
+    except OSError as error:  # requests, urllib and huggingface_hub errors are OSErrors
+        reason = error
+    except Exception as error:
+        if not type(error).__module__.startswith(("huggingface_hub", "httpx", "httpcore", "requests")):
+            raise
+        reason = error
+    msg = (
+        f"The pretrained weights of the backbone {name!r} could not be fetched from the model hub "
+        f"({type(reason).__name__}: {reason}). Without a hub: give a local file with backbone_weights=FILE "
+        "(safetensors or torch, timm's parameter names); copy the hub's cache from another machine; use this "
+        "package's own small backbone, which needs no download; or, when a checkpoint is loaded next and "
+        "brings the weights, set pre_trained=false."
+    )
+    raise ConnectionError(msg) from reason
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        msg = f"backbone_weights: there is no file {str(path)!r}."
+        raise FileNotFoundError(msg)
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)  # executes nothing of the file
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError, ImportError) as error:
+        reason: Exception = error
+    except Exception as error:  # pickle.UnpicklingError and its relatives
+        reason = error
+    else:
+        if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+            state = state["state_dict"]
+        if isinstance(state, dict) and state and all(isinstance(x, torch.Tensor) for x in state.values()):
+            return state
+        reason = TypeError("it does not hold a mapping of names to tensors")
+    msg = f"backbone_weights: {str(path)!r} cannot be read as safetensors or torch weights: {reason}"
+    raise ValueError(msg) from reason
+
+
+def _load_weights(features: nn.Module, state: dict[str, torch.Tensor], name: str, path: Path) -> None:
+    """Load strictly, except for what only the whole model has (classifier, deeper stages)."""
+    wanted = features.state_dict()
+    # timm's feature extractors rename `stages.0` to `stages_0` or prefix `model.`; files have the model's names.
+    source = {key: key if key in state else _model_name(key) for key in wanted}
+    optional = {key for key in wanted if key.endswith("num_batches_tracked")}
+    missing = sorted(key for key in wanted if source[key] not in state and key not in optional)
+    misshaped = [
+        f"{source[key]} {tuple(state[source[key]].shape)} instead of {tuple(tensor.shape)}"
+        for key, tensor in wanted.items()
+        if source[key] in state and state[source[key]].shape != tensor.shape
+    ]
+    with torch.device("meta"):
+        known = {*source.values(), *wanted, *timm.create_model(name, pretrained=False).state_dict()}
+    unexpected = sorted(set(state) - known)
+    problems = [
+        f"{label}: {', '.join(keys)}"
+        for label, keys in (("missing", missing), ("unexpected", unexpected), ("wrong shape", misshaped))
+        if keys
+    ]
+    if problems:
+        msg = f"backbone_weights: {str(path)!r} does not fit the backbone {name!r}. {'; '.join(problems)}."
+        raise ValueError(msg)
+    features.load_state_dict({key: state.get(source[key], tensor) for key, tensor in wanted.items()})
+
+
+def _model_name(key: str) -> str:
+    return re.sub(r"^([a-z]+)_(\d+)\.", r"\1.\2.", key.removeprefix("model."))

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""UniAD as an anomalib model."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from anomalib import LearningType
+from anomalib.data import Batch
+from anomalib.metrics import Evaluator
+from anomalib.models.components import AnomalibModule
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
+from anomalib.visualization import Visualizer
+from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRSchedulerConfig
+
+from anomalib_uniad.metrics import PerCategoryEvaluator
+
+from .anomaly_map import ImageScore
+from .loss import ReconstructionLoss
+from .torch_model import PositionEmbedding, UniADModel
+
+logger = logging.getLogger(__name__)
+
+
+class UniAD(AnomalibModule):
+    """UniAD, one model for many product categories (https://arxiv.org/abs/2206.03687).
+
+    The defaults are the paper's recipe for MVTec-AD; with 1,000 epochs, batches of 8 and a validation every 10
+    epochs (arguments of the trainer and of the datamodule) they are the whole of it.
+
+    Args:
+        backbone (str): Frozen feature extractor: any timm model that has ``features_only``, or this package's
+            own ``resnet10_synthetic``, which needs no download. Defaults to ``"tf_efficientnet_b4.aa_in1k"``.
+        layers (Sequence[int] | Sequence[str]): Maps of the backbone that are reconstructed together, as timm's
+            ``out_indices`` or as module names, shallow to deep. Defaults to ``(0, 1, 2, 3)``, which for
+            EfficientNet are the strides 2, 4, 8 and 16.
+        pre_trained (bool): Load timm's pretrained weights for the backbone, from the hub or its local cache.
+            Defaults to ``True``.
+        backbone_weights (str | Path | None): Local weights file for the backbone (safetensors or torch, timm's
+            parameter names), instead of ``pre_trained``. Defaults to ``None``.
+        image_size (int | Sequence[int]): Height and width to which images are resized, in pixels; a multiple
+            of ``feature_stride``. Defaults to ``224``.
+        feature_stride (int): Pixels per token; the token grid is ``image_size / feature_stride``.
+            Defaults to ``16``.
+        hidden_dim (int): Channels inside the transformer. Defaults to ``256``.
+        num_heads (int): Attention heads; must divide ``hidden_dim``. Defaults to ``8``.
+        num_encoder_layers (int): Layers of the encoder. Defaults to ``4``.
+        num_decoder_layers (int): Layers of the decoder, each with its own query. Defaults to ``4``.
+        feedforward_dim (int): Channels inside the feed-forward parts. Defaults to ``1024``.
+        dropout (float): Dropout on attention weights, activations and residual branches. Defaults to ``0.1``.
+        position_embedding (str): ``"learned"`` or ``"sine"``. Defaults to ``"learned"``.
+        neighbor_size (int | Sequence[int]): Height and width of the window that the neighbor mask hides around
+            each token, in tokens. Defaults to ``7``.
+        neighbor_mask (bool | Sequence[bool]): Where neighbors are hidden: encoder, decoder's attention to the
+            encoder, decoder's attention to the previous layer. Defaults to ``True`` (all three).
+        jitter_scale (float): Strength of the noise on the tokens during training. Defaults to ``20.0``.
+        jitter_probability (float): Probability that a training batch is jittered. Defaults to ``1.0``.
+        image_score (str): Score of an image: ``"max"``, ``"mean"`` or ``"std"`` of its anomaly map.
+            Defaults to ``"max"``.
+        score_pool_size (int): Side of the average pool before ``"max"``, in pixels. Defaults to ``16``.
+        learning_rate (float): Learning rate of AdamW. Defaults to ``1e-4``.
+        weight_decay (float): Weight decay of AdamW. Defaults to ``1e-4``.
+        lr_decay_epoch (int): The learning rate is multiplied by ``lr_decay_factor`` every so many epochs.
+            Defaults to ``800``.
+        lr_decay_factor (float): See ``lr_decay_epoch``. Defaults to ``0.1``.
+        gradient_clip_norm (float): Gradients are scaled down to this total norm; 0 turns clipping off. Takes the
+            place of the trainer's ``gradient_clip_val``. Defaults to ``0.1``.
+        pre_processor (PreProcessor | bool): Defaults to ``True``: resize to ``image_size`` and ImageNet mean and
+            standard deviation.
+        post_processor (PostProcessor | bool): Defaults to ``True``: anomalib's normalisation and thresholds.
+        evaluator (Evaluator | bool): Defaults to ``True``: :class:`anomalib_uniad.PerCategoryEvaluator`.
+        visualizer (Visualizer | bool): Defaults to ``True``: anomalib's heatmaps.
+
+    Raises:
+        ValueError: If an argument is out of its range or does not fit the others; the message names it.
+        FileNotFoundError: If ``backbone_weights`` is not there.
+        ConnectionError: If pretrained weights are wanted and the model hub cannot be reached.
+
+    Example:
+        >>> from anomalib_uniad import UniAD
+        >>> model = UniAD(backbone="resnet18", pre_trained=False, image_size=128, neighbor_size=3)
+        >>> model.model.grid_size
+        (8, 8)
+    """
+
+    def __init__(
+        self,
+        backbone: str = "tf_efficientnet_b4.aa_in1k",
+        layers: Sequence[int] | Sequence[str] = (0, 1, 2, 3),
+        pre_trained: bool = True,
+        backbone_weights: str | Path | None = None,
+        image_size: int | Sequence[int] = 224,
+        feature_stride: int = 16,
+        hidden_dim: int = 256,
+        num_heads: int = 8,
+        num_encoder_layers: int = 4,
+        num_decoder_layers: int = 4,
+        feedforward_dim: int = 1024,
+        dropout: float = 0.1,
+        position_embedding: PositionEmbedding = "learned",
+        neighbor_size: int | Sequence[int] = 7,
+        neighbor_mask: bool | Sequence[bool] = True,
+        jitter_scale: float = 20.0,
+        jitter_probability: float = 1.0,
+        image_score: ImageScore = "max",
+        score_pool_size: int = 16,
+        learning_rate: float = 1e-4,
+        weight_decay: float = 1e-4,
+        lr_decay_epoch: int = 800,
+        lr_decay_factor: float = 0.1,
+        gradient_clip_norm: float = 0.1,
+        pre_processor: PreProcessor | bool = True,
+        post_processor: PostProcessor | bool = True,
+        evaluator: Evaluator | bool = True,
+        visualizer: Visualizer | bool = True,
+    ) -> None:
+        # Plain tuples before the hyper-parameters are collected: configs bring lists of several classes.
+        layers = tuple(layers)
+        image_size = _repeat("image_size", image_size, 2)
+        neighbor_size = _repeat("neighbor_size", neighbor_size, 2)
+        neighbor_mask = _repeat("neighbor_mask", neighbor_mask, 3)
+        for name, value, lowest in (
+            ("learning_rate", learning_rate, 0),
+            ("weight_decay", weight_decay, 0),
+            ("lr_decay_epoch", lr_decay_epoch, 1),
+            ("lr_decay_factor", lr_decay_factor, 0),
+            ("gradient_clip_norm", gradient_clip_norm, 0),
+        ):
+            if value < lowest:
+                msg = f"{name} must be at least {lowest}, got {value}."
+                raise ValueError(msg)
+        super().__init__(
+            pre_processor=self.configure_pre_processor(image_size) if pre_processor is True else pre_processor,
+            post_processor=post_processor,
+            evaluator=evaluator,
+            visualizer=visualizer,
+        )
+        if self.input_size not in {None, image_size}:
+            msg = f"The pre_processor resizes images to {self.input_size}, but image_size is {image_size}."
+            raise ValueError(msg)
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.lr_decay_epoch = lr_decay_epoch
+        self.lr_decay_factor = lr_decay_factor
+        self.gradient_clip_norm = gradient_clip_norm
+        self.model = UniADModel(
+            backbone=backbone,
+            layers=layers,
+            pre_trained=pre_trained,
+            backbone_weights=backbone_weights,
+            image_size=image_size,
+            feature_stride=feature_stride,
+            hidden_dim=hidden_dim,
+            num_heads=num_heads,
+            num_encoder_layers=num_encoder_layers,
+            num_decoder_layers=num_decoder_layers,
+            feedforward_dim=feedforward_dim,
+            dropout=dropout,
+            position_embedding=position_embedding,
+            neighbor_size=neighbor_size,
+            neighbor_mask=neighbor_mask,
+            jitter_scale=jitter_scale,
+            jitter_probability=jitter_probability,
+            image_score=image_score,
+            score_pool_size=score_pool_size,
+        )
+        self.loss = ReconstructionLoss()
+
+    def on_fit_start(self) -> None:
+        """Warn when the last validation, which sets the thresholds, comes before the last epoch."""
+        epochs, interval = self.trainer.max_epochs, self.trainer.check_val_every_n_epoch
+        if epochs and interval and epochs > 0 and epochs % interval:
+            logger.warning(
+                "max_epochs (%d) is not a multiple of check_val_every_n_epoch (%d): thresholds and score "
+                "normalisation will come from %s, not from the last epoch.",
+                epochs,
+                interval,
+                f"epoch {epochs - epochs % interval}" if epochs > interval else "no epoch at all",
+            )
+
+    def training_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Reconstruct the features of a batch of normal images."""
+        del args, kwargs  # These variables are not used.
+        loss = self.loss(*self.model(batch.image))
+        self.log("train_loss", loss.detach(), on_epoch=True, on_step=False, prog_bar=True, batch_size=len(batch.image))
+        return {"loss": loss}
+
+    def validation_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Predict a batch; thresholds and metrics are computed from it by the callbacks."""
+        del args, kwargs  # These variables are not used.
+        return batch.update(**self.model(batch.image)._asdict())
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW with a step schedule (UniAD, section 4.1); the frozen backbone is left out."""
+        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trainable, lr=self.learning_rate, weight_decay=self.weight_decay)
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, self.lr_decay_epoch, self.lr_decay_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """Arguments that the trainer must have, whatever the user gives it."""
+        return {"gradient_clip_val": self.gradient_clip_norm, "num_sanity_val_steps": 0}
+
+    @property
+    def learning_type(self) -> LearningType:
+        """UniAD learns from normal images only."""
+        return LearningType.ONE_CLASS
+
+    @staticmethod
+    def configure_evaluator() -> Evaluator:
+        """Metrics per category and their mean."""
+        return PerCategoryEvaluator()
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> "UniAD":
+        """Load a Lightning checkpoint; it brings the backbone's weights, so nothing else is read or fetched."""
+        kwargs = {"pre_trained": False, "backbone_weights": None, **kwargs}
+        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+
+
+def _repeat(name: str, value: Any, count: int) -> tuple[Any, ...]:
+    """One value for all, or ``count`` of them."""
+    values = (value,) * count if isinstance(value, int) else tuple(value)
+    if len(values) != count:
+        msg = f"{name} must be one value or {count} values, got {value}."
+        raise ValueError(msg)
+    return values

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""UniAD in plain torch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from anomalib.data import InferenceBatch
+from torch import nn
+
+from .anomaly_map import AnomalyMap, AnomalyScore, ImageScore
+from .components import (
+    Backbone,
+    FeatureJitter,
+    LayerwiseQueryDecoder,
+    LearnedPosition,
+    MultiScaleNeck,
+    NeighborMaskedEncoder,
+    SinePosition,
+)
+
+PositionEmbedding = Literal["learned", "sine"]
+
+
+class ReconstructionTransformer(nn.Module):
+    """What UniAD trains: reconstructs tokens through encoder and layer-wise query decoder.
+
+    Args:
+        in_channels (int): Channels ``C`` of the tokens.
+        grid_size (tuple[int, int]): Height ``h`` and width ``w`` of the token grid; ``N = h * w``.
+        hidden_dim (int): Channels ``D`` inside. Defaults to ``256``.
+        num_heads (int): Attention heads. Defaults to ``8``.
+        num_encoder_layers (int): Encoder layers. Defaults to ``4``.
+        num_decoder_layers (int): Decoder layers. Defaults to ``4``.
+        feedforward_dim (int): Channels inside the feed-forward parts. Defaults to ``1024``.
+        dropout (float): Dropout. Defaults to ``0.1``.
+        position_embedding (str): ``"learned"`` or ``"sine"``. Defaults to ``"learned"``.
+        neighbor_size (tuple[int, int]): Hidden window, in tokens. Defaults to ``(7, 7)``.
+        neighbor_mask (tuple[bool, bool, bool]): Where it is hidden: encoder, decoder's attention to the encoder,
+            decoder's attention to the previous layer. Defaults to ``(True, True, True)``.
+
+    Raises:
+        ValueError: If an argument is out of its range; the message names it.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        grid_size: tuple[int, int],
+        hidden_dim: int = 256,
+        num_heads: int = 8,
+        num_encoder_layers: int = 4,
+        num_decoder_layers: int = 4,
+        feedforward_dim: int = 1024,
+        dropout: float = 0.1,
+        position_embedding: PositionEmbedding = "learned",
+        neighbor_size: tuple[int, int] = (7, 7),
+        neighbor_mask: tuple[bool, bool, bool] = (True, True, True),
+    ) -> None:
+        super().__init__()
+        sizes = {
+            "hidden_dim": hidden_dim,
+            "num_heads": num_heads,
+            "num_encoder_layers": num_encoder_layers,
+            "num_decoder_layers": num_decoder_layers,
+            "feedforward_dim": feedforward_dim,
+        }
+        for name, value in sizes.items():
+            if value < 1:
+                msg = f"{name} must be at least 1, got {value}."
+                raise ValueError(msg)
+        if not 0 <= dropout <= 1:
+            msg = f"dropout must lie in [0, 1], got {dropout}."
+            raise ValueError(msg)
+        if position_embedding not in {"learned", "sine"}:
+            msg = f"position_embedding must be 'learned' or 'sine', got {position_embedding!r}."
+            raise ValueError(msg)
+        encoder_window, memory_window, previous_window = (neighbor_size if on else None for on in neighbor_mask)
+        common = (hidden_dim, num_heads, feedforward_dim, dropout, grid_size)
+        self.input_projection = nn.Linear(in_channels, hidden_dim)
+        self.position = (LearnedPosition if position_embedding == "learned" else SinePosition)(grid_size, hidden_dim)
+        self.encoder = NeighborMaskedEncoder(num_encoder_layers, *common, encoder_window)
+        self.decoder = LayerwiseQueryDecoder(num_decoder_layers, *common, (memory_window, previous_window))
+        self.output_projection = nn.Linear(hidden_dim, in_channels)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """``tokens`` (B, N, C) -> their reconstruction (B, N, C)."""
+        position = self.position()  # (N, D)
+        memory = self.encoder(self.input_projection(tokens), position)  # (B, N, D)
+        return self.output_projection(self.decoder(memory, position))
+
+
+class UniADModel(nn.Module):
+    """UniAD: frozen backbone, neck, jitter, reconstruction, anomaly map and score.
+
+    The arguments are those of :class:`anomalib_uniad.UniAD`, which documents them.
+
+    Raises:
+        ValueError: If an argument is out of its range; the message names it.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "tf_efficientnet_b4.aa_in1k",
+        layers: Sequence[int] | Sequence[str] = (0, 1, 2, 3),
+        pre_trained: bool = True,
+        backbone_weights: str | Path | None = None,
+        image_size: tuple[int, int] = (224, 224),
+        feature_stride: int = 16,
+        hidden_dim: int = 256,
+        num_heads: int = 8,
+        num_encoder_layers: int = 4,
+        num_decoder_layers: int = 4,
+        feedforward_dim: int = 1024,
+        dropout: float = 0.1,
+        position_embedding: PositionEmbedding = "learned",
+        neighbor_size: tuple[int, int] = (7, 7),
+        neighbor_mask: tuple[bool, bool, bool] = (True, True, True),
+        jitter_scale: float = 20.0,
+        jitter_probability: float = 1.0,
+        image_score: ImageScore = "max",
+        score_pool_size: int = 16,
+    ) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.grid_size = _grid_size(image_size, feature_stride)
+        if image_score == "max" and score_pool_size > min(image_size):
+            msg = f"score_pool_size ({score_pool_size}) must not exceed image_size {image_size}."
+            raise ValueError(msg)
+        self.jitter = FeatureJitter(jitter_scale, jitter_probability)
+        self.anomaly_map = AnomalyMap(image_size)
+        self.score = AnomalyScore(image_score, score_pool_size)
+        self.backbone = Backbone(backbone, layers, pre_trained, backbone_weights)
+        self.neck = MultiScaleNeck(self.grid_size)
+        self.transformer = ReconstructionTransformer(
+            in_channels=sum(self.backbone.channels),
+            grid_size=self.grid_size,
+            hidden_dim=hidden_dim,
+            num_heads=num_heads,
+            num_encoder_layers=num_encoder_layers,
+            num_decoder_layers=num_decoder_layers,
+            feedforward_dim=feedforward_dim,
+            dropout=dropout,
+            position_embedding=position_embedding,
+            neighbor_size=neighbor_size,
+            neighbor_mask=neighbor_mask,
+        )
+
+    def reconstruct(self, features: torch.Tensor) -> torch.Tensor:
+        """``features`` (B, C, h, w) of the neck -> their reconstruction (B, C, h, w)."""
+        tokens = self.jitter(features.flatten(2).transpose(1, 2))  # (B, N, C)
+        return self.transformer(tokens).transpose(1, 2).unflatten(2, self.grid_size)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | InferenceBatch:
+        """Reconstruct the features of images.
+
+        Args:
+            images (torch.Tensor): ``(B, 3, H, W)``, normalised as the backbone expects.
+
+        Returns:
+            tuple[torch.Tensor, torch.Tensor] | InferenceBatch: In training, reconstruction and target, both
+            ``(B, C, h, w)``; in evaluation, ``pred_score`` ``(B,)`` and ``anomaly_map`` ``(B, 1, H, W)``.
+        """
+        if tuple(images.shape[-2:]) != self.image_size:
+            msg = f"The model was built for images of {self.image_size}, got {tuple(images.shape[-2:])}."
+            raise ValueError(msg)
+        target = self.neck(self.backbone(images))  # (B, C, h, w)
+        reconstruction = self.reconstruct(target)
+        if self.training:
+            return reconstruction, target
+        anomaly_map = self.anomaly_map(reconstruction, target)  # (B, 1, H, W)
+        return InferenceBatch(pred_score=self.score(anomaly_map), anomaly_map=anomaly_map)
+
+
+def _grid_size(image_size: tuple[int, int], feature_stride: int) -> tuple[int, int]:
+    height, width = image_size
+    if feature_stride < 1 or min(image_size) < 1 or height % feature_stride or width % feature_stride:
+        msg = (
+            f"image_size {image_size} must be a positive multiple of feature_stride ({feature_stride}) in both "
+            "height and width."
+        )
+        raise ValueError(msg)
+    return height // feature_stride, width // feature_stride

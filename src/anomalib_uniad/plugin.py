@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How anomalib finds the models and datamodules of installed plugins.
+
+anomalib 2.7 reads no entry points: it knows a model once the module that defines it has been
+imported. torch calls every entry point of the group ``torch.backends`` at the end of ``import torch``
+(``torch._import_device_backends``); :func:`install` is one of them. All it does there is to put a
+finder on ``sys.meta_path`` that waits for ``anomalib.models`` and ``anomalib.data``. Once one of them
+has been imported, the entry points of the group of the same name are loaded and become attributes of it,
+as if anomalib had shipped them.
+
+Nothing of torch or anomalib is imported here, and nothing here raises: a plugin that cannot be loaded
+is reported as a warning. anomalib's ``ALLOWED_MODULES`` is a security list and stays as it is.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+# Group of entry points, which is also the module that receives them -> its last import. When torch is
+# first imported by anomalib itself, the package is half executed by the time that ``install`` runs, and
+# its own loader can no longer be wrapped: the end of its last import is then the signal.
+GROUPS = {"anomalib.models": "anomalib.models.video", "anomalib.data": "anomalib.data.predict"}
+
+
+def install() -> None:
+    """Wait for anomalib's packages, then load the plugins.
+
+    Called at the end of ``import torch``; calling it again changes nothing.
+    """
+    if any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        return
+    waiting = {}  # full name of the module to watch -> group to load after it
+    for group, last_import in GROUPS.items():
+        if group not in sys.modules:
+            waiting[group] = group
+        elif last_import not in sys.modules:
+            waiting[last_import] = group
+        else:
+            load_entry_points(group)
+    if waiting:
+        sys.meta_path.insert(0, _Finder(waiting))
+
+
+def load_entry_points(group: str) -> None:
+    """Load the entry points of a group and put them on the module of the same name.
+
+    A name that the module already has is left alone: then anomalib has read the group itself, or
+    ships a class of that name.
+
+    Args:
+        group (str): ``"anomalib.models"`` or ``"anomalib.data"``.
+    """
+    from importlib.metadata import entry_points
+
+    host = sys.modules[group]
+    for entry_point in entry_points(group=group):
+        if hasattr(host, entry_point.name):
+            continue
+        try:
+            setattr(host, entry_point.name, entry_point.load())
+        except Exception as error:  # noqa: BLE001 - a broken plugin must not break anomalib
+            import warnings
+
+            msg = (
+                f"The plugin {entry_point.value!r} (entry point {entry_point.name!r} of {group!r}) could not "
+                f"be loaded and is left out: {type(error).__name__}: {error}"
+            )
+            warnings.warn(msg, RuntimeWarning, stacklevel=2)
+
+
+class _Finder(MetaPathFinder):
+    """Finds nothing itself; has the watched modules' real loader tell when it is done."""
+
+    def __init__(self, waiting: dict[str, str]) -> None:
+        self.waiting = waiting
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname not in self.waiting:
+            return None
+        group = self.waiting.pop(fullname)
+        if not self.waiting and self in sys.meta_path:
+            sys.meta_path.remove(self)
+        for finder in [*sys.meta_path]:
+            find_spec = getattr(finder, "find_spec", None)
+            spec = find_spec(fullname, path, target) if find_spec and finder is not self else None
+            if spec is not None:
+                if spec.loader is not None:
+                    spec.loader = _Loader(spec.loader, group)
+                return spec
+        return None
+
+
+class _Loader(Loader):
+    """The real loader, followed by the entry points of the group."""
+
+    def __init__(self, loader: Any, group: str) -> None:
+        self.loader = loader
+        self.group = group
+
+    def __getattr__(self, name: str) -> Any:  # get_source, get_resource_reader, ... of the real loader
+        return getattr(self.loader, name)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        if module.__spec__ is not None:
+            module.__spec__.loader = module.__loader__ = self.loader  # leave no trace of the detour
+        self.loader.exec_module(module)
+        load_entry_points(self.group)

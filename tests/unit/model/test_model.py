@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""UniADModel and its backbone, loss, map and score."""
+
+import inspect
+
+import numpy as np
+import pytest
+import timm
+import torch
+from anomalib.data import InferenceBatch
+from safetensors.torch import save_file
+
+from anomalib_uniad.model import ReconstructionTransformer, UniAD, UniADModel
+from anomalib_uniad.model.anomaly_map import AnomalyMap, AnomalyScore
+from anomalib_uniad.model.components import Backbone
+from anomalib_uniad.model.loss import ReconstructionLoss
+
+SMALL = {
+    "backbone": "resnet18",
+    "pre_trained": False,
+    "image_size": (64, 96),
+    "hidden_dim": 32,
+    "num_heads": 4,
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 2,
+    "feedforward_dim": 64,
+    "neighbor_size": (3, 3),
+}
+
+
+def test_trainable_parameters_of_the_paper() -> None:
+    model = UniADModel(pre_trained=False)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 7_717_392
+    assert sum(model.backbone.channels) == 272
+    assert model.backbone.strides == [2, 4, 8, 16]
+    assert model.grid_size == (14, 14)
+
+
+def test_defaults_are_the_same_in_torch_and_lightning() -> None:
+    torch_defaults = inspect.signature(UniADModel).parameters
+    lightning_defaults = inspect.signature(UniAD).parameters
+    scalars = {"image_size": 224, "neighbor_size": 7, "neighbor_mask": True}
+    for name, parameter in torch_defaults.items():
+        assert lightning_defaults[name].default == scalars.get(name, parameter.default), name
+
+
+def test_training_returns_features_and_evaluation_a_prediction() -> None:
+    model = UniADModel(**SMALL)
+    images = torch.randn(2, 3, 64, 96)
+    reconstruction, target = model.train()(images)
+    assert reconstruction.shape == target.shape == (2, sum(model.backbone.channels), 4, 6)
+    prediction = model.eval()(images)
+    assert isinstance(prediction, InferenceBatch)
+    assert prediction.anomaly_map.shape == (2, 1, 64, 96)
+    assert prediction.pred_score.shape == (2,)
+    assert prediction.anomaly_map.isfinite().all()
+
+
+def test_every_trainable_parameter_gets_a_gradient_and_the_backbone_none() -> None:
+    model = UniADModel(**SMALL).train()
+    ReconstructionLoss()(*model(torch.randn(2, 3, 64, 96))).backward()
+    for name, parameter in model.named_parameters():
+        if name.startswith("backbone."):
+            assert parameter.grad is None, name
+        else:
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().sum() > 0, name
+
+
+def test_frozen_stays_frozen() -> None:
+    model = UniADModel(**SMALL)
+    model.train()
+    assert model.training
+    assert not any(module.training for module in model.backbone.modules())
+    before = {key: value.clone() for key, value in model.backbone.state_dict().items()}
+    model(torch.randn(2, 3, 64, 96))
+    for key, value in model.backbone.state_dict().items():
+        assert value.equal(before[key]), key
+
+
+def test_mask_and_position_are_not_in_the_checkpoint_and_built_once() -> None:
+    model = UniADModel(**SMALL, position_embedding="sine")
+    assert not any("visible" in key or "embedding" in key for key in model.state_dict())
+    buffers = [value.data_ptr() for _, value in model.named_buffers()]
+    model(torch.randn(1, 3, 64, 96))
+    assert buffers == [value.data_ptr() for _, value in model.named_buffers()]
+
+
+def test_target_stays_clean_under_jitter() -> None:
+    model = UniADModel(**SMALL, dropout=0.0).train()
+    images = torch.randn(1, 3, 64, 96)
+    (first, target), (second, again) = model(images), model(images)
+    assert target.equal(again)
+    assert not first.equal(second)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_autocast(training: bool) -> None:
+    torch.manual_seed(0)
+    model = UniADModel(**SMALL, dropout=0.0, jitter_scale=0.0).train(training)
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        exact = model(images)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rough = model(images)
+            if training:
+                exact, rough = ReconstructionLoss()(*exact), ReconstructionLoss()(*rough)
+    exact, rough = (exact, rough) if training else (exact.anomaly_map, rough.anomaly_map)
+    assert rough.dtype == torch.float32
+    assert (rough - exact).abs().max() < 0.03 * exact.abs().max()
+
+
+def test_other_image_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"built for images of \(64, 96\), got \(96, 64\)"):
+        UniADModel(**SMALL)(torch.zeros(1, 3, 96, 64))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image_size": (100, 96)}, r"image_size \(100, 96\) must be a positive multiple of feature_stride"),
+        ({"feature_stride": 0}, "feature_stride"),
+        ({"hidden_dim": 30}, r"hidden_dim \(30\) must be a multiple of num_heads"),
+        ({"hidden_dim": 0}, "hidden_dim must be at least 1"),
+        ({"num_heads": 0}, "num_heads must be at least 1"),
+        ({"num_encoder_layers": 0}, "num_encoder_layers must be at least 1"),
+        ({"num_decoder_layers": 0}, "num_decoder_layers must be at least 1"),
+        ({"feedforward_dim": -1}, "feedforward_dim must be at least 1"),
+        ({"dropout": 1.2}, "dropout must lie in"),
+        ({"position_embedding": "none"}, "position_embedding must be"),
+        ({"neighbor_size": (9, 13)}, "hides the whole 4 x 6 grid"),
+        ({"jitter_probability": 2.0}, "jitter_probability must lie in"),
+        ({"jitter_scale": -2.0}, "jitter_scale must not be negative"),
+        ({"image_score": "median"}, "image_score must be"),
+        ({"score_pool_size": 0}, "score_pool_size must be at least 1"),
+        ({"score_pool_size": 65}, "score_pool_size"),
+        ({"backbone": "resnet_of_nobody"}, "timm knows no backbone 'resnet_of_nobody'"),
+        ({"layers": ()}, "layers must choose at least one"),
+        ({"layers": (0, 7)}, r"no layers \[7\]; it has \[0, 1, 2, 3, 4\]"),
+        ({"layers": ("layer1", "layer9")}, r"no layers \['layer9'\]"),
+        ({"layers": (2, 1)}, "order of the backbone"),
+        ({"layers": (1, 1)}, "without repetition"),
+    ],
+)
+def test_bad_arguments(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        UniADModel(**{**SMALL, **arguments})
+
+
+def test_layers_by_name_and_by_index_are_the_same() -> None:
+    by_name = Backbone("resnet18", ["layer1", "layer3"], pre_trained=False)
+    by_index = Backbone("resnet18", [1, 3], pre_trained=False)
+    assert by_name.channels == by_index.channels == [64, 256]
+    assert by_name.strides == by_index.strides == [4, 16]
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_050", "convnext_atto"])
+def test_backbone_weights_of_the_whole_model(tmp_path, name: str, suffix: str) -> None:
+    whole = timm.create_model(name, pretrained=False)
+    path = tmp_path / f"weights{suffix}"
+    state = {key: value.clone() for key, value in whole.state_dict().items()}
+    save_file(state, path) if suffix == ".safetensors" else torch.save({"state_dict": state}, path)
+    backbone = Backbone(name, [0, 1, 2], weights=path)
+    images = torch.randn(1, 3, 64, 64)
+    expected = whole.eval().forward_intermediates(images, intermediates_only=True)
+    actual = backbone(images)
+    assert len(actual) == 3
+    for features in actual:
+        assert any(features.shape == x.shape and torch.allclose(features, x, atol=1e-5) for x in expected)
+
+
+def test_backbone_weights_that_do_not_fit(tmp_path) -> None:
+    state = timm.create_model("resnet18", pretrained=False).state_dict()
+    state["conv1.weight"] = state["conv1.weight"][:, :1].clone()
+    state["nonsense.weight"] = state.pop("layer2.0.conv1.weight")
+    save_file(state, tmp_path / "bad.safetensors")
+    with pytest.raises(ValueError, match="does not fit the backbone 'resnet18'") as error:
+        Backbone("resnet18", [1, 2], weights=tmp_path / "bad.safetensors")
+    message = str(error.value)
+    assert "missing: layer2.0.conv1.weight" in message
+    assert "unexpected: nonsense.weight" in message
+    assert "conv1.weight (64, 1, 7, 7) instead of (64, 3, 7, 7)" in message
+    assert "bad.safetensors" in message
+
+
+def test_backbone_weights_that_are_not_there(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match="no file '.*gone.safetensors'"):
+        Backbone("resnet18", [1], weights=tmp_path / "gone.safetensors")
+
+
+@pytest.mark.parametrize("name", ["junk.safetensors", "junk.pth", "code.pth", "list.pth"])
+def test_backbone_weights_that_cannot_be_read(tmp_path, name: str) -> None:
+    path = tmp_path / name
+    if name == "code.pth":
+        torch.save({"a": np.dtype("float32").type, "b": Backbone}, path)  # classes: nothing of them is executed
+    elif name == "list.pth":
+        torch.save([torch.zeros(1)], path)
+    else:
+        path.write_bytes(b"not weights at all")
+    with pytest.raises(ValueError, match=f"{name}' cannot be read as safetensors or torch weights"):
+        Backbone("resnet18", [1], weights=path)
+
+
+def test_hub_that_cannot_be_reached(monkeypatch) -> None:
+    def unreachable(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", unreachable)
+    with pytest.raises(ConnectionError, match=r"'resnet18' could not be fetched.*no route.*backbone_weights=FILE"):
+        Backbone("resnet18", [1], pre_trained=True)
+
+
+def test_loss_is_the_mean_over_all_elements() -> None:
+    a, b = torch.randn(2, 2, 3, 4, 5)
+    assert ReconstructionLoss()(a, b).item() == pytest.approx(((a - b) ** 2).sum().item() / a.numel())
+
+
+def test_anomaly_map_is_the_length_of_the_error() -> None:
+    reconstruction, target = torch.randn(2, 2, 7, 4, 6)
+    result = AnomalyMap((4, 6))(reconstruction, target)
+    expected = np.sqrt(((reconstruction - target).numpy() ** 2).sum(axis=1))
+    np.testing.assert_allclose(result[:, 0].numpy(), expected, rtol=1e-5)
+    upsampled = AnomalyMap((64, 96))(reconstruction, target)
+    assert upsampled.amax().item() == pytest.approx(expected.max(), rel=1e-5)  # corners are aligned, no smoothing
+
+
+def test_scores_equal_numpy() -> None:
+    maps = torch.rand(3, 1, 24, 32)
+    arrays = maps.numpy()[:, 0]
+    windows = np.lib.stride_tricks.sliding_window_view(arrays, (16, 16), axis=(1, 2)).mean(axis=(3, 4))
+    np.testing.assert_allclose(AnomalyScore("max", 16)(maps), windows.max(axis=(1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(AnomalyScore("mean")(maps), arrays.mean(axis=(1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(AnomalyScore("std")(maps), arrays.std(axis=(1, 2)), rtol=1e-5)
+
+
+def test_initialisation() -> None:
+    torch.manual_seed(0)
+    model = ReconstructionTransformer(in_channels=64, grid_size=(8, 8), neighbor_size=(3, 3))
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            assert not parameter.any(), name
+        elif "norm" in name:
+            assert (parameter == 1).all(), name
+        elif parameter.dim() == 2 and ("projection" in name or "proj" in name or "feedforward" in name):
+            bound = (6 / sum(parameter.shape)) ** 0.5  # xavier uniform
+            assert 0.9 * bound < parameter.abs().max() <= bound, name
+    queries = torch.cat([layer.query.flatten() for layer in model.decoder.layers])
+    assert abs(queries.mean()) < 0.05
+    assert abs(queries.std() - 1) < 0.05
