@@ -61,7 +61,7 @@ def load_entry_points(group: str) -> None:
             continue
         try:
             setattr(host, entry_point.name, entry_point.load())
-        except Exception as error:  # noqa: BLE001 - a broken plugin must not break anomalib
+        except Exception as error:
             import warnings
 
             msg = (

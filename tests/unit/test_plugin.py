@@ -69,7 +69,7 @@ def test_model_is_found(code: str) -> None:
     ],
 )
 def test_datamodule_is_found(imports: str, name: str) -> None:
-    code = imports.format(name=name) + "; import anomalib.data; print(anomalib.data.{name} is D)".format(name=name)
+    code = imports.format(name=name) + f"; import anomalib.data; print(anomalib.data.{name} is D)"
     assert run(code) == "True"
 
 

@@ -4,7 +4,7 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from anomalib import LearningType
@@ -14,6 +14,7 @@ from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
+from lightning.pytorch import seed_everything
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRSchedulerConfig
 
 from anomalib_uniad.metrics import PerCategoryEvaluator
@@ -68,6 +69,9 @@ class UniAD(AnomalibModule):
         lr_decay_factor (float): See ``lr_decay_epoch``. Defaults to ``0.1``.
         gradient_clip_norm (float): Gradients are scaled down to this total norm; 0 turns clipping off. Takes the
             place of the trainer's ``gradient_clip_val``. Defaults to ``0.1``.
+        seed (int | None): Seed of the initial weights and, from the start of training, of everything random: order
+            of the images, dropout, jitter. anomalib 2.7 accepts ``--seed_everything`` on its command line, but does
+            nothing with it. ``None`` leaves the random state as it is. Defaults to ``None``.
         pre_processor (PreProcessor | bool): Defaults to ``True``: resize to ``image_size`` and ImageNet mean and
             standard deviation.
         post_processor (PostProcessor | bool): Defaults to ``True``: anomalib's normalisation and thresholds.
@@ -112,13 +116,14 @@ class UniAD(AnomalibModule):
         lr_decay_epoch: int = 800,
         lr_decay_factor: float = 0.1,
         gradient_clip_norm: float = 0.1,
+        seed: int | None = None,
         pre_processor: PreProcessor | bool = True,
         post_processor: PostProcessor | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
         # Plain tuples before the hyper-parameters are collected: configs bring lists of several classes.
-        layers = tuple(layers)
+        layers = cast("Sequence[int] | Sequence[str]", tuple(layers))
         image_size = _repeat("image_size", image_size, 2)
         neighbor_size = _repeat("neighbor_size", neighbor_size, 2)
         neighbor_mask = _repeat("neighbor_mask", neighbor_mask, 3)
@@ -146,28 +151,37 @@ class UniAD(AnomalibModule):
         self.lr_decay_epoch = lr_decay_epoch
         self.lr_decay_factor = lr_decay_factor
         self.gradient_clip_norm = gradient_clip_norm
-        self.model = UniADModel(
-            backbone=backbone,
-            layers=layers,
-            pre_trained=pre_trained,
-            backbone_weights=backbone_weights,
-            image_size=image_size,
-            feature_stride=feature_stride,
-            hidden_dim=hidden_dim,
-            num_heads=num_heads,
-            num_encoder_layers=num_encoder_layers,
-            num_decoder_layers=num_decoder_layers,
-            feedforward_dim=feedforward_dim,
-            dropout=dropout,
-            position_embedding=position_embedding,
-            neighbor_size=neighbor_size,
-            neighbor_mask=neighbor_mask,
-            jitter_scale=jitter_scale,
-            jitter_probability=jitter_probability,
-            image_score=image_score,
-            score_pool_size=score_pool_size,
-        )
+        self.seed = seed
+        with torch.random.fork_rng(devices=[], enabled=seed is not None):  # the caller's random state stays
+            if seed is not None:
+                torch.manual_seed(seed)
+            self.model = UniADModel(
+                backbone=backbone,
+                layers=layers,
+                pre_trained=pre_trained,
+                backbone_weights=backbone_weights,
+                image_size=image_size,
+                feature_stride=feature_stride,
+                hidden_dim=hidden_dim,
+                num_heads=num_heads,
+                num_encoder_layers=num_encoder_layers,
+                num_decoder_layers=num_decoder_layers,
+                feedforward_dim=feedforward_dim,
+                dropout=dropout,
+                position_embedding=position_embedding,
+                neighbor_size=neighbor_size,
+                neighbor_mask=neighbor_mask,
+                jitter_scale=jitter_scale,
+                jitter_probability=jitter_probability,
+                image_score=image_score,
+                score_pool_size=score_pool_size,
+            )
         self.loss = ReconstructionLoss()
+
+    def setup(self, stage: str) -> None:
+        """Seed the training, if a seed was given."""
+        if stage == "fit" and self.seed is not None:
+            seed_everything(self.seed, workers=True)
 
     def on_fit_start(self) -> None:
         """Warn when the last validation, which sets the thresholds, comes before the last epoch."""
@@ -185,7 +199,14 @@ class UniAD(AnomalibModule):
         """Reconstruct the features of a batch of normal images."""
         del args, kwargs  # These variables are not used.
         loss = self.loss(*self.model(batch.image))
-        self.log("train_loss", loss.detach(), on_epoch=True, on_step=False, prog_bar=True, batch_size=len(batch.image))
+        self.log(
+            "train_loss",
+            loss.detach(),
+            on_epoch=True,
+            on_step=False,
+            prog_bar=True,
+            batch_size=batch.batch_size,
+        )
         return {"loss": loss}
 
     def validation_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
@@ -216,10 +237,10 @@ class UniAD(AnomalibModule):
         return PerCategoryEvaluator()
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> "UniAD":
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> "UniAD":
         """Load a Lightning checkpoint; it brings the backbone's weights, so nothing else is read or fetched."""
         kwargs = {"pre_trained": False, "backbone_weights": None, **kwargs}
-        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        return cast("UniAD", super().load_from_checkpoint(*args, **kwargs))
 
 
 def _repeat(name: str, value: Any, count: int) -> tuple[Any, ...]:

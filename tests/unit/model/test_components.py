@@ -21,7 +21,8 @@ from anomalib_uniad.model.components import (
 
 
 @pytest.mark.parametrize(
-    ("grid", "window"), [((5, 6), (3, 3)), ((4, 7), (3, 5)), ((6, 6), (4, 2)), ((14, 14), (7, 7)), ((2, 3), (1, 1))]
+    ("grid", "window"),
+    [((5, 6), (3, 3)), ((4, 7), (3, 5)), ((6, 6), (4, 2)), ((14, 14), (7, 7)), ((2, 3), (1, 1))],
 )
 def test_neighbor_mask_equals_brute_force(grid: tuple[int, int], window: tuple[int, int]) -> None:
     height, width = grid
@@ -140,7 +141,11 @@ def test_jitter_is_off_outside_training() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"scale": -1}, "jitter_scale"), ({"probability": 1.5}, "jitter_probability"), ({"probability": -0.1}, "0, 1")],
+    [
+        ({"scale": -1}, "jitter_scale"),
+        ({"probability": 1.5}, "jitter_probability"),
+        ({"probability": -0.1}, "0, 1"),
+    ],
 )
 def test_jitter_refuses(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -185,7 +185,7 @@ def test_backbone_weights_that_do_not_fit(tmp_path) -> None:
 
 
 def test_backbone_weights_that_are_not_there(tmp_path) -> None:
-    with pytest.raises(FileNotFoundError, match="no file '.*gone.safetensors'"):
+    with pytest.raises(FileNotFoundError, match=r"no file '.*gone\.safetensors'"):
         Backbone("resnet18", [1], weights=tmp_path / "gone.safetensors")
 
 

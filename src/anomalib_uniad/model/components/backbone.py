@@ -4,6 +4,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -70,7 +71,7 @@ class Backbone(nn.Module):
         return self.features(images)
 
 
-def _create(name: str, **kwargs: object) -> nn.Module:
+def _create(name: str, **kwargs: Any) -> Any:  # a module with `feature_info`
     try:
         return timm.create_model(name, features_only=True, **kwargs)
     except (RuntimeError, AttributeError, AssertionError) as error:
@@ -102,7 +103,7 @@ def _out_indices(name: str, layers: Sequence[int] | Sequence[str]) -> list[int]:
     return [int(index) for index in indices]
 
 
-def _create_pretrained(name: str, indices: list[int]) -> nn.Module:
+def _create_pretrained(name: str, indices: list[int]) -> Any:
     try:
         return _create(name, pretrained=True, out_indices=indices)
     except ValueError as error:
@@ -128,6 +129,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
         msg = f"backbone_weights: there is no file {str(path)!r}."
         raise FileNotFoundError(msg)
     try:
+        state: Any
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:

@@ -37,9 +37,7 @@ class DecoderLayer(nn.Module):
         encoder_window, previous_window = neighbor_sizes
         self.query = nn.Parameter(torch.randn(grid_size[0] * grid_size[1], hidden_dim))
         self.encoder_attention = NeighborMaskedAttention(hidden_dim, num_heads, grid_size, encoder_window, dropout)
-        self.previous_attention = NeighborMaskedAttention(
-            hidden_dim, num_heads, grid_size, previous_window, dropout
-        )
+        self.previous_attention = NeighborMaskedAttention(hidden_dim, num_heads, grid_size, previous_window, dropout)
         self.feedforward = FeedForward(hidden_dim, feedforward_dim, dropout)
         self.norm1 = nn.LayerNorm(hidden_dim)
         self.norm2 = nn.LayerNorm(hidden_dim)

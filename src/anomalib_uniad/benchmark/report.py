@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Renders the tables of the README: results from ``results/``, arguments from docstrings.
+
+    python -m anomalib_uniad.benchmark.report README.md          # rewrite
+    python -m anomalib_uniad.benchmark.report README.md --check  # fail if it would change
+
+A table stands between ``<!-- table: NAME -->`` (from ``results/NAME.csv``) or ``<!-- arguments: CLASS -->`` and
+``<!-- end -->``.
+"""
+
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import docstring_parser
+import pandas as pd
+from jsonargparse import auto_cli
+
+import anomalib_uniad
+from anomalib_uniad.metrics.table import to_markdown
+
+_BLOCK = re.compile(r"(<!-- (table|arguments): (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+_RESULTS = Path("results")
+
+
+def report(readme: Path, check: bool = False) -> None:
+    """Render the tables of a markdown file.
+
+    Args:
+        readme: The file.
+        check: Only compare; end with an error if the file is not up to date.
+    """
+    old = readme.read_text(encoding="utf-8")
+    new = render(old, readme.parent / _RESULTS)
+    if new == old:
+        return
+    if check:
+        sys.exit(f"{readme} is not up to date; run: python -m anomalib_uniad.benchmark.report {readme}")
+    readme.write_text(new, encoding="utf-8")
+
+
+def render(text: str, results: Path) -> str:
+    """Return a markdown text with its tables filled in.
+
+    Args:
+        text (str): The text.
+        results (Path): Folder of the csv files.
+
+    Raises:
+        FileNotFoundError: If a table's csv file is not there.
+        KeyError: If there is no such table or class.
+    """
+
+    def fill(block: re.Match) -> str:
+        head, kind, name, _, end = block.groups()
+        body = arguments(getattr(anomalib_uniad, name)) if kind == "arguments" else TABLES[name](results)
+        return f"{head}{body.rstrip()}\n{end}"
+
+    return _BLOCK.sub(fill, text)
+
+
+def arguments(cls: type) -> str:
+    """Table of the arguments of a class, from its signature and docstring."""
+    documented = {p.arg_name: p.description or "" for p in docstring_parser.parse(inspect.getdoc(cls) or "").params}
+    rows = ["| argument | default | meaning |", "| --- | --- | --- |"]
+    for name, parameter in inspect.signature(cls).parameters.items():
+        meaning = re.sub(r"\s*Defaults to .*?(``.*?``)?(?=[.:,;(]|$)\.?", "", " ".join(documented[name].split()))
+        default = parameter.default if isinstance(parameter.default, (int, float, str)) else _plain(parameter.default)
+        rows.append(f"| `{name}` | `{default}` | {meaning.replace('``', '`').replace('|', chr(92) + '|')} |")
+    return "\n".join(rows)
+
+
+def _plain(default: object) -> object:
+    return list(default) if isinstance(default, tuple) else default
+
+
+def _read(results: Path, name: str) -> pd.DataFrame:
+    path = results / f"{name}.csv"
+    if not path.is_file():
+        msg = f"There is no {path} to render the table from."
+        raise FileNotFoundError(msg)
+    return pd.read_csv(path, dtype={"category": str})
+
+
+def _pair(rows: pd.DataFrame) -> str:
+    """Image / pixel AUROC in percent, mean over seeds."""
+    image, pixel = (100 * rows[column].mean() for column in ("image_AUROC", "pixel_AUROC"))
+    return f"{image:.1f} / {pixel:.1f}"
+
+
+def _quickstart(results: Path) -> str:
+    rows = _read(results, "quickstart")
+    table = pd.DataFrame(
+        {
+            "category": rows["category"].unique(),
+            **{
+                f"seed {seed}": [_pair(part) for _, part in run.groupby("category", sort=False)]
+                for seed, run in rows.groupby("seed")
+            },
+        }
+    )
+    seconds = rows.groupby("seed")["seconds"].first()
+    return (
+        f"Image / pixel AUROC in percent:\n\n{to_markdown(table)}\n\nSeconds from start to end, installation not "
+        f"counted: {', '.join(f'{s:.0f}' for s in seconds)} (seeds {', '.join(map(str, seconds.index))})."
+    )
+
+
+def _industrial(results: Path) -> str:
+    rows = _read(results, "industrial")
+    table = {"category": rows["category"].unique()}
+    for method, run in rows.groupby("method", sort=False):
+        cells = {category: _pair(part) for category, part in run.groupby("category")}
+        epochs = run["epochs"].dropna().unique()
+        unit = "epoch" if list(epochs) == [1] else "epochs"
+        head = f"{method} ({epochs[0]:.0f} {unit})" if len(epochs) else str(method)
+        table[head] = [cells.get(category, "") for category in table["category"]]
+    return f"Image / pixel AUROC in percent:\n\n{to_markdown(pd.DataFrame(table))}"
+
+
+def _industrial_epochs(results: Path) -> str:
+    rows = _read(results, "industrial_epochs")
+    epochs = sorted(rows["epoch"].unique())
+    table = {"epoch": epochs}
+    for method, run in rows.groupby("method", sort=False):
+        table[str(method)] = [_pair(run[run["epoch"] == e]) if e in set(run["epoch"]) else "" for e in epochs]
+    return to_markdown(pd.DataFrame(table))
+
+
+def _import_torch(results: Path) -> str:
+    rows = _read(results, "import_torch")
+    return (
+        f"{rows['plugin_ms'].median():.2f} ms of the {rows['import_torch_ms'].median():.0f} ms that `import torch` "
+        f"takes (medians of {len(rows)} fresh processes, measured in turn with and without the plugin)."
+    )
+
+
+TABLES: dict[str, Callable[[Path], str]] = {
+    "quickstart": _quickstart,
+    "industrial": _industrial,
+    "industrial_epochs": _industrial_epochs,
+    "import_torch": _import_torch,
+}
+
+if __name__ == "__main__":
+    auto_cli(report)

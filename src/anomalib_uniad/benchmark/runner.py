@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a config through anomalib's own command line and writes what came out into ``results/``.
+
+    python -m anomalib_uniad.benchmark.runner configs/quickstart.yaml --seeds [1,2,3]
+
+Every row of the files says by itself how it came about: command, seed, epochs, versions, device.
+"""
+
+import logging
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from jsonargparse import auto_cli
+
+logger = logging.getLogger(__name__)
+
+
+def benchmark(
+    recipe: Path,
+    seeds: Sequence[int] | None = None,
+    name: str | None = None,
+    output_dir: Path = Path("results"),
+    work_dir: Path = Path("runs"),
+) -> None:
+    """Train and test a recipe, in processes of their own, and add the results to two csv files.
+
+    ``<output_dir>/<group>.csv`` gets the metrics per category and the seconds from start to end,
+    ``<output_dir>/<group>_epochs.csv`` the validation metrics per epoch if the recipe has a ``CSVLogger``;
+    ``<group>`` is the recipe's name up to the first hyphen. Rows of the same name and seed are replaced.
+
+    Args:
+        recipe: Config for ``anomalib train``.
+        seeds: Seeds for UniAD, one run each; one run as the recipe says if left out.
+        name: Name of the method in the files; the recipe's name if left out.
+        output_dir: Folder of the csv files.
+        work_dir: Folder of the runs (checkpoints, heatmaps, logs).
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    group = recipe.stem.split("-")[0]
+    for seed in seeds or [None]:
+        root = work_dir / (recipe.stem if seed is None else f"{recipe.stem}-seed{seed}")
+        arguments = ["train", "--config", str(recipe), *([] if seed is None else ["--model.seed", str(seed)])]
+        command = [str(Path(sys.executable).with_name("anomalib")), *arguments, "--default_root_dir", str(root)]
+        logger.info("$ %s", shlex.join(["anomalib", *command[1:]]))
+        start = time.perf_counter()
+        subprocess.run(command, check=True)
+        seconds = time.perf_counter() - start
+        collect(root, output_dir / f"{group}.csv", name or recipe.stem, seconds, shlex.join(["anomalib", *arguments]))
+
+
+def collect(root: Path, output: Path, name: str, seconds: float, command: str) -> None:
+    """Add the results of a run to the csv files.
+
+    Args:
+        root: Folder of the run.
+        output: The csv file of the metrics per category; that of the epochs lies beside it.
+        name: Name of the method.
+        seconds: Time from start to end.
+        command: What was run.
+    """
+    metrics = _newest(root, "image_AUROC", final=True)
+    if metrics is None:
+        msg = f"No metrics.csv with results per category below {root}: the run has not come to its end."
+        raise FileNotFoundError(msg)
+    metrics.insert(0, "method", name)
+    metrics["seconds"] = round(seconds, 1)
+    metrics["command"] = command  # without the folders of the machine
+    _add(output, metrics)
+    epochs = _newest(root, "image_AUROC", final=False)
+    if epochs is not None:
+        keep = ["epoch", *(c for c in epochs if c.startswith(("image_AUROC", "pixel_AUROC")))]
+        epochs = epochs[keep].dropna(subset=["image_AUROC", "epoch"])
+        epochs["epoch"] = epochs["epoch"].astype(int) + 1  # Lightning counts from 0
+        epochs = epochs.drop_duplicates("epoch")  # the test at the end logs under the last epoch again
+        epochs.insert(0, "method", name)
+        run = metrics.iloc[0][["seed", "device", "versions", "command"]].to_dict()
+        _add(output.with_stem(f"{output.stem}_epochs"), epochs.assign(**run))
+
+
+def _newest(root: Path, column: str, final: bool) -> pd.DataFrame | None:
+    """The newest table with a column below a folder: the evaluator's (final) or the logger's."""
+    for path in sorted(root.rglob("metrics*.csv"), key=lambda path: path.stat().st_mtime, reverse=True):
+        table = pd.read_csv(path, dtype={"category": str})
+        if column in table and ("category" in table) == final:
+            return table
+    return None
+
+
+def _add(path: Path, rows: pd.DataFrame) -> None:
+    """Add rows to a csv file, in place of those of the same method and seed."""
+    if path.is_file():
+        old = pd.read_csv(path, dtype={"category": str})
+        keys = ["method", "seed"]
+        same = (old[keys].astype(str) == rows[keys].iloc[0].astype(str)).all(axis=1)
+        rows = pd.concat([old[~same], rows], ignore_index=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows.to_csv(path, index=False)
+    logger.info("wrote %s", path)
+
+
+if __name__ == "__main__":
+    auto_cli(benchmark)

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Datamodules with several categories."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from anomalib_uniad.data.multi_category import MultiCategory
+    from anomalib_uniad.data.synthetic_products import SyntheticProducts
+
+__all__ = ["MultiCategory", "SyntheticProducts"]
+
+_HOME = {"MultiCategory": "multi_category", "SyntheticProducts": "synthetic_products"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)
+
+
+# anomalib.data loads its plugins, this package among them, at the end of its own import. So it has to be
+# imported before the modules here, which would otherwise be found half executed, and after `__getattr__`.
+import_module("anomalib.data")

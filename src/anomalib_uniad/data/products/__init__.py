@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of industrial products, good and defective, painted by formulas.
+
+Six categories: three objects and assemblies with a fixed layout and a jittered pose, a turned part, and two
+textures. Everything comes from :class:`numpy.random.Generator`, so equal seeds give equal bytes.
+
+Example:
+    >>> import numpy as np
+    >>> from anomalib_uniad.data.products import PRODUCTS
+    >>> image, mask = PRODUCTS["washer"].render(np.random.default_rng(0), defect="rust")
+    >>> image.shape, mask.shape, bool(mask.any())
+    ((192, 192, 3), (192, 192), True)
+"""
+
+from anomalib_uniad.data.products.assemblies import Blister, CircuitBoard
+from anomalib_uniad.data.products.base import Product
+from anomalib_uniad.data.products.metal import BottleCap, Washer
+from anomalib_uniad.data.products.surfaces import Fabric, Oak
+
+PRODUCTS: dict[str, Product] = {
+    product.name: product for product in (Blister(), BottleCap(), CircuitBoard(), Fabric(), Oak(), Washer())
+}
+
+__all__ = ["PRODUCTS", "Product"]

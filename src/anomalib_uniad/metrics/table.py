@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of metrics per category: in the terminal, as csv and as markdown."""
+
+import io
+import os
+import shlex
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from anomalib_uniad.metrics.per_category import Results
+
+
+def to_frame(results: Results) -> pd.DataFrame:
+    """Turn results into a table.
+
+    Args:
+        results (Results): Metrics of each category.
+
+    Returns:
+        pd.DataFrame: One row per category and a last one for their mean. The columns are ``category``, one
+        per metric (NaN where it is undefined) and ``note``, which has the reasons for that.
+    """
+    rows: list[dict[str, Any]] = []
+    for category in results.categories:
+        values = {name: results.values.get((name, category)) for name in results.metrics}
+        notes: dict[str, list[str]] = {}
+        for name in results.metrics:
+            if (name, category) in results.reasons:
+                notes.setdefault(results.reasons[name, category], []).append(name)
+        rows.append({"category": category, **values, "note": _join(notes)})
+    means = {name: results.mean(name) for name in results.metrics}
+    partial: dict[str, list[str]] = {}
+    for name in results.metrics:
+        defined = len(results.of(name))
+        if 0 < defined < len(results.categories):
+            partial.setdefault(f"over {defined} of {len(results.categories)} categories", []).append(name)
+    rows.append({"category": "mean", **means, "note": _join(partial)})
+    frame = pd.DataFrame(rows)
+    for name in results.metrics:
+        frame[name] = [float("nan") if value is None else float(value) for value in frame[name]]
+    return frame
+
+
+def show(frame: pd.DataFrame, title: str) -> None:
+    """Write a table to the terminal.
+
+    Args:
+        frame (pd.DataFrame): Table as of :func:`to_frame`.
+        title (str): What is above it.
+    """
+    Console().print(_render(frame, title))
+
+
+def write(frame: pd.DataFrame, folder: Path, run: dict[str, Any]) -> Path:
+    """Write a table to ``metrics.csv`` and ``metrics.md``, or ``metrics-1.csv`` and so on if these exist.
+
+    Args:
+        frame (pd.DataFrame): Table as of :func:`to_frame`.
+        folder (Path): Where to write; created if it does not exist.
+        run (dict[str, Any]): What the run was; a column of each row of the csv, so that each tells its origin.
+
+    Returns:
+        Path: The csv.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    number = 0
+    while True:
+        csv = folder / (f"metrics-{number}.csv" if number else "metrics.csv")
+        markdown = csv.with_suffix(".md")
+        if not csv.exists() and not markdown.exists():
+            break
+        number += 1
+    frame.assign(**run).to_csv(csv, index=False, mode="x")
+    target = io.StringIO()
+    Console(file=target, width=10_000, color_system=None).print(_render(frame, markdown=True))
+    lines = [line.rstrip() for line in target.getvalue().splitlines() if line.strip()]
+    about = [f"- {name}: {value}" for name, value in run.items() if value != ""]
+    markdown.write_text("\n".join([*lines, "", *about, ""]), encoding="utf-8")
+    return csv
+
+
+def describe_run(trainer: Any, pl_module: Any, epochs: int | None) -> dict[str, Any]:
+    """Collect what a row of results must tell to be understood on its own.
+
+    Args:
+        trainer (Any): Lightning trainer.
+        pl_module (Any): The model.
+        epochs (int | None): Epochs that the model was trained for, ``None`` if unknown.
+
+    Returns:
+        dict[str, Any]: model, dataset, epochs, seed, device, versions and command; empty strings if unknown.
+    """
+    device = torch.device(getattr(pl_module, "device", "cpu"))
+    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    return {
+        "model": getattr(pl_module, "name", type(pl_module).__name__),
+        "dataset": getattr(getattr(trainer, "datamodule", None), "name", ""),
+        "epochs": "" if epochs is None else epochs,
+        "seed": os.environ.get("PL_GLOBAL_SEED", ""),
+        "device": f"{device}{name}",
+        "versions": "; ".join(f"{package} {_version(package)}" for package in ("anomalib", "torch", "anomalib-uniad")),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def _join(notes: dict[str, list[str]]) -> str:
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in notes.items())
+
+
+def _render(frame: pd.DataFrame, title: str | None = None, markdown: bool = False) -> Table:
+    table = Table(title=title, box=box.MARKDOWN if markdown else box.HEAVY_HEAD)
+    columns = [name for name in frame.columns if name != "note" or frame["note"].any()]
+    for name in columns:
+        table.add_column(Text(name), justify="left" if name in ("category", "note") else "right")
+    for index, row in enumerate(frame[columns].itertuples(index=False)):
+        cells = [value if isinstance(value, str) else "" if pd.isna(value) else f"{value:.4f}" for value in row]
+        if markdown:
+            cells = [cell.replace("|", "\\|") for cell in cells]
+        elif index == len(frame) - 1:
+            table.add_section()
+        table.add_row(*map(Text, cells))  # not plain strings: names in square brackets would be markup
+    return table
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # the source tree, not installed
+        return "unknown"

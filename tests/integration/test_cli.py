@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""anomalib's commands in fresh processes, with nothing imported by hand."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers import make_mvtec_like
+
+MODEL_ARGS = {
+    "backbone": "resnet10_synthetic",
+    "image_size": [64, 64],
+    "hidden_dim": 16,
+    "num_heads": 2,
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 1,
+    "feedforward_dim": 16,
+    "neighbor_size": 3,
+}
+MODEL = [f"--model.{name}={value}" for name, value in MODEL_ARGS.items()]
+TRAINER = ["--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+
+
+def anomalib(folder: Path, *arguments: str, ok: bool = True, **environment: str) -> str:
+    """Run the console command; return what it prints."""
+    command = [str(Path(sys.executable).with_name("anomalib")), *arguments]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "NO_COLOR": "1", **environment}
+    result = subprocess.run(command, capture_output=True, text=True, env=env, cwd=folder, check=False)
+    output = result.stdout + result.stderr
+    assert (result.returncode == 0) == ok, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("cli")
+    make_mvtec_like(path / "products")
+    return path
+
+
+DATA = ["--data", "MultiCategory", "--data.root", "products", "--data.train_batch_size", "2", "--data.num_workers", "0"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folder: Path) -> Path:
+    """One run of `anomalib train` with bare names, and its checkpoint."""
+    output = anomalib(folder, "train", "--model", "UniAD", *MODEL, *DATA, *TRAINER)
+    assert "image_AUROC" in output
+    assert "bottle" in output
+    assert "cable" in output
+    run = folder / "results" / "UniAD" / "products" / "latest"
+    assert (run / "metrics.csv").is_file()
+    return (run / "weights" / "lightning" / "model.ckpt").resolve()
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_evaluation(folder: Path, checkpoint: Path, command: str) -> None:
+    output = anomalib(folder, command, "--model", "UniAD", *MODEL, *DATA, *TRAINER, "--ckpt_path", str(checkpoint))
+    assert "image_AUROC" in output
+
+
+def test_predict_on_a_folder(folder: Path, checkpoint: Path) -> None:
+    images = folder / "products" / "cable" / "test" / "broken"
+    anomalib(
+        folder, "predict", "--model", "UniAD", *MODEL, "--data", str(images), *TRAINER, "--ckpt_path", str(checkpoint)
+    )
+    assert list((folder / "results").rglob("images/broken/000.png"))
+
+
+def test_export(folder: Path, checkpoint: Path) -> None:
+    anomalib(
+        folder,
+        *("export", "--model", "UniAD", *MODEL, "--export_type", "openvino"),
+        *("--ckpt_path", str(checkpoint), "--export_root", "exported"),
+    )
+    assert (folder / "exported" / "weights" / "openvino" / "model.xml").is_file()
+
+
+@pytest.mark.parametrize("class_path", ["UniAD", "anomalib_uniad.UniAD"])
+def test_fit_from_a_config_file(folder: Path, class_path: str) -> None:
+    config = {
+        "model": {"class_path": class_path, "init_args": MODEL_ARGS},
+        "data": {
+            "class_path": "MultiCategory" if class_path == "UniAD" else "anomalib_uniad.MultiCategory",
+            "init_args": {"root": "products", "train_batch_size": 2, "num_workers": 0, "categories": ["cable"]},
+        },
+        "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False},
+    }
+    name = f"{class_path}.yaml"
+    (folder / name).write_text(yaml.safe_dump(config))
+    autoload = "1" if class_path == "UniAD" else "0"  # the dotted path needs no plugin hook
+    anomalib(folder, "fit", "--config", name, TORCH_DEVICE_BACKEND_AUTOLOAD=autoload)
+    assert list((folder / "results" / "UniAD" / "MVTecAD" / "cable").rglob("model.ckpt"))
+
+
+def test_benchmark_of_three_models(folder: Path) -> None:
+    config = {
+        "accelerator": "cpu",
+        "benchmark": {
+            "seed": 1,
+            "model": {
+                "class_path": {"grid": ["Patchcore", "UniAD", "Padim"]},
+                "init_args": {"backbone": "resnet10_synthetic", "layers": ["layer1", "layer2"]},
+            },
+            "data": {
+                "class_path": "MultiCategory",
+                "init_args": {"root": str(folder / "products"), "categories": ["bottle", "cable"], "num_workers": 0},
+            },
+        },
+    }
+    # One epoch is enough here; the benchmark has no argument for it, so it is a run without many images.
+    (folder / "benchmark.yaml").write_text(yaml.safe_dump(config))
+    code = (
+        "import sys; from lightning.pytorch import Trainer; init = Trainer.__init__; "
+        "Trainer.__init__ = lambda self, **k: init(self, **{'max_epochs': 1, **k}); "
+        "from anomalib.cli.cli import main; sys.argv[1:] = ['benchmark', '--config', 'benchmark.yaml']; main()"
+    )
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=folder, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    table = next((folder / "runs" / "benchmark").rglob("results.csv")).read_text()
+    assert all(word in table for word in ("Patchcore", "Padim", "UniAD", "image_AUROC/cable", "pixel_AUROC/bottle"))
+
+
+def test_help_shows_the_arguments_with_their_docs(folder: Path) -> None:
+    output = anomalib(folder, "train", "--model.help", "UniAD")
+    assert "--model.neighbor_size" in output
+    assert "tokens" in output
+    output = anomalib(folder, "train", "--data.help", "MultiCategory")
+    assert "--data.categories" in output
+    assert "Names of the categories" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model.image_size", "100"], "must be a positive multiple of feature_stride"),
+        (["--model.neighbor_size", "11"], "hides the whole 4 x 4 grid"),
+        (["--model.backbone", "resnet_of_nobody"], "timm knows no backbone"),
+        (["--model.backbone_weights", "gone.safetensors"], "there is no file 'gone.safetensors'"),
+        (["--data.categories", "[botle]"], "bottle"),
+    ],
+)
+def test_mistakes_end_in_a_message_before_work_starts(folder: Path, arguments: list[str], message: str) -> None:
+    before = sorted((folder / "results").rglob("*"))
+    output = anomalib(folder, "train", "--model", "UniAD", *MODEL, *DATA, *TRAINER, *arguments, ok=False)
+    assert message in " ".join(output.replace("│", " ").split())
+    assert sorted((folder / "results").rglob("*")) == before

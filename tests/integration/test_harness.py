@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The eight steps that anomalib's own integration tests run for each of its models, on two categories at once."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from anomalib.data import MVTecAD, PredictDataset
+from anomalib.deploy import ExportType, OpenVINOInferencer, TorchInferencer
+from anomalib.engine import Engine
+from helpers import make_mvtec_like
+
+from anomalib_uniad import MultiCategory, UniAD
+
+IMAGE_SIZE = (64, 80)
+
+
+def small_model(**arguments) -> UniAD:
+    return UniAD(
+        **{
+            "backbone": "resnet18",
+            "pre_trained": False,
+            "image_size": IMAGE_SIZE,
+            "hidden_dim": 16,
+            "num_heads": 2,
+            "num_encoder_layers": 1,
+            "num_decoder_layers": 2,
+            "feedforward_dim": 32,
+            "neighbor_size": 3,
+            **arguments,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> MultiCategory:
+    root = make_mvtec_like(tmp_path_factory.mktemp("data") / "Products", sizes={"bottle": (72, 90), "cable": (64, 64)})
+    return MultiCategory(root=root, train_batch_size=2, eval_batch_size=4, num_workers=0)
+
+
+def engine(folder: Path) -> Engine:
+    return Engine(
+        default_root_dir=folder, max_epochs=1, accelerator="cpu", devices=1, enable_progress_bar=False, logger=False
+    )
+
+
+@pytest.fixture(scope="module")
+def fitted(data: MultiCategory, tmp_path_factory) -> tuple[UniAD, Path]:
+    """A fitted model and its checkpoint."""
+    torch.manual_seed(0)
+    model, runner = small_model(), engine(tmp_path_factory.mktemp("fit"))
+    runner.fit(model=model, datamodule=data)
+    return model, Path(runner.best_model_path)
+
+
+KEYS = {
+    f"{level}_{metric}{category}"
+    for level in ("image", "pixel")
+    for metric in ("AUROC", "F1Score")
+    for category in ("", "/bottle", "/cable")
+}
+
+
+def test_fit_writes_a_checkpoint_that_is_complete(fitted, monkeypatch) -> None:
+    model, checkpoint = fitted
+    assert checkpoint.name == "model.ckpt"
+
+    def no_download(*args, **kwargs):
+        raise AssertionError("the checkpoint brings the weights; nothing may be fetched")
+
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", no_download)
+    loaded = UniAD.load_from_checkpoint(checkpoint)
+    images = torch.rand(2, 3, 100, 90)
+    with torch.no_grad():
+        expected, actual = model.eval()(images), loaded.eval()(images)
+    assert actual.anomaly_map.equal(expected.anomaly_map)
+    assert actual.pred_label.equal(expected.pred_label)
+
+
+def test_test_and_validate(fitted, data: MultiCategory, tmp_path: Path) -> None:
+    _, checkpoint = fitted
+    runner = engine(tmp_path)
+    results = runner.test(model=small_model(), datamodule=data, ckpt_path=checkpoint)[0]
+    assert results.keys() == KEYS
+    assert all(0 <= value <= 1 for value in results.values())
+    validated = runner.validate(model=small_model(), datamodule=data, ckpt_path=checkpoint)[0]
+    assert validated["image_AUROC"] == pytest.approx(results["image_AUROC"], abs=0.5)
+
+
+def test_train_writes_tables_and_heatmaps_per_category(data: MultiCategory, tmp_path: Path) -> None:
+    runner = engine(tmp_path)
+    results = runner.train(model=small_model(), datamodule=data)[0]
+    assert results.keys() == KEYS
+    run = Path(runner.trainer.default_root_dir)
+    table = (run / "metrics.csv").read_text()
+    assert all(word in table for word in ("bottle", "cable", "image_AUROC", "UniAD"))
+    assert "bottle" in (run / "metrics.md").read_text()
+    heatmaps = {path.relative_to(run / "images").as_posix() for path in (run / "images").rglob("*.png")}
+    assert {f"{c}/test/{k}/{i:03}.png" for c in ("bottle", "cable") for k in ("good", "broken") for i in range(3)} == (
+        heatmaps
+    )
+
+
+def test_with_one_category_of_anomalib_itself(data: MultiCategory, tmp_path: Path) -> None:
+    datamodule = MVTecAD(root=data.root, category="bottle", train_batch_size=2, eval_batch_size=4, num_workers=0)
+    results = engine(tmp_path).train(model=small_model(), datamodule=datamodule)[0]
+    assert results.keys() == {key for key in KEYS if "/" not in key}
+
+
+def test_predict(fitted, data: MultiCategory, tmp_path: Path) -> None:
+    _, checkpoint = fitted
+    folder = data.root / "cable" / "test" / "broken"
+    dataset = PredictDataset(path=folder, image_size=(70, 70))
+    predictions = engine(tmp_path).predict(model=small_model(), dataset=dataset, ckpt_path=checkpoint)
+    assert len(predictions) == 3
+    for batch in predictions:
+        assert batch.anomaly_map.shape[-2:] == IMAGE_SIZE
+        assert 0 <= batch.pred_score.item() <= 1
+        assert batch.pred_label.dtype == torch.bool
+
+
+@pytest.mark.parametrize("export_type", [ExportType.TORCH, ExportType.ONNX, ExportType.OPENVINO])
+@pytest.mark.filterwarnings("ignore")  # torch.onnx and openvino warn about themselves
+def test_export(fitted, data: MultiCategory, tmp_path: Path, export_type: ExportType, monkeypatch) -> None:
+    _, checkpoint = fitted
+    path = engine(tmp_path).export(
+        model=small_model(), ckpt_path=checkpoint, export_type=export_type, export_root=tmp_path
+    )
+    assert path.is_file()
+    image = data.root / "bottle" / "test" / "broken" / "000.png"
+    if export_type == ExportType.ONNX:
+        return
+    if export_type == ExportType.TORCH:
+        monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
+        prediction = TorchInferencer(path=path, device="cpu").predict(image)
+    else:
+        prediction = OpenVINOInferencer(path=path, device="CPU").predict(image)
+    assert np.asarray(prediction.anomaly_map).shape[-2:] == IMAGE_SIZE
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_openvino_agrees_and_keeps_the_mask(fitted, tmp_path: Path) -> None:
+    import openvino
+
+    def run(model: UniAD, name: str, images: torch.Tensor) -> np.ndarray:
+        path = model.to_openvino(tmp_path, model_file_name=name)
+        # The hint matters on processors with bfloat16, where openvino would use that.
+        compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        return compiled(images.numpy())["anomaly_map"]
+
+    model, _ = fitted
+    model = model.eval()
+    model.post_processor = None  # raw maps: nothing is clamped
+    without_mask = small_model(neighbor_mask=False, post_processor=False).eval()
+    without_mask.load_state_dict(model.state_dict(), strict=False)
+    for batch_size in (1, 3):
+        images = torch.rand(batch_size, 3, 100, 120)
+        with torch.no_grad():
+            expected = model(images).anomaly_map.numpy()
+        exported = run(model, f"masked{batch_size}", images)
+        assert np.abs(exported - expected).max() < 1e-3 * np.ptp(expected)
+    unmasked = run(without_mask, "unmasked", images)
+    assert np.abs(unmasked - expected).max() > 1e-2 * np.ptp(expected)

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The README's tables come from the files in results/."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from anomalib_uniad import UniAD
+from anomalib_uniad.benchmark import import_torch, report, runner
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_readme_is_up_to_date() -> None:
+    report.report(ROOT / "README.md", check=True)
+
+
+def test_a_stale_readme_is_found(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- arguments: UniAD -->\nold\n<!-- end -->\nafter\n")
+    with pytest.raises(SystemExit, match="not up to date"):
+        report.report(readme, check=True)
+    assert "old" in readme.read_text()
+    report.report(readme)
+    report.report(readme, check=True)
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- arguments: UniAD -->\n| argument |")
+    assert text.endswith("<!-- end -->\nafter\n")
+    assert "| `neighbor_size` | `7` |" in text
+    assert "old" not in text
+
+
+def test_every_argument_is_documented() -> None:
+    rows = report.arguments(UniAD).splitlines()[2:]
+    assert len(rows) == 29
+    for row in rows:
+        meaning = row.split("|")[3].strip()
+        assert len(meaning) > 10, row
+        assert "Defaults to" not in meaning, row
+
+
+def test_missing_results_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no .*quickstart\.csv"):
+        report.render("<!-- table: quickstart -->\n<!-- end -->", tmp_path)
+
+
+def test_tables_hold_the_numbers_of_the_files(tmp_path: Path) -> None:
+    rows = [
+        {
+            "method": method,
+            "category": category,
+            "image_AUROC": image,
+            "pixel_AUROC": 0.5,
+            "epochs": 3,
+            "seed": 1,
+            "seconds": 10.4,
+        }
+        for method, image in (("A", 0.25), ("B", 0.75))
+        for category in ("01", "mean")
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "industrial.csv", index=False)
+    text = report.render("<!-- table: industrial -->\n<!-- end -->", tmp_path)
+    assert "| category | A (3 epochs) | B (3 epochs) |" in " ".join(text.split("\n")[3].split())
+    assert "25.0 / 50.0" in text
+    assert "75.0 / 50.0" in text
+    assert "| 01 " in text
+
+
+def test_rows_of_another_run_are_kept_and_of_the_same_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+
+    def rows(method: str, value: float) -> pd.DataFrame:
+        return pd.DataFrame([{"method": method, "seed": 1, "image_AUROC": value}])
+
+    for method, value in (("A", 0.1), ("B", 0.2), ("A", 0.3)):
+        runner._add(path, rows(method, value))
+    written = pd.read_csv(path)
+    assert dict(zip(written["method"], written["image_AUROC"], strict=True)) == {"A": 0.3, "B": 0.2}
+
+
+def test_a_run_without_results_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="has not written its results"):
+        runner._newest(tmp_path, "metrics.csv", "image_AUROC")
+
+
+def test_import_torch_is_measured(tmp_path: Path) -> None:
+    import_torch.measure(repeats=1, output=tmp_path / "t.csv")
+    row = pd.read_csv(tmp_path / "t.csv").iloc[0]
+    assert 0 < row["plugin_ms"] < row["import_torch_ms"]
+    assert "torch" in row["versions"]

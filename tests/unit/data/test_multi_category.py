@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: Apache-2.0
+import copy
+import gc
+from contextlib import nullcontext
+from pathlib import Path
+
+import anomalib.data
+import pandas as pd
+import pytest
+from anomalib.data import AnomalibDataModule, MVTecAD, get_datamodule
+from anomalib.data.utils import ValSplitMode, random_split, split_by_label
+from anomalib.utils.path import generate_output_filename
+from jsonargparse import ArgumentParser
+from lightning.pytorch.trainer.states import TrainerFn
+from omegaconf import OmegaConf
+from tests.helpers import make_mvtec_like, write_image
+from tests.unit.data import layouts
+
+from anomalib_uniad.data import MultiCategory
+from anomalib_uniad.data.category import categories_of
+
+pytestmark = [
+    pytest.mark.filterwarnings("error::UserWarning"),
+    pytest.mark.filterwarnings("error::FutureWarning:anomalib_uniad"),
+]
+
+SETS = ("train_data", "val_data", "test_data")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return make_mvtec_like(
+        tmp_path_factory.mktemp("x") / "products", ["bottle", "my_part", "cable"], {"cable": (48, 80)}
+    )
+
+
+def make(root, **arguments) -> MultiCategory:
+    datamodule = MultiCategory(root=root, num_workers=0, **arguments)
+    datamodule.prepare_data()
+    datamodule.setup()
+    return datamodule
+
+
+def outputs(datamodule, name="test_data") -> list[Path]:
+    return [
+        generate_output_filename(path, "images", datamodule.name, datamodule.category, mkdir=False)
+        for path in getattr(datamodule, name).samples.image_path
+    ]
+
+
+def test_joins_all_categories_on_disk(root):
+    datamodule = make(root)
+    assert datamodule.categories == ["bottle", "cable", "my_part"]
+    assert (datamodule.name, datamodule.category) == ("products", "")
+    for name in SETS:
+        samples = getattr(datamodule, name).samples
+        parts = []
+        for category in datamodule.categories:
+            single = MVTecAD(root=root, category=category)
+            single.setup()
+            own = getattr(single, name).samples.image_path.tolist()
+            assert samples[samples.category == category].image_path.tolist() == own
+            parts += own
+        assert samples.image_path.tolist() == sorted(parts)
+        assert samples.attrs["task"] == "segmentation"
+        assert categories_of(samples.image_path.tolist(), datamodule) == samples.category.tolist()
+
+
+def test_batches_have_images_of_different_sizes(root):
+    batch = next(iter(make(root, eval_batch_size=32).test_dataloader()))
+    assert batch.image.shape == (18, 3, 48, 80)
+    assert batch.gt_mask.shape == (18, 48, 80)
+    assert batch.gt_label.sum() == 9
+
+
+@pytest.mark.parametrize("mode", [None, "same_as_test", "from_test", "from_train", "synthetic"])
+def test_splits_each_category_as_its_own_datamodule(root, mode):
+    datamodule = make(root, val_split_mode=mode, val_split_ratio=0.5, seed=3)
+    assert datamodule.val_split_mode == (ValSplitMode(mode) if mode else ValSplitMode.SAME_AS_TEST)
+    for category in datamodule.categories:
+        single = MVTecAD(
+            root=root, category=category, val_split_ratio=0.5, seed=3, **({"val_split_mode": mode} if mode else {})
+        )
+        single.setup()
+        for name in SETS if mode != "synthetic" else ("train_data", "test_data"):
+            samples = getattr(datamodule, name).samples
+            own = samples[samples.category == category].image_path.tolist()
+            assert own == getattr(single, name).samples.image_path.tolist()
+
+
+def test_no_validation_set(root):
+    datamodule = make(root, val_split_mode="none")
+    assert not hasattr(datamodule, "val_data")
+    assert datamodule.val_dataloader() == []
+
+
+def test_works_with_the_dataset_utilities_of_anomalib(root):
+    data = make(root).test_data
+    normal, defective = split_by_label(data)
+    assert len(normal) == len(defective) == 9
+    first, second = random_split(data, 0.5, label_aware=True, seed=0)
+    assert len(first) + len(second) == len(data)
+    joined = first + second
+    assert joined.samples.category.value_counts().to_dict() == {"bottle": 6, "cable": 6, "my_part": 6}
+    assert joined.samples.attrs["task"] == "segmentation"
+    assert copy.deepcopy(data).subsample([0, 5])[1].image_path == data.samples.image_path[5]
+
+
+@pytest.mark.parametrize("categories", [None, ["bottle"]])
+def test_synthetic_images_live_as_long_as_a_dataset(tmp_path, categories):
+    root = make_mvtec_like(tmp_path / "r", ["bottle", "cable"] if categories is None else categories, train=8)
+    datamodule = make(root, val_split_mode="synthetic")
+    paths = datamodule.val_data.samples.image_path.tolist()
+    made = [path for path in paths if not Path(path).is_relative_to(root)]
+    assert len(made) == len(paths) / 2
+    assert set(categories_of(made, datamodule)) == set(datamodule.categories)
+    for part in random_split(datamodule.val_data, 0.5):
+        del part
+    copy.copy(datamodule.val_data)
+    gc.collect()
+    batch = next(iter(datamodule.val_dataloader()))
+    assert batch.gt_mask[batch.gt_label].any()
+
+    kept = copy.deepcopy(datamodule.val_data)
+    del datamodule
+    gc.collect()
+    assert all(Path(path).exists() for path in made)
+    assert all(kept[index].image is not None for index in range(len(kept)))
+    del kept
+    gc.collect()
+    assert not any(Path(path).exists() for path in made)
+
+
+def test_synthetic_test_images_of_categories_are_kept_apart(root):
+    datamodule = make(root, test_split_mode="synthetic", val_split_mode="from_test", seed=1)
+    for name in ("test_data", "val_data"):
+        files = outputs(datamodule, name)
+        assert len(set(files)) == len(files) > 0
+        assert [file.parts[-4] if "synthetic" in file.parts else file.parts[1] for file in files] == getattr(
+            datamodule, name
+        ).samples.category.tolist()
+    assert len(list(datamodule.test_dataloader())) == 1
+
+
+@pytest.mark.parametrize("source", ["MVTecAD", "anomalib.data.MVTecAD"])
+def test_one_category_is_as_with_the_wrapped_class(root, source):
+    single = MVTecAD(root=root, category="cable")
+    single.setup()
+    datamodule = make(root, source=source, categories="cable")
+    assert (datamodule.name, datamodule.category) == (single.name, single.category) == ("MVTecAD", "cable")
+    for name in SETS:
+        joined, own = getattr(datamodule, name), getattr(single, name)
+        assert type(joined) is type(own)
+        assert (joined.name, joined.category) == (own.name, own.category)
+        assert joined.samples.drop(columns="category").equals(own.samples)
+    assert outputs(datamodule) == outputs(single)
+
+
+@pytest.mark.parametrize(
+    ("source", "write", "categories", "arguments", "sizes"),
+    [
+        ("Visa", layouts.visa, ["candle", "pcb1"], {}, (4, 8, 8)),
+        ("BTech", layouts.btech, ["01", "03"], {}, (4, 8, 8)),
+        ("MPDD", layouts.mvtec_ad, ["connector", "tubes"], {}, (4, 8, 8)),
+        ("VAD", layouts.mvtec_ad, ["vad", "vad_2"], {}, (4, 8, 8)),
+        ("RealIAD", layouts.real_iad, ["audiojack", "toy"], {"test_split_mode": "from_dir"}, (4, 8, 8)),
+        ("MVTecAD2", layouts.mvtec_ad_2, ["can", "vial"], {}, (4, 4, 8)),
+        ("MVTecAD2", layouts.mvtec_ad_2, ["can", "vial"], {"source_args": {"test_type": "private"}}, (4, 4, 4)),
+        ("MVTecLOCO", layouts.mvtec_loco, ["juice_bottle", "pushpins"], {}, (6, 6, 12)),
+        ("AutoVI", layouts.mvtec_loco, ["pipe_clip", "tank_screw"], {}, (6, 12, 12)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The 'future.infer_string' option")
+def test_wraps_the_datasets_of_anomalib(tmp_path, source, write, categories, arguments, sizes):
+    # anomalib 2.7 reads MVTec LOCO and AutoVI with the strings of pandas 2 only.
+    old_strings = source in ("MVTecLOCO", "AutoVI")
+    with pd.option_context("future.infer_string", False) if old_strings else nullcontext():
+        _check_wrapping(tmp_path, source, write, categories, dict(arguments), sizes)
+
+
+def _check_wrapping(tmp_path, source, write, categories, arguments, sizes):
+    write(tmp_path / "root", categories)
+    datamodule = make(tmp_path / "root", source=source, **arguments)
+    assert datamodule.categories == categories
+    assert tuple(len(getattr(datamodule, name)) for name in SETS) == sizes
+    for name in SETS:
+        assert set(getattr(datamodule, name).samples.category) == set(categories)
+        assert len(set(outputs(datamodule, name))) == len(outputs(datamodule, name))
+    for loader in (datamodule.train_dataloader(), datamodule.val_dataloader(), datamodule.test_dataloader()):
+        batch = next(iter(loader))
+        assert set(categories_of(batch.image_path, datamodule)) == set(categories)
+    # What the wrapped class yields for a single category is what is in the joined set.
+    further = arguments.pop("source_args", {})
+    single = getattr(anomalib.data, source)(
+        root=tmp_path / "root", category=categories[1], num_workers=0, **arguments, **further
+    )
+    single.setup()
+    samples = datamodule.test_data.samples
+    own = single.test_dataloader().dataset.samples
+    assert samples[samples.category == categories[1]].image_path.tolist() == own.image_path.tolist()
+    # A second look at the same folder finds the same.
+    assert MultiCategory(source, root=tmp_path / "root").categories == categories
+
+
+def test_generated_products_are_all_made(tmp_path, monkeypatch):
+    from anomalib_uniad.data import synthetic_products
+
+    def generate(root, category, progress=None):
+        make_mvtec_like(root, [category], (16, 16), train=2, good=1, bad=1)
+
+    monkeypatch.setattr(synthetic_products, "generate_category", generate)
+    make_mvtec_like(tmp_path / "p", ["washer"], (16, 16), train=2, good=1, bad=1)
+    datamodule = make(tmp_path / "p", source="SyntheticProducts")
+    assert datamodule.categories == sorted(synthetic_products.CATEGORIES)
+    assert len(datamodule.test_data) == 2 * len(datamodule.categories)
+
+
+def test_a_class_of_the_user(root):
+    datamodule = make(root, source=f"{__name__}.Mine", categories=["bottle", "cable"])
+    assert len(datamodule.train_data) == 8
+
+
+class Mine(MVTecAD):
+    """Hands all arguments on, and has no default category."""
+
+    def __init__(self, category: str, **kwargs) -> None:
+        super().__init__(category=category, **kwargs)
+
+
+class TestOutputFolders:
+    def test_root_given_as_dot(self, root, monkeypatch):
+        monkeypatch.chdir(root)
+        datamodule = make(".")
+        assert datamodule.name == "products"
+        assert {file.parts[1] for file in outputs(datamodule)} == set(datamodule.categories)
+
+    def test_same_name_earlier_in_the_path(self, tmp_path):
+        datamodule = make(make_mvtec_like(tmp_path / "Data" / "data", ["bottle", "cable"]))
+        assert {file.parts[2] for file in outputs(datamodule)} == {"bottle", "cable"}
+
+    def test_links(self, root, tmp_path):
+        (tmp_path / "chosen").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "chosen")
+        (tmp_path / "chosen" / "first").symlink_to(root / "bottle")
+        (tmp_path / "chosen" / "second").symlink_to(root / "bottle")
+        datamodule = make(tmp_path / "link")
+        assert datamodule.categories == ["first", "second"]
+        assert {file.parts[1] for file in outputs(datamodule)} == {"first", "second"}
+        assert len(datamodule.test_data) == len(set(outputs(datamodule))) == 12
+
+
+def test_mixed_tasks_are_treated_as_classification(tmp_path, caplog):
+    make_mvtec_like(tmp_path, ["Brain", "Chest"], train=2, good=2, bad=2)
+    for category in ("Brain", "Chest"):
+        write_image(tmp_path / category / "valid" / "good" / "0.png")
+    datamodule = MultiCategory("MVTecAD", root=tmp_path, num_workers=0)
+    single = MVTecAD(root=tmp_path, category="Chest")
+    single.setup()
+
+    def setup(self, stage=None):
+        MVTecAD.__mro__[1].setup(self, stage)
+        if self.category == "Chest":
+            for name in SETS:
+                getattr(self, name).samples.attrs["task"] = "classification"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MVTecAD, "setup", setup)
+        datamodule.setup()
+    assert "No masks in Chest" in caplog.text
+    assert next(iter(datamodule.test_dataloader())).gt_mask is None
+    assert next(iter(datamodule.test_dataloader())).gt_label.sum() == 4
+
+
+@pytest.mark.parametrize("categories", ["bottle,cable", "[bottle, cable]", ["bottle", "cable"], ("bottle", "cable")])
+def test_ways_to_name_categories(root, categories):
+    assert MultiCategory(root=root, categories=categories).categories == ["bottle", "cable"]
+
+
+def test_arguments_from_omegaconf(root, tmp_path):
+    layouts.real_iad(tmp_path, ["toy", "pcb"])
+    config = {"root": str(tmp_path), "categories": ["toy", "pcb"], "source_args": {"resolution": 256}}
+    datamodule = MultiCategory("RealIAD", **OmegaConf.create(config))
+    assert datamodule.categories == ["toy", "pcb"]
+    assert type(datamodule.categories) is list
+
+
+def test_made_by_anomalib(root, monkeypatch):
+    monkeypatch.setattr(anomalib.data, "MultiCategory", MultiCategory, raising=False)
+    init_args = {"root": str(root), "categories": ["bottle", "cable"], "source_args": None}
+    assert get_datamodule({"class_path": "MultiCategory", "init_args": init_args}).categories == ["bottle", "cable"]
+
+
+def test_command_line(root, capsys):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(AnomalibDataModule, "data")
+    name = f"{MultiCategory.__module__}.MultiCategory"
+    arguments = [f"--data={name}", f"--data.root={root}", "--data.source=MVTecAD", "--data.source_args={}"]
+    for given in ("bottle", "[bottle]", "bottle,cable"):
+        made = parser.instantiate_classes(parser.parse_args([*arguments, f"--data.categories={given}"])).data
+        assert made.categories == given.strip("[]").split(",")
+    with pytest.raises(SystemExit):
+        parser.parse_args([f"--data.help={name}"])
+    text = capsys.readouterr().out
+    assert "Datamodule class to wrap" in text
+    assert "--data.categories" in text
+
+
+def test_trainer_sets_up_once(root):
+    datamodule = MultiCategory(root=root, val_split_mode="from_test")
+    datamodule.setup(TrainerFn.FITTING)
+    first = datamodule.val_data.samples.image_path.tolist()
+    datamodule.setup(TrainerFn.TESTING)
+    assert datamodule.val_data.samples.image_path.tolist() == first
