@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from helpers import make_mvtec_like
 
 MODEL_ARGS = {

@@ -110,7 +110,7 @@ def _dense_loss(logits: list[Tensor], first: Tensor, second: Tensor, mask: Tenso
 
 def train_backbone(
     output: Path,
-    steps: int = 5000,
+    steps: int = 6000,
     batch_size: int = 64,
     classes: int = 288,
     images_per_class: int = 16,
@@ -131,7 +131,13 @@ def train_backbone(
         weight_decay: Weight decay of AdamW.
         seed: Seed of the textures, of the initialisation and of the order of the images.
         threads: CPU threads; a different number changes rounding and so the weights slightly.
+
+    Raises:
+        FileNotFoundError: If the folder of ``output`` does not exist.
     """
+    if not output.absolute().parent.is_dir():
+        msg = f"The folder of {output} does not exist"
+        raise FileNotFoundError(msg)
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)

@@ -205,7 +205,7 @@ class UniAD(AnomalibModule):
             on_epoch=True,
             on_step=False,
             prog_bar=True,
-            batch_size=batch.batch_size,
+            batch_size=len(batch),
         )
         return {"loss": loss}
 

@@ -13,11 +13,11 @@ from anomalib.utils.path import generate_output_filename
 from jsonargparse import ArgumentParser
 from lightning.pytorch.trainer.states import TrainerFn
 from omegaconf import OmegaConf
-from tests.helpers import make_mvtec_like, write_image
-from tests.unit.data import layouts
 
+import layouts
 from anomalib_uniad.data import MultiCategory
 from anomalib_uniad.data.category import categories_of
+from helpers import make_mvtec_like, write_image
 
 pytestmark = [
     pytest.mark.filterwarnings("error::UserWarning"),

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 from anomalib.data import AnomalibDataModule, MVTecAD
-from tests.helpers import make_mvtec_like, write_image
-from tests.unit.data import layouts
 
+import layouts
 from anomalib_uniad.data import MultiCategory
+from helpers import make_mvtec_like, write_image
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")
 

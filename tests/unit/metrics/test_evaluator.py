@@ -84,13 +84,11 @@ class Replay(LightningModule):
 
 
 def run(evaluator, batches, tmp_path, stage="test", **arguments) -> dict[str, float]:
-    trainer = Trainer(
-        accelerator="cpu",
-        default_root_dir=tmp_path,
-        logger=False,
-        enable_checkpointing=False,
-        **{"enable_progress_bar": False, "enable_model_summary": False, **arguments},
-    )
+    if not arguments:
+        arguments = dict.fromkeys(
+            ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+        )
+    trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, **arguments)
     loader = DataLoader(batches, batch_size=None)
     results = getattr(trainer, stage)(Replay(evaluator), loader, verbose=False)
     return {name: float(value) for name, value in (results[0] or trainer.logged_metrics).items()}
@@ -156,9 +154,7 @@ def test_validation_defaults_to_the_image_level(tmp_path):
 
 def test_barebones(tmp_path):
     usual = run(PerCategoryEvaluator(), mixed(), tmp_path / "a")
-    arguments = {"barebones": True, "enable_progress_bar": None, "enable_model_summary": None, "logger": None}
-    arguments |= {"enable_checkpointing": None}
-    assert run(PerCategoryEvaluator(), mixed(), tmp_path / "b", **arguments) == usual
+    assert run(PerCategoryEvaluator(), mixed(), tmp_path / "b", barebones=True) == usual
     assert not (tmp_path / "b" / "metrics.csv").exists()
 
 
@@ -320,6 +316,8 @@ class TestMaking:
         with pytest.raises(TypeError, match="metrics must be an AnomalibMetric"):
             PerCategoryEvaluator(test_metrics=3)
 
-    def test_has_no_state_dict(self):
-        evaluator = PerCategoryEvaluator(test_metrics=[AUPRO(**IMAGE), AUROC(**IMAGE)])
-        assert not evaluator.state_dict()
+    def test_has_the_state_of_the_stock_evaluator(self, tmp_path):
+        metrics = [AUPRO(fields=["anomaly_map", "gt_mask"]), AUROC(**IMAGE)]
+        evaluator = PerCategoryEvaluator([], metrics)
+        run(evaluator, mixed(), tmp_path)
+        assert evaluator.state_dict().keys() == Evaluator(test_metrics=metrics).state_dict().keys()

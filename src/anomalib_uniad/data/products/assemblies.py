@@ -53,7 +53,7 @@ class Blister(Product):
         rng = np.random.default_rng(scene["seed"])
         x, y = axes(scene["center"], scene["angle"])
         light = scene["light"]
-        image = (color(64, 74, 88) * (1 + 0.03 * noise(rng, 1))[..., None]).astype(np.float32)
+        image = (color(64, 74, 88) * (1 + 0.012 * noise(rng, 1))[..., None]).astype(np.float32)
         foil = inside(rounded_box(x, y, 76, 88, 12))
         image = drop_shadow(image, foil, light, 5)
         emboss = np.sin((x + y) * 2 * np.pi / 7) * np.sin((x - y) * 2 * np.pi / 7)
@@ -140,7 +140,7 @@ class CircuitBoard(Product):
         rng = np.random.default_rng(scene["seed"])
         x, y = axes(scene["center"], scene["angle"])
         light = scene["light"]
-        grain = 1 + 0.025 * noise(rng, 0.8) + 0.02 * noise(rng, 9)
+        grain = 1 + 0.012 * noise(rng, 0.8) + 0.015 * noise(rng, 12)
         image = np.asarray(scene["mask"], np.float32) * grain[..., None]
         image = shade(image.astype(np.float32), 0.03 * np.sin(x * 2 * np.pi / 5) * np.sin(y * 2 * np.pi / 5))
         traces = self._to_image(scene, self._traces)

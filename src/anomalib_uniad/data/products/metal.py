@@ -49,7 +49,7 @@ class Washer(Product):
         rng = np.random.default_rng(scene["seed"])
         x, y = axes(scene["center"])
         radius, theta = np.hypot(x, y), np.arctan2(y, x)
-        mat = np.float32(1) + 0.05 * noise(rng, 0.8) + 0.04 * noise(rng, 3)
+        mat = np.float32(1) + 0.02 * noise(rng, 0.8) + 0.03 * noise(rng, 20)
         image = (color(43, 47, 54) * mat[..., None]).astype(np.float32)
         body = inside(np.maximum(radius - scene["outer"], scene["inner"] - radius))
         if scene["chip"] is not None:
@@ -59,7 +59,7 @@ class Washer(Product):
         sheen = 0.5 + 0.5 * np.cos(2 * (theta - scene["light"]))
         sheen = 0.72 + 0.5 * sheen**3 + 0.05 * np.cos(theta - scene["light"])
         rings = profile(rng, 400, 0.8)[np.clip(radius * 3.5, 0, 399).astype(int)]
-        brushed = sheen * (1 + 0.055 * rings + 0.02 * noise(rng, 0.7))
+        brushed = sheen * (1 + 0.04 * rings + 0.01 * noise(rng, 0.7))
         metal = np.asarray(scene["tone"], np.float32) * brushed[..., None]
         image = blend(image, np.clip(metal, 0, 1), body)
         image = shade(image, 1.3 * bevel(body, scene["light"], 1.6), body)
@@ -126,7 +126,7 @@ class BottleCap(Product):
         x, y = axes(scene["center"], scene["angle"])
         radius, theta = np.hypot(x, y), np.arctan2(y, x)
         light = scene["light"]
-        belt = np.float32(1) + 0.03 * noise(rng, (1.0, 6.0)) + 0.03 * noise(rng, 1.2)
+        belt = np.float32(1) + 0.006 * noise(rng, (1.0, 6.0)) + 0.02 * noise(rng, 25)
         image = (color(202, 198, 189) * belt[..., None]).astype(np.float32)
         teeth = np.cos(21 * theta)
         cap = inside(radius - scene["radius"] - 2.6 * teeth)

@@ -5,7 +5,7 @@ import csv
 import json
 from pathlib import Path
 
-from tests.helpers import make_mvtec_like, write_image, write_mask
+from helpers import make_mvtec_like, write_image, write_mask
 
 
 def visa(root: Path, categories: list[str]) -> None:
