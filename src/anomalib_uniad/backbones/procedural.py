@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Field = NDArray[np.float32]
+# Float32; OpenCV's annotations do not say which numbers it returns.
+Field = NDArray[Any]
 Parameters = dict[str, Any]
 
 
@@ -130,7 +131,7 @@ def strokes(size: int, rng: np.random.Generator, p: Parameters) -> Field:
         angle = p["angle"] + rng.normal(0, p["spread"])
         center, half = rng.random(2) * size, size * p["length"] * rng.uniform(0.5, 1)
         step = half * np.array([np.cos(angle), np.sin(angle)])
-        first, last = np.int32(np.round((center - step) * 16)), np.int32(np.round((center + step) * 16))
+        first, last = np.round((center - step) * 16).astype(np.int32), np.round((center + step) * 16).astype(np.int32)
         cv2.line(canvas, first.tolist(), last.tolist(), float(rng.uniform(0.3, 1)), p["thickness"], cv2.LINE_AA, 4)
     return cv2.GaussianBlur(canvas, (0, 0), p["blur"])
 
@@ -143,7 +144,7 @@ def shards(size: int, rng: np.random.Generator, p: Parameters) -> Field:
         angles = np.sort(rng.random(count) * 2 * np.pi)
         radius = size * p["length"] * rng.uniform(0.4, 1, count)
         corners = rng.random(2) * size + np.stack([np.cos(angles), np.sin(angles)], 1) * radius[:, None]
-        cv2.fillPoly(canvas, [np.int32(np.round(corners * 16))], float(rng.random()), cv2.LINE_AA, 4)
+        cv2.fillPoly(canvas, [np.round(corners * 16).astype(np.int32)], float(rng.random()), cv2.LINE_AA, 4)
     return canvas
 
 
@@ -247,7 +248,7 @@ def render_region(size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     elif kind == 1:
         angles = np.sort(rng.random(rng.integers(3, 8)) * 2 * np.pi)
         corners = center + np.stack([np.cos(angles), np.sin(angles)], 1) * size * rng.uniform(0.08, 0.5)
-        cv2.fillPoly(mask, [np.int32(np.round(corners * 16))], 1.0, cv2.LINE_AA, 4)
+        cv2.fillPoly(mask, [np.round(corners * 16).astype(np.int32)], 1.0, cv2.LINE_AA, 4)
     elif kind == 2:
         axes = np.round(size * rng.uniform(0.04, 0.4, 2)).astype(int) + 1
         place = tuple(int(value) for value in center)
@@ -259,7 +260,9 @@ def render_region(size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
         mask = (np.clip(side, 0, 1) * np.clip(size * rng.uniform(0.1, 0.8) - side, 0, 1)).astype(np.float32)
     elif kind == 4:
         points = np.cumsum(rng.normal(0, size * 0.12, (rng.integers(3, 7), 2)), axis=0) + center
-        cv2.polylines(mask, [np.int32(np.round(points * 16))], False, 1.0, int(rng.integers(1, 4)), cv2.LINE_AA, 4)
+        cv2.polylines(
+            mask, [np.round(points * 16).astype(np.int32)], False, 1.0, int(rng.integers(1, 4)), cv2.LINE_AA, 4
+        )
     else:
         for place in center + rng.normal(0, size * 0.2, (rng.integers(1, 12), 2)):
             spot = tuple(int(value * 16) for value in place)

@@ -19,7 +19,6 @@ import logging
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 from jsonargparse import auto_cli
 from safetensors.torch import save_file
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from anomalib_uniad.backbones import BACKBONE_NAME
+from anomalib_uniad.backbones import resnet10_synthetic
 from anomalib_uniad.backbones.procedural import draw_texture_class, render_region, render_texture
 
 logger = logging.getLogger(__name__)
@@ -83,9 +82,9 @@ class DenseClassifier(nn.Module):
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        self.backbone = timm.create_model(BACKBONE_NAME, pretrained=False)
-        channels = [info["num_chs"] for info in self.backbone.feature_info[1:]]
-        self.heads = nn.ModuleList(nn.Conv2d(count, classes, 1) for count in channels)
+        backbone = resnet10_synthetic()
+        self.backbone = backbone
+        self.heads = nn.ModuleList(nn.Conv2d(count, classes, 1) for count in (32, 64, 128, 128))
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return class logits at strides 4, 8, 16 and 32, (B, classes, H/s, W/s) each."""
@@ -97,9 +96,9 @@ def _dense_loss(logits: list[Tensor], first: Tensor, second: Tensor, mask: Tenso
     """Cross entropy at every position against the two classes, weighted by how much of the cell each fills."""
     loss = torch.zeros(())
     for stage in logits:
-        share = F.adaptive_avg_pool2d(mask, stage.shape[-2:])[:, 0]
-        log_probability = stage.log_softmax(dim=1)
         height, width = stage.shape[-2:]
+        share = F.adaptive_avg_pool2d(mask, (height, width))[:, 0]
+        log_probability = stage.log_softmax(dim=1)
         index_first = first.view(-1, 1, 1, 1).expand(-1, 1, height, width)
         index_second = second.view(-1, 1, 1, 1).expand(-1, 1, height, width)
         of_first = log_probability.gather(1, index_first)[:, 0]

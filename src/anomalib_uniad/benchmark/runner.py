@@ -42,7 +42,8 @@ def benchmark(
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     group = recipe.stem.split("-")[0]
-    for seed in seeds or [None]:
+    runs: Sequence[int | None] = seeds or [None]
+    for seed in runs:
         root = work_dir / (recipe.stem if seed is None else f"{recipe.stem}-seed{seed}")
         arguments = ["train", "--config", str(recipe), *([] if seed is None else ["--model.seed", str(seed)])]
         command = [str(Path(sys.executable).with_name("anomalib")), *arguments, "--default_root_dir", str(root)]

@@ -161,10 +161,10 @@ class MultiCategory(AnomalibDataModule):
 
     def _setup(self, _stage: str | None = None) -> None:
         self._wrapped.check_present(self.categories)
-        owner = TemporaryFolders()
+        owner, folders = TemporaryFolders(), self._wrapped.folders()
         subsets: dict[str, dict[str, AnomalibDataset]] = {"train": {}, "val": {}, "test": {}}
         for category in self.categories:
-            for name, dataset in self._split(category, owner).items():
+            for name, dataset in self._split(category, folders.get(category), owner).items():
                 subsets[name][category] = dataset
         for name, datasets in subsets.items():
             if datasets:
@@ -182,7 +182,7 @@ class MultiCategory(AnomalibDataModule):
     def _create_val_split(self) -> None:
         """Nothing left to do: the wrapped datamodules have split each category."""
 
-    def _split(self, category: str, owner: TemporaryFolders) -> dict[str, AnomalibDataset]:
+    def _split(self, category: str, folder: Path | None, owner: TemporaryFolders) -> dict[str, AnomalibDataset]:
         """Get the sets of one category; if it is one of several, it is a part of the path of each image."""
         wrapped = self._wrapped.make(category)
         wrapped.setup()
@@ -195,7 +195,6 @@ class MultiCategory(AnomalibDataModule):
             return subsets
 
         moved = {path: move_into(path, Path(self.name, category, "synthetic")) for path in temporary}
-        folder = self._wrapped.folders().get(category)
         if folder is not None and folder.resolve() != folder:  # a link, which leads to paths without its name
             moved[folder.resolve()] = folder
         for dataset in subsets.values():

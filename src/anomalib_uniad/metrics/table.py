@@ -60,6 +60,26 @@ def show(frame: pd.DataFrame, title: str) -> None:
     Console().print(_render(frame, title))
 
 
+def to_markdown(frame: pd.DataFrame) -> str:
+    """Render a table as markdown.
+
+    Args:
+        frame (pd.DataFrame): The table. Fractions get 4 decimals, and NaN an empty cell.
+
+    Returns:
+        str: Lines of markdown, without one at the end.
+
+    Example:
+        >>> print(to_markdown(pd.DataFrame({"category": ["bottle"], "image_AUROC": [0.98765]})))
+        | category | image_AUROC |
+        |----------|-------------|
+        | bottle   |      0.9877 |
+    """
+    target = io.StringIO()
+    Console(file=target, width=10_000, color_system=None).print(_render(frame, markdown=True))
+    return "\n".join(line.rstrip() for line in target.getvalue().splitlines() if line.strip())
+
+
 def write(frame: pd.DataFrame, folder: Path, run: dict[str, Any]) -> Path:
     """Write a table to ``metrics.csv`` and ``metrics.md``, or ``metrics-1.csv`` and so on if these exist.
 
@@ -80,11 +100,8 @@ def write(frame: pd.DataFrame, folder: Path, run: dict[str, Any]) -> Path:
             break
         number += 1
     frame.assign(**run).to_csv(csv, index=False, mode="x")
-    target = io.StringIO()
-    Console(file=target, width=10_000, color_system=None).print(_render(frame, markdown=True))
-    lines = [line.rstrip() for line in target.getvalue().splitlines() if line.strip()]
     about = [f"- {name}: {value}" for name, value in run.items() if value != ""]
-    markdown.write_text("\n".join([*lines, "", *about, ""]), encoding="utf-8")
+    markdown.write_text("\n".join([to_markdown(frame), "", *about, ""]), encoding="utf-8")
     return csv
 
 
@@ -122,13 +139,19 @@ def _render(frame: pd.DataFrame, title: str | None = None, markdown: bool = Fals
     for name in columns:
         table.add_column(Text(name), justify="left" if name in ("category", "note") else "right")
     for index, row in enumerate(frame[columns].itertuples(index=False)):
-        cells = [value if isinstance(value, str) else "" if pd.isna(value) else f"{value:.4f}" for value in row]
+        cells = [_cell(value) for value in row]
         if markdown:
             cells = [cell.replace("|", "\\|") for cell in cells]
         elif index == len(frame) - 1:
             table.add_section()
         table.add_row(*map(Text, cells))  # not plain strings: names in square brackets would be markup
     return table
+
+
+def _cell(value: Any) -> str:
+    if pd.isna(value):
+        return ""
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _version(package: str) -> str:

@@ -198,14 +198,15 @@ class UniAD(AnomalibModule):
     def training_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Reconstruct the features of a batch of normal images."""
         del args, kwargs  # These variables are not used.
-        loss = self.loss(*self.model(batch.image))
+        reconstruction, target = self.model(batch.image)
+        loss = self.loss(reconstruction, target)
         self.log(
             "train_loss",
             loss.detach(),
             on_epoch=True,
             on_step=False,
             prog_bar=True,
-            batch_size=len(batch),
+            batch_size=len(target),
         )
         return {"loss": loss}
 

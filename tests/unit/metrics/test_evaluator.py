@@ -4,51 +4,18 @@ import warnings
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from anomalib.data import ImageBatch
 from anomalib.metrics import AUPR, AUPRO, AUROC, Evaluator, F1Max, F1Score
 from anomalib.models.components import AnomalibModule
-from lightning.pytorch import LightningModule, Trainer
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
-from torch.utils.data import DataLoader
 
 from anomalib_uniad.metrics import PerCategoryEvaluator
 from anomalib_uniad.metrics.per_category import CategoryMetrics
+from replay import Replay, make_batch, mixed, run
 
 IMAGE = {"fields": ["pred_score", "gt_label"], "prefix": "image_"}
 DEFAULT = ["image_AUROC", "image_F1Score", "pixel_AUROC", "pixel_F1Score"]
-
-
-def make_batch(categories, labels, seed=0, masks=True, scale=1.0) -> ImageBatch:
-    """Make a batch of random predictions for images (3, 8, 8) of the given categories and labels."""
-    generator = torch.Generator().manual_seed(seed)
-    count = len(labels)
-    mask = torch.zeros(count, 8, 8, dtype=torch.bool)
-    mask[torch.tensor(labels, dtype=torch.bool), 2:5, 2:5] = True
-    score = torch.rand(count, generator=generator) * scale
-    maps = torch.rand(count, 8, 8, generator=generator) * scale
-    return ImageBatch(
-        image=torch.zeros(count, 3, 8, 8),
-        image_path=[f"/d/{name}/test/x/{seed}_{row}.png" for row, name in enumerate(categories)],
-        gt_label=torch.tensor(labels),
-        gt_mask=mask if masks else None,
-        pred_score=score,
-        pred_label=score > scale / 2,
-        anomaly_map=maps,
-        pred_mask=maps > scale / 2,
-    )
-
-
-def mixed(scale=1.0) -> list[ImageBatch]:
-    """Make 6 batches in which categories and labels are mixed; with a single image and a single category too."""
-    rng = np.random.default_rng(0)
-    batches = [
-        make_batch(rng.choice(["a", "b", "c"], 9), rng.integers(0, 2, 9).tolist(), seed, scale=scale)
-        for seed in range(4)
-    ]
-    return [*batches, make_batch(["a"], [1], 8, scale=scale), make_batch(["b"] * 4, [0, 1, 1, 0], 9, scale=scale)]
 
 
 def by_category(batches) -> dict[str, dict[str, np.ndarray]]:
@@ -60,38 +27,6 @@ def by_category(batches) -> dict[str, dict[str, np.ndarray]]:
             for name in ("gt_label", "pred_score", "pred_label", "gt_mask", "anomaly_map", "pred_mask"):
                 part.setdefault(name, []).append(getattr(batch, name)[row].numpy())
     return {name: {k: np.stack(v).ravel() for k, v in part.items()} for name, part in rows.items()}
-
-
-class Replay(LightningModule):
-    """A model that returns the batches as they come, with an evaluator as anomalib's models have it."""
-
-    def __init__(self, evaluator) -> None:
-        super().__init__()
-        self.evaluator = evaluator
-        self.layer = torch.nn.Linear(1, 1)
-
-    def configure_callbacks(self):
-        return [self.evaluator]
-
-    def validation_step(self, batch, batch_idx):
-        return batch
-
-    def test_step(self, batch, batch_idx):
-        return batch
-
-    def transfer_batch_to_device(self, batch, device, dataloader_idx):
-        return batch
-
-
-def run(evaluator, batches, tmp_path, stage="test", **arguments) -> dict[str, float]:
-    if not arguments:
-        arguments = dict.fromkeys(
-            ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
-        )
-    trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, **arguments)
-    loader = DataLoader(batches, batch_size=None)
-    results = getattr(trainer, stage)(Replay(evaluator), loader, verbose=False)
-    return {name: float(value) for name, value in (results[0] or trainer.logged_metrics).items()}
 
 
 @pytest.fixture(autouse=True)
@@ -166,35 +101,6 @@ def test_nothing_is_left_of_the_last_run(tmp_path):
     assert run(evaluator, mixed(), tmp_path) == first
 
 
-def test_undefined_metrics_are_left_out(tmp_path):
-    batches = [
-        make_batch(["a"] * 4, [0, 1, 1, 0], 1),
-        make_batch(["normal"] * 3, [0, 0, 0], 2),
-        make_batch(["defective"] * 3, [1, 1, 1], 3),
-        make_batch(["unmasked"] * 4, [0, 1, 1, 0], 4, masks=False),
-    ]
-    results = run(PerCategoryEvaluator(), batches, tmp_path)
-    assert {name for name in results if name.startswith("image_AUROC/")} == {"image_AUROC/a", "image_AUROC/unmasked"}
-    assert {name for name in results if name.startswith("pixel_AUROC/")} == {"pixel_AUROC/a", "pixel_AUROC/defective"}
-    assert results["image_AUROC"] == pytest.approx((results["image_AUROC/a"] + results["image_AUROC/unmasked"]) / 2)
-    frame = pd.read_csv(tmp_path / "metrics.csv", keep_default_na=False).set_index("category")
-    assert list(frame.index) == ["a", "defective", "normal", "unmasked", "mean"]
-    assert frame.note["a"] == ""
-    assert frame.note["defective"] == "image_AUROC, image_F1Score: only defective images"
-    assert frame.note["normal"] == (
-        "image_AUROC, image_F1Score: only normal images; pixel_AUROC, pixel_F1Score: no defective pixels"
-    )
-    assert frame.note["unmasked"] == "pixel_AUROC, pixel_F1Score: no masks"
-    assert frame.note["mean"].startswith("image_AUROC, image_F1Score, pixel_AUROC, pixel_F1Score: over 2 of 4")
-    assert frame.image_AUROC["normal"] == ""
-
-
-def test_nothing_is_defined(tmp_path):
-    assert run(PerCategoryEvaluator(), [make_batch(["a", "b"], [0, 0], 1)], tmp_path) == {}
-    frame = pd.read_csv(tmp_path / "metrics.csv")
-    assert frame[DEFAULT].isna().all(axis=None)
-
-
 def test_missing_predictions(tmp_path):
     batch = make_batch(["a", "b"] * 4, [0, 0, 1, 1] * 2, 1).update(anomaly_map=None, pred_mask=None)
     assert set(run(PerCategoryEvaluator(), [batch], tmp_path)) == {
@@ -247,49 +153,6 @@ class TestKnownCategories:
         metrics = CategoryMetrics([AUROC(**IMAGE)])
         metrics.update(make_batch(["a", "b"], [0, 1]).update(image_path=None))
         assert metrics.compute().categories == ["unknown"]
-
-
-class TestTable:
-    def test_files(self, tmp_path, monkeypatch, capsys):
-        monkeypatch.setenv("PL_GLOBAL_SEED", "7")
-        monkeypatch.setattr("sys.argv", ["/usr/bin/anomalib", "test", "--data.root", "my data"])
-        results = run(PerCategoryEvaluator(), mixed(), tmp_path)
-        frame = pd.read_csv(tmp_path / "metrics.csv", keep_default_na=False)
-        assert list(frame) == [
-            *("category", *DEFAULT, "note", "model", "dataset", "epochs", "seed", "device", "versions", "command")
-        ]
-        assert list(frame.category) == ["a", "b", "c", "mean"]
-        assert frame.image_AUROC[0] == results["image_AUROC/a"]
-        assert frame.pixel_F1Score[3] == results["pixel_F1Score"]
-        assert (frame.seed == 7).all()
-        assert (frame.model == "Replay").all()
-        assert (frame.device == "cpu").all()
-        assert (frame.epochs == "").all()
-        assert (frame.command == "anomalib test --data.root 'my data'").all()
-        assert frame.versions[0].startswith("anomalib 2.7")
-        markdown = (tmp_path / "metrics.md").read_text().splitlines()
-        assert markdown[0].split() == ["|", "category", *(x for name in DEFAULT for x in ("|", name)), "|"]
-        assert f"{results['image_AUROC/b']:.4f}" in markdown[3]
-        assert "- seed: 7" in markdown
-        shown = capsys.readouterr().out
-        assert "mean" in shown
-        assert f"{results['image_AUROC']:.4f}" in shown
-
-    def test_earlier_files_stay(self, tmp_path):
-        (tmp_path / "metrics.csv").write_text("mine")
-        (tmp_path / "metrics-1.md").write_text("mine too")
-        for _ in range(2):
-            run(PerCategoryEvaluator(), mixed(), tmp_path)
-        assert (tmp_path / "metrics.csv").read_text() == "mine"
-        assert (tmp_path / "metrics-1.md").read_text() == "mine too"
-        assert sorted(path.name for path in tmp_path.glob("*-[23].*")) == [
-            *("metrics-2.csv", "metrics-2.md", "metrics-3.csv", "metrics-3.md")
-        ]
-
-    def test_names_with_markup(self, tmp_path, capsys):
-        run(PerCategoryEvaluator(), [make_batch(["[red]", "a|b"] * 4, [0, 0, 1, 1] * 2)], tmp_path)
-        assert "[red]" in capsys.readouterr().out
-        assert "| a\\|b " in (tmp_path / "metrics.md").read_text()
 
 
 class TestMaking:

@@ -36,11 +36,11 @@ class Blister(Product):
     def scene(self, rng: np.random.Generator) -> Scene:
         """Draw the pose of the blister and of every tablet in its pocket."""
         return {
-            "center": MIDDLE + rng.normal(0, 2, 2),
-            "angle": rng.normal(0, 0.02),
+            "center": MIDDLE + rng.normal(0, 1.2, 2),
+            "angle": rng.normal(0, 0.01),
             "light": rng.normal(-2.3, 0.12),
-            "offset": np.clip(rng.normal(0, 1.0, (6, 2)), -2, 2),
-            "turn": rng.uniform(0, np.pi, 6),
+            "offset": np.clip(rng.normal(0, 0.7, (6, 2)), -1.4, 1.4),
+            "turn": rng.normal(0.6, 0.25, 6),
             "tone": color(236, 228, 206) * rng.normal(1, 0.015) + rng.normal(0, 0.005, 3),
             "seed": int(rng.integers(2**31)),
             "missing": None,
@@ -93,7 +93,7 @@ class Blister(Product):
             _, tint, patch = scene["discolored"]
             tone = blend(tone, tone * tint, patch)
         score = np.exp(-(((cos * ty - sin * tx) / 1.3) ** 2))
-        image = blend(image, np.clip(tone * (1 - 0.2 * score)[..., None], 0, 1), tablet)
+        image = blend(image, np.clip(tone * (1 - 0.13 * score)[..., None], 0, 1), tablet)
         return shade(image, 0.55 * bevel(tablet, light, 2.4), tablet), tablet
 
     def spoil(self, defect: str, scene: Scene, rng: np.random.Generator) -> Image:
@@ -124,8 +124,8 @@ class CircuitBoard(Product):
     def scene(self, rng: np.random.Generator) -> Scene:
         """Draw the pose of the board and the placement errors of its parts."""
         return {
-            "center": MIDDLE + rng.normal(0, 1.5, 2),
-            "angle": rng.normal(0, 0.012),
+            "center": MIDDLE + rng.normal(0, 1.0, 2),
+            "angle": rng.normal(0, 0.008),
             "light": rng.normal(-2.1, 0.12),
             "placement": np.clip(rng.normal(0, 0.5, (6, 2)), -1, 1),
             "turn": rng.normal(0, 0.02, 6),

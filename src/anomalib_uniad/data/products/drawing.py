@@ -6,6 +6,7 @@ All images are float arrays of shape ``(SIZE, SIZE, 3)``, RGB in [0, 1]; coverag
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 SIZE = 192
 """Side of every product image in pixels."""
 
-Image = NDArray[np.float32]
-Coverage = NDArray[np.float32]
-Points = NDArray[np.float64]
+# Float arrays; OpenCV's annotations do not say which numbers it returns.
+Image = NDArray[Any]
+Coverage = NDArray[Any]
+Points = NDArray[Any]
 
 # Shapes are filled on a canvas this many times larger and averaged down, which antialiases them.
 _OVERSAMPLING = 4
@@ -51,7 +53,7 @@ def noise(rng: np.random.Generator, scale: float | tuple[float, float]) -> Cover
             Zero gives white noise.
     """
     sigma_y, sigma_x = scale if isinstance(scale, tuple) else (scale, scale)
-    field = rng.standard_normal((SIZE, SIZE)).astype(np.float32)
+    field: Coverage = rng.standard_normal((SIZE, SIZE)).astype(np.float32)
     if sigma_x > 0 or sigma_y > 0:
         field = cv2.GaussianBlur(field, (0, 0), max(sigma_x, 0.01), sigmaY=max(sigma_y, 0.01))
     return ((field - field.mean()) / field.std()).astype(np.float32)
@@ -59,14 +61,14 @@ def noise(rng: np.random.Generator, scale: float | tuple[float, float]) -> Cover
 
 def profile(rng: np.random.Generator, length: int, scale: float) -> NDArray[np.float32]:
     """Return smooth noise along a line, mean 0 and deviation 1."""
-    line = rng.standard_normal((1, length)).astype(np.float32)
+    line: Points = rng.standard_normal((1, length)).astype(np.float32)
     line = cv2.GaussianBlur(line, (0, 0), max(scale, 0.01))[0]
     return ((line - line.mean()) / line.std()).astype(np.float32)
 
 
 def color(*values: float) -> NDArray[np.float32]:
     """Return an RGB color from values in 0 to 255."""
-    return np.asarray(values, np.float32) / 255
+    return (np.asarray(values) / 255).astype(np.float32)
 
 
 def blend(image: Image, top: NDArray | float, coverage: Coverage) -> Image:
@@ -98,7 +100,7 @@ def bevel(coverage: Coverage, light: float, width: float = 1.5) -> Coverage:
 def polygon(points: Points) -> Coverage:
     """Fill a closed polygon."""
     canvas = np.zeros((SIZE * _OVERSAMPLING,) * 2, np.uint8)
-    cv2.fillPoly(canvas, [np.int32(np.round((points + 0.5) * _OVERSAMPLING))], 255)
+    cv2.fillPoly(canvas, [np.round((points + 0.5) * _OVERSAMPLING).astype(np.int32)], 255)
     return cv2.resize(canvas, (SIZE, SIZE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
 
 
@@ -107,7 +109,7 @@ def strokes(lines: Sequence[Points], widths: NDArray | float) -> Coverage:
     canvas = np.zeros((SIZE * _OVERSAMPLING,) * 2, np.uint8)
     for points in lines:
         width = np.broadcast_to(np.asarray(widths, np.float64), (len(points),))
-        corners = np.int32(np.round((points + 0.5) * _OVERSAMPLING))
+        corners = np.round((points + 0.5) * _OVERSAMPLING).astype(np.int32)
         for first, second, mean in zip(corners[:-1], corners[1:], (width[:-1] + width[1:]) / 2, strict=True):
             cv2.line(canvas, first.tolist(), second.tolist(), 255, max(round(float(mean) * _OVERSAMPLING), 1))
     return cv2.resize(canvas, (SIZE, SIZE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
@@ -120,7 +122,7 @@ def stroke(points: Points, widths: NDArray | float) -> Coverage:
 
 def path(
     rng: np.random.Generator,
-    start: Sequence[float],
+    start: Sequence[float] | Points,
     angle: float,
     length: float,
     bend: float = 0.05,

@@ -35,9 +35,9 @@ class Washer(Product):
     def scene(self, rng: np.random.Generator) -> Scene:
         """Draw position, size, light and the pattern of the lathe."""
         return {
-            "center": MIDDLE + rng.normal(0, 2.5, 2),
-            "outer": rng.normal(78, 1.2),
-            "inner": rng.normal(33, 0.8),
+            "center": MIDDLE + rng.normal(0, 1.2, 2),
+            "outer": rng.normal(78, 0.7),
+            "inner": rng.normal(33, 0.5),
             "light": rng.normal(-2.2, 0.1),
             "tone": rng.normal(0.62, 0.02) * rng.normal([1, 1, 1.02], 0.008),
             "seed": int(rng.integers(2**31)),
@@ -59,7 +59,7 @@ class Washer(Product):
         sheen = 0.5 + 0.5 * np.cos(2 * (theta - scene["light"]))
         sheen = 0.72 + 0.5 * sheen**3 + 0.05 * np.cos(theta - scene["light"])
         rings = profile(rng, 400, 0.8)[np.clip(radius * 3.5, 0, 399).astype(int)]
-        brushed = sheen * (1 + 0.04 * rings + 0.01 * noise(rng, 0.7))
+        brushed = sheen * (1 + 0.03 * rings + 0.008 * noise(rng, 0.7))
         metal = np.asarray(scene["tone"], np.float32) * brushed[..., None]
         image = blend(image, np.clip(metal, 0, 1), body)
         image = shade(image, 1.3 * bevel(body, scene["light"], 1.6), body)
@@ -95,9 +95,9 @@ class BottleCap(Product):
     def scene(self, rng: np.random.Generator) -> Scene:
         """Draw position, rotation, light and print offset."""
         return {
-            "center": MIDDLE + rng.normal(0, 2, 2),
-            "angle": rng.normal(0, 0.05),
-            "radius": rng.normal(76, 1),
+            "center": MIDDLE + rng.normal(0, 1.2, 2),
+            "angle": rng.normal(0, 0.025),
+            "radius": rng.normal(76, 0.6),
             "light": rng.normal(-2.0, 0.1),
             "lacquer": color(168, 32, 40) * rng.normal(1, 0.025) + rng.normal(0, 0.006, 3),
             "print": rng.normal(0, 0.7, 2),

@@ -25,11 +25,11 @@ EVERYWHERE = np.ones((SIZE, SIZE), np.float32)
 
 
 class Fabric(Product):
-    """Plain weave of undyed warp and blue weft, nine pixels per thread."""
+    """Plain weave of undyed warp and blue weft, six pixels per thread."""
 
     name = "fabric"
     defects = ("broken_thread", "hole", "stain")
-    pitch = 9.0
+    pitch = 6.0
 
     def scene(self, rng: np.random.Generator) -> Scene:
         """Draw shift, rotation, stretch and yarn."""
@@ -47,8 +47,8 @@ class Fabric(Product):
         """Return thread coordinates u, v (in threads) with the slight waviness of a real cloth."""
         rng = np.random.default_rng(scene["seed"])
         x, y = axes((SIZE / 2, SIZE / 2), scene["angle"])
-        u = (x * scene["stretch"][0] + scene["shift"][0] + 0.55 * noise(rng, (14.0, 3.0))) / self.pitch
-        v = (y * scene["stretch"][1] + scene["shift"][1] + 0.55 * noise(rng, (3.0, 14.0))) / self.pitch
+        u = (x * scene["stretch"][0] + scene["shift"][0] + 0.35 * noise(rng, (10.0, 2.0))) / self.pitch
+        v = (y * scene["stretch"][1] + scene["shift"][1] + 0.35 * noise(rng, (2.0, 10.0))) / self.pitch
         thick_u = profile(rng, 64, 0)[np.floor(u).astype(int) % 64]
         thick_v = profile(rng, 64, 0)[np.floor(v).astype(int) % 64]
         return u, v, thick_u, thick_v
@@ -95,16 +95,16 @@ class Fabric(Product):
                 turn = np.cumsum(np.full(9, rng.choice([-1, 1]) * rng.uniform(0.1, 0.35)))
                 steps = 2.2 * np.stack([np.cos(heading + np.pi + turn), np.sin(heading + np.pi + turn)], 1)
                 points = np.concatenate([[start], np.asarray(start) + np.cumsum(steps, axis=0)])
-                image = shade(image, -0.35 * cv2.GaussianBlur(stroke(points + 1.8, 4.5), (0, 0), 1.2))
-                end = stroke(points, np.linspace(4.5, 2.2, len(points)))
+                image = shade(image, -0.35 * cv2.GaussianBlur(stroke(points + 1.5, 3.6), (0, 0), 1.2))
+                end = stroke(points, np.linspace(3.6, 1.8, len(points)))
                 image = blend(image, np.asarray(scene["warp"]) * 1.04, end)
             return image
         image, _ = self.paint(scene)
         center = place_in(rng, EVERYWHERE, 30)
         if defect == "hole":
-            x, y = axes(center, rng.uniform(0, np.pi))
+            dx, dy = axes(center)
             radius = rng.uniform(8, 15)
-            pull = np.exp(-((np.hypot(x, y) / (1.7 * radius)) ** 2))
+            pull = np.exp(-((np.hypot(dx, dy) / (1.7 * radius)) ** 2))
             image = shade(image, (-0.12 * pull).astype(np.float32))
             opening = blob(rng, center, radius, 0.2)
             frayed = cv2.GaussianBlur(opening, (0, 0), 1.0) + 0.22 * noise(rng, (1.5, 0.7)) * (pull > 0.4)

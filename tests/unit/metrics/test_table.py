@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+import pandas as pd
+import pytest
+
+from anomalib_uniad.metrics import PerCategoryEvaluator
+from replay import make_batch, mixed, run
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
+]
+
+DEFAULT = ["image_AUROC", "image_F1Score", "pixel_AUROC", "pixel_F1Score"]
+
+
+def test_undefined_metrics_are_left_out(tmp_path):
+    batches = [
+        make_batch(["a"] * 4, [0, 1, 1, 0], 1),
+        make_batch(["normal"] * 3, [0, 0, 0], 2),
+        make_batch(["defective"] * 3, [1, 1, 1], 3),
+        make_batch(["unmasked"] * 4, [0, 1, 1, 0], 4, masks=False),
+    ]
+    results = run(PerCategoryEvaluator(), batches, tmp_path)
+    assert {name for name in results if name.startswith("image_AUROC/")} == {"image_AUROC/a", "image_AUROC/unmasked"}
+    assert {name for name in results if name.startswith("pixel_AUROC/")} == {"pixel_AUROC/a", "pixel_AUROC/defective"}
+    assert results["image_AUROC"] == pytest.approx((results["image_AUROC/a"] + results["image_AUROC/unmasked"]) / 2)
+    frame = pd.read_csv(tmp_path / "metrics.csv", keep_default_na=False).set_index("category")
+    assert list(frame.index) == ["a", "defective", "normal", "unmasked", "mean"]
+    assert frame.note["a"] == ""
+    assert frame.note["defective"] == "image_AUROC, image_F1Score: only defective images"
+    assert frame.note["normal"] == (
+        "image_AUROC, image_F1Score: only normal images; pixel_AUROC, pixel_F1Score: no defective pixels"
+    )
+    assert frame.note["unmasked"] == "pixel_AUROC, pixel_F1Score: no masks"
+    assert frame.note["mean"].startswith("image_AUROC, image_F1Score, pixel_AUROC, pixel_F1Score: over 2 of 4")
+    assert frame.image_AUROC["normal"] == ""
+
+
+def test_nothing_is_defined(tmp_path):
+    assert run(PerCategoryEvaluator(), [make_batch(["a", "b"], [0, 0], 1)], tmp_path) == {}
+    frame = pd.read_csv(tmp_path / "metrics.csv")
+    assert frame[DEFAULT].isna().all(axis=None)
+
+
+def test_files(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    monkeypatch.setattr("sys.argv", ["/usr/bin/anomalib", "test", "--data.root", "my data"])
+    results = run(PerCategoryEvaluator(), mixed(), tmp_path)
+    frame = pd.read_csv(tmp_path / "metrics.csv", keep_default_na=False)
+    assert list(frame) == [
+        *("category", *DEFAULT, "note", "model", "dataset", "epochs", "seed", "device", "versions", "command")
+    ]
+    assert list(frame.category) == ["a", "b", "c", "mean"]
+    assert frame.image_AUROC[0] == results["image_AUROC/a"]
+    assert frame.pixel_F1Score[3] == results["pixel_F1Score"]
+    assert (frame.seed == 7).all()
+    assert (frame.model == "Replay").all()
+    assert (frame.device == "cpu").all()
+    assert (frame.epochs == "").all()
+    assert (frame.command == "anomalib test --data.root 'my data'").all()
+    assert frame.versions[0].startswith("anomalib 2.7")
+    markdown = (tmp_path / "metrics.md").read_text().splitlines()
+    assert markdown[0].split() == ["|", "category", *(x for name in DEFAULT for x in ("|", name)), "|"]
+    assert f"{results['image_AUROC/b']:.4f}" in markdown[3]
+    assert "- seed: 7" in markdown
+    shown = capsys.readouterr().out
+    assert "mean" in shown
+    assert f"{results['image_AUROC']:.4f}" in shown
+
+
+def test_earlier_files_stay(tmp_path):
+    (tmp_path / "metrics.csv").write_text("mine")
+    (tmp_path / "metrics-1.md").write_text("mine too")
+    for _ in range(2):
+        run(PerCategoryEvaluator(), mixed(), tmp_path)
+    assert (tmp_path / "metrics.csv").read_text() == "mine"
+    assert (tmp_path / "metrics-1.md").read_text() == "mine too"
+    assert sorted(path.name for path in tmp_path.glob("*-[23].*")) == [
+        *("metrics-2.csv", "metrics-2.md", "metrics-3.csv", "metrics-3.md")
+    ]
+
+
+def test_names_with_markup(tmp_path, capsys):
+    run(PerCategoryEvaluator(), [make_batch(["[red]", "a|b"] * 4, [0, 0, 1, 1] * 2)], tmp_path)
+    assert "[red]" in capsys.readouterr().out
+    assert "| a\\|b " in (tmp_path / "metrics.md").read_text()
