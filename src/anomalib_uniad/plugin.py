@@ -72,7 +72,7 @@ def load_entry_points(group: str) -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Finds nothing itself; has the watched modules' real loader tell when it is done."""
+    """Finds nothing itself; has the real loaders of the watched modules tell when they are done."""
 
     def __init__(self, waiting: dict[str, str]) -> None:
         self.waiting = waiting
@@ -82,25 +82,30 @@ class _Finder(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname not in self.waiting:
             return None
-        group = self.waiting.pop(fullname)
-        if not self.waiting and self in sys.meta_path:
-            sys.meta_path.remove(self)
         for finder in [*sys.meta_path]:
             find_spec = getattr(finder, "find_spec", None)
             spec = find_spec(fullname, path, target) if find_spec and finder is not self else None
             if spec is not None:
                 if spec.loader is not None:
-                    spec.loader = _Loader(spec.loader, group)
+                    spec.loader = _Loader(spec.loader, self)
                 return spec
         return None
 
+    def done(self, fullname: str) -> None:
+        """Load what waited for a module; after the last one, leave."""
+        group = self.waiting.pop(fullname, None)
+        if not self.waiting and self in sys.meta_path:
+            sys.meta_path.remove(self)
+        if group is not None:
+            load_entry_points(group)
+
 
 class _Loader(Loader):
-    """The real loader, followed by the entry points of the group."""
+    """The real loader, which afterwards tells the finder."""
 
-    def __init__(self, loader: Any, group: str) -> None:
+    def __init__(self, loader: Any, finder: _Finder) -> None:
         self.loader = loader
-        self.group = group
+        self.finder = finder
 
     def __getattr__(self, name: str) -> Any:  # get_source, get_resource_reader, ... of the real loader
         return getattr(self.loader, name)
@@ -112,4 +117,4 @@ class _Loader(Loader):
         if module.__spec__ is not None:
             module.__spec__.loader = module.__loader__ = self.loader  # leave no trace of the detour
         self.loader.exec_module(module)
-        load_entry_points(self.group)
+        self.finder.done(module.__name__)

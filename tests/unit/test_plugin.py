@@ -137,6 +137,14 @@ def test_what_anomalib_already_has_is_left_alone(tmp_path: Path) -> None:
     assert run("from anomalib.models import Padim; print(Padim.__module__)", folder).startswith("anomalib.models")
 
 
+def test_looking_for_a_module_without_importing_it_changes_nothing() -> None:
+    code = (
+        "import torch; from importlib.util import find_spec; find_spec('anomalib'); find_spec('anomalib.models'); "
+        "import anomalib.models; print(anomalib.models.UniAD.__name__)"
+    )
+    assert run(code) == "UniAD"
+
+
 def test_installing_twice_changes_nothing() -> None:
     code = (
         "import sys; from anomalib_uniad.plugin import install; install(); install(); "

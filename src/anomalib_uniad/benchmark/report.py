@@ -66,7 +66,7 @@ def arguments(cls: type) -> str:
     documented = {p.arg_name: p.description or "" for p in docstring_parser.parse(inspect.getdoc(cls) or "").params}
     rows = ["| argument | default | meaning |", "| --- | --- | --- |"]
     for name, parameter in inspect.signature(cls).parameters.items():
-        meaning = re.sub(r"\s*Defaults to .*?(``.*?``)?(?=[.:,;(]|$)\.?", "", " ".join(documented[name].split()))
+        meaning = re.sub(r"\s*Defaults to (``[^`]*``|[^.]*)\.$", "", " ".join(documented[name].split()))
         default = parameter.default if isinstance(parameter.default, (int, float, str)) else _plain(parameter.default)
         rows.append(f"| `{name}` | `{default}` | {meaning.replace('``', '`').replace('|', chr(92) + '|')} |")
     return "\n".join(rows)

@@ -114,7 +114,7 @@ class SyntheticProducts(MVTecAD):
         """
         missing = [category for category in CATEGORIES if not _is_generated(self.root / category)]
         if not missing:
-            logger.info("Found the dataset.")
+            logger.debug("All categories are in %s", self.root)
             return
         total = sum(_count(category) for category in missing)
         with tqdm(total=total, desc="Generating product images", unit="image") as progress:

@@ -35,9 +35,9 @@ class UniAD(AnomalibModule):
     Args:
         backbone (str): Frozen feature extractor: any timm model that has ``features_only``, or this package's
             own ``resnet10_synthetic``, which needs no download. Defaults to ``"tf_efficientnet_b4.aa_in1k"``.
-        layers (Sequence[int] | Sequence[str]): Maps of the backbone that are reconstructed together, as timm's
-            ``out_indices`` or as module names, shallow to deep. Defaults to ``(0, 1, 2, 3)``, which for
-            EfficientNet are the strides 2, 4, 8 and 16.
+        layers (Sequence[int] | Sequence[str]): Maps of the backbone that are reconstructed together, shallow to
+            deep, as timm's ``out_indices`` or as names of modules; for EfficientNet, the default means the strides
+            2, 4, 8 and 16. Defaults to ``(0, 1, 2, 3)``.
         pre_trained (bool): Load timm's pretrained weights for the backbone, from the hub or its local cache.
             Defaults to ``True``.
         backbone_weights (str | Path | None): Local weights file for the backbone (safetensors or torch, timm's
@@ -55,8 +55,8 @@ class UniAD(AnomalibModule):
         position_embedding (str): ``"learned"`` or ``"sine"``. Defaults to ``"learned"``.
         neighbor_size (int | Sequence[int]): Height and width of the window that the neighbor mask hides around
             each token, in tokens. Defaults to ``7``.
-        neighbor_mask (bool | Sequence[bool]): Where neighbors are hidden: encoder, decoder's attention to the
-            encoder, decoder's attention to the previous layer. Defaults to ``True`` (all three).
+        neighbor_mask (bool | Sequence[bool]): Where neighbors are hidden, one value for all or three: encoder,
+            decoder's attention to the encoder, decoder's attention to the previous layer. Defaults to ``True``.
         jitter_scale (float): Strength of the noise on the tokens during training. Defaults to ``20.0``.
         jitter_probability (float): Probability that a training batch is jittered. Defaults to ``1.0``.
         image_score (str): Score of an image: ``"max"``, ``"mean"`` or ``"std"`` of its anomaly map.
@@ -72,11 +72,12 @@ class UniAD(AnomalibModule):
         seed (int | None): Seed of the initial weights and, from the start of training, of everything random: order
             of the images, dropout, jitter. anomalib 2.7 accepts ``--seed_everything`` on its command line, but does
             nothing with it. ``None`` leaves the random state as it is. Defaults to ``None``.
-        pre_processor (PreProcessor | bool): Defaults to ``True``: resize to ``image_size`` and ImageNet mean and
-            standard deviation.
-        post_processor (PostProcessor | bool): Defaults to ``True``: anomalib's normalisation and thresholds.
-        evaluator (Evaluator | bool): Defaults to ``True``: :class:`anomalib_uniad.PerCategoryEvaluator`.
-        visualizer (Visualizer | bool): Defaults to ``True``: anomalib's heatmaps.
+        pre_processor (PreProcessor | bool): ``True`` resizes to ``image_size`` and applies ImageNet mean and standard
+            deviation. Defaults to ``True``.
+        post_processor (PostProcessor | bool): ``True`` is anomalib's: normalised scores and thresholds, both learned
+            at validation. Defaults to ``True``.
+        evaluator (Evaluator | bool): ``True`` is ``anomalib_uniad.PerCategoryEvaluator``. Defaults to ``True``.
+        visualizer (Visualizer | bool): ``True`` is anomalib's: one heatmap file per image. Defaults to ``True``.
 
     Raises:
         ValueError: If an argument is out of its range or does not fit the others; the message names it.

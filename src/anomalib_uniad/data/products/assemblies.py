@@ -38,10 +38,10 @@ class Blister(Product):
         return {
             "center": MIDDLE + rng.normal(0, 1.2, 2),
             "angle": rng.normal(0, 0.01),
-            "light": rng.normal(-2.3, 0.12),
+            "light": rng.normal(-2.3, 0.06),
             "offset": np.clip(rng.normal(0, 0.7, (6, 2)), -1.4, 1.4),
             "turn": rng.normal(0.6, 0.25, 6),
-            "tone": color(236, 228, 206) * rng.normal(1, 0.015) + rng.normal(0, 0.005, 3),
+            "tone": color(236, 228, 206) * rng.normal(1, 0.01) + rng.normal(0, 0.003, 3),
             "seed": int(rng.integers(2**31)),
             "missing": None,
             "broken": None,
@@ -93,7 +93,7 @@ class Blister(Product):
             _, tint, patch = scene["discolored"]
             tone = blend(tone, tone * tint, patch)
         score = np.exp(-(((cos * ty - sin * tx) / 1.3) ** 2))
-        image = blend(image, np.clip(tone * (1 - 0.13 * score)[..., None], 0, 1), tablet)
+        image = blend(image, np.clip(tone * (1 - 0.1 * score)[..., None], 0, 1), tablet)
         return shade(image, 0.55 * bevel(tablet, light, 2.4), tablet), tablet
 
     def spoil(self, defect: str, scene: Scene, rng: np.random.Generator) -> Image:
@@ -105,7 +105,7 @@ class Blister(Product):
             fracture = (index, rng.uniform(0, 2 * np.pi), rng.uniform(-4, 11), 1.3 * noise(rng, 2.5))
             return self.paint(scene | {"broken": fracture})[0]
         if defect == "discolored_tablet":
-            tints = [(0.93, 0.78, 0.5), (0.8, 0.72, 0.62), (0.78, 0.9, 0.72), (0.95, 0.72, 0.68)]
+            tints = [(0.9, 0.72, 0.4), (0.7, 0.58, 0.46), (0.66, 0.82, 0.56), (0.9, 0.6, 0.56)]
             speckle = np.clip(0.75 + 0.3 * noise(rng, rng.uniform(2, 7)), 0, 1).astype(np.float32)
             return self.paint(scene | {"discolored": (index, np.array(tints[rng.integers(4)]), speckle)})[0]
         image, tablets = self.paint(scene)
@@ -124,12 +124,12 @@ class CircuitBoard(Product):
     def scene(self, rng: np.random.Generator) -> Scene:
         """Draw the pose of the board and the placement errors of its parts."""
         return {
-            "center": MIDDLE + rng.normal(0, 1.0, 2),
-            "angle": rng.normal(0, 0.008),
-            "light": rng.normal(-2.1, 0.12),
-            "placement": np.clip(rng.normal(0, 0.5, (6, 2)), -1, 1),
+            "center": MIDDLE + rng.normal(0, 0.6, 2),
+            "angle": rng.normal(0, 0.005),
+            "light": rng.normal(-2.1, 0.06),
+            "placement": np.clip(rng.normal(0, 0.3, (6, 2)), -0.8, 0.8),
             "turn": rng.normal(0, 0.02, 6),
-            "mask": color(22, 94, 58) * rng.normal(1, 0.03) + rng.normal(0, 0.004, 3),
+            "mask": color(22, 94, 58) * rng.normal(1, 0.02) + rng.normal(0, 0.003, 3),
             "seed": int(rng.integers(2**31)),
             "missing": None,
             "bridge": None,
@@ -235,7 +235,7 @@ class CircuitBoard(Product):
             return self.paint(scene | {"missing": index})[0]
         if defect == "twisted_part":
             turn, placement = scene["turn"].copy(), scene["placement"].copy()
-            turn[index] = rng.choice([-1, 1]) * rng.uniform(0.3, 0.9)
+            turn[index] = rng.choice([-1, 1]) * rng.uniform(0.4, 1.1)
             placement[index] = rng.normal(0, 2.5, 2)
             return self.paint(scene | {"turn": turn, "placement": placement})[0]
         if defect == "solder_bridge":
@@ -243,9 +243,9 @@ class CircuitBoard(Product):
             pin = self.pins[rng.integers(len(self.pins) - 1)] - 14
             side = rng.choice([-1, 1])
             px, py = x - side * rng.uniform(32, 36), y - pin - 5
-            waist = rng.uniform(3.2, 5.5)
+            waist = rng.uniform(5.5, 8.5)
             bridge = np.abs(px) - waist - 1.1 * (py / 4) ** 2 + 0.5 * noise(rng, 3)
-            bridge = np.maximum(bridge, np.abs(py) - 6.5)
+            bridge = np.maximum(bridge, np.abs(py) - 7.5)
             return self.paint(scene | {"bridge": cv2.GaussianBlur(inside(bridge), (0, 0), 0.6)})[0]
         image, board = self.paint(scene)
-        return defects.scratch(image, board, rng, scene["light"], gloss=1.4)
+        return defects.scratch(image, board, rng, scene["light"], gloss=3.2)

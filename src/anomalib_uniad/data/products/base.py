@@ -78,9 +78,9 @@ class _Lens:
         x, y = axes((SIZE / 2, SIZE / 2))
         ramp = (np.cos(light) * x + np.sin(light) * y) / (SIZE / 2)
         self.falloff = (rng.uniform(0.3, 1.0) * variation * ramp).astype(np.float32)
-        self.gain = np.float32(rng.uniform(0.93, 1.07)) * rng.normal(1, 0.006, 3).astype(np.float32)
-        self.blur = rng.uniform(0.35, 0.75)
-        deviation = rng.uniform(0.006, 0.013)
+        self.gain = np.float32(rng.uniform(0.96, 1.04)) * rng.normal(1, 0.004, 3).astype(np.float32)
+        self.blur = rng.uniform(0.45, 0.6)
+        deviation = rng.uniform(0.005, 0.009)
         self.grain = np.stack([noise(rng, 0) for _ in range(3)], axis=2) * np.float32(deviation)
 
     def project(self, image: Image) -> Image:

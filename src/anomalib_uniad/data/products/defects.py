@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Defects of surfaces: scratches, dents, cracks, stains, rust, fibres and particles.
+"""Defects of surfaces: scratches, dents, cracks, stains, rust and particles.
 
 Each function takes the finished image and the coverage of the surface on which the defect may lie, and returns
 the changed image. Defects shade, tint or cover what is below them, with soft edges and uneven strength.
@@ -33,7 +33,7 @@ def _tapered(count: int, width: float) -> NDArray[np.float64]:
 def scratch(image: Image, region: Coverage, rng: np.random.Generator, light: float, gloss: float = 0.9) -> Image:
     """Cut one to three fine grooves: a bright flank towards the light and a dark one beside it."""
     start, angle = place_in(rng, region, 8), rng.uniform(0, np.pi)
-    length, width = rng.uniform(38, 80), rng.uniform(1.5, 2.6)
+    length, width = rng.uniform(38, 80), rng.uniform(1.8, 2.9)
     for number in range(rng.integers(1, 4)):
         offset = 3.5 * number * np.array([-np.sin(angle), np.cos(angle)])
         half = length * rng.uniform(0.35, 0.5)
@@ -55,7 +55,7 @@ def dent(image: Image, region: Coverage, rng: np.random.Generator, light: float)
     reach = (x / radius) ** 2 + (y / (radius * rng.uniform(0.6, 0.9))) ** 2
     profile = np.exp(-1.4 * reach).astype(np.float32)
     slope_x, slope_y = cv2.Sobel(profile, cv2.CV_32F, 1, 0), cv2.Sobel(profile, cv2.CV_32F, 0, 1)
-    slope = (np.cos(light) * slope_x + np.sin(light) * slope_y) * radius / 19
+    slope = (np.cos(light) * slope_x + np.sin(light) * slope_y) * radius / 16
     image = shade(image, rng.uniform(0.8, 1.2) * slope - 0.16 * profile, region)
     glint = np.clip(2.5 * slope - 0.5, 0, 1) * region
     return blend(image, 0.95, 0.6 * glint)
@@ -81,7 +81,7 @@ def crack(image: Image, region: Coverage, rng: np.random.Generator, grain: float
 
 def stain(image: Image, region: Coverage, rng: np.random.Generator, tint: NDArray, strength: float = 0.75) -> Image:
     """Let a liquid dry on the surface: a tinted patch, darker along its rim, with splashes beside it."""
-    center, radius = place_in(rng, region, 12), rng.uniform(10, 20)
+    center, radius = place_in(rng, region, 12), rng.uniform(12, 21)
     patch = blob(rng, center, radius)
     for _ in range(rng.integers(0, 4)):
         direction = rng.uniform(0, 2 * np.pi)
@@ -107,22 +107,13 @@ def rust(image: Image, region: Coverage, rng: np.random.Generator) -> Image:
     return blend(image, brown, 0.92 * grains)
 
 
-def fibre(image: Image, region: Coverage, rng: np.random.Generator, light: float) -> Image:
-    """Drop a curled hair or textile fibre on the product."""
-    points = path(rng, place_in(rng, region, 14), rng.uniform(0, 2 * np.pi), rng.uniform(45, 80), 0.09)
-    line = stroke(points, rng.uniform(1.3, 2.0)) * region
-    image = drop_shadow(image, line, light, 1.8, 0.3)
-    tone = np.array([0.1, 0.09, 0.09]) if rng.random() < 0.7 else np.array([0.75, 0.14, 0.12])
-    return blend(image, tone, 0.9 * line)
-
-
 def particles(image: Image, region: Coverage, rng: np.random.Generator, light: float) -> Image:
     """Scatter a few chips or crumbs, each with a lit side and a shadow."""
     center = np.asarray(place_in(rng, region, 14))
     tone = np.array([[0.12, 0.11, 0.1], [0.45, 0.3, 0.16], [0.36, 0.38, 0.42]][rng.integers(3)], np.float32)
-    for _ in range(rng.integers(2, 6)):
+    for _ in range(rng.integers(4, 8)):
         place = center + rng.normal(0, 9, 2)
-        radius = rng.uniform(2.4, 5.2)
+        radius = rng.uniform(3.4, 6.2)
         grain = blob(rng, tuple(place), radius, 0.3) * region
         x, y = axes(tuple(place))
         facing = 0.35 * (np.cos(light) * x + np.sin(light) * y) / radius

@@ -38,7 +38,7 @@ class Washer(Product):
             "center": MIDDLE + rng.normal(0, 1.2, 2),
             "outer": rng.normal(78, 0.7),
             "inner": rng.normal(33, 0.5),
-            "light": rng.normal(-2.2, 0.1),
+            "light": rng.normal(-2.2, 0.06),
             "tone": rng.normal(0.62, 0.02) * rng.normal([1, 1, 1.02], 0.008),
             "seed": int(rng.integers(2**31)),
             "chip": None,
@@ -69,7 +69,7 @@ class Washer(Product):
         """Chip the rim, corrode or scratch the surface."""
         if defect == "chip":
             rim, side = (scene["outer"], 1) if rng.random() < 0.6 else (scene["inner"], -1)
-            theta, depth, half = rng.uniform(0, 2 * np.pi), rng.uniform(6, 13), rng.uniform(7, 14)
+            theta, depth, half = rng.uniform(0, 2 * np.pi), rng.uniform(8, 15), rng.uniform(8, 16)
             along = np.linspace(-half, half, 9)
             bite = depth * (1 - (along / half) ** 2) + rng.normal(0, 1.3, 9)
             bite[[0, -1]] = 0
@@ -98,7 +98,7 @@ class BottleCap(Product):
             "center": MIDDLE + rng.normal(0, 1.2, 2),
             "angle": rng.normal(0, 0.025),
             "radius": rng.normal(76, 0.6),
-            "light": rng.normal(-2.0, 0.1),
+            "light": rng.normal(-2.0, 0.06),
             "lacquer": color(168, 32, 40) * rng.normal(1, 0.025) + rng.normal(0, 0.006, 3),
             "print": rng.normal(0, 0.7, 2),
             "seed": int(rng.integers(2**31)),
@@ -163,4 +163,4 @@ class BottleCap(Product):
         image, top = self.paint(scene)
         if defect == "dent":
             return defects.dent(image, top, rng, scene["light"])
-        return defects.scratch(image, top, rng, scene["light"], gloss=1.2)
+        return defects.scratch(image, top, rng, scene["light"], gloss=1.8)

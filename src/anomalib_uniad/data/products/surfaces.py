@@ -38,8 +38,8 @@ class Fabric(Product):
             "angle": rng.normal(0, 0.02),
             "stretch": rng.normal(1, 0.008, 2),
             "light": rng.normal(-1.9, 0.15),
-            "warp": color(205, 198, 182) * rng.normal(1, 0.02) + rng.normal(0, 0.005, 3),
-            "weft": color(66, 98, 142) * rng.normal(1, 0.02) + rng.normal(0, 0.005, 3),
+            "warp": color(158, 164, 170) * rng.normal(1, 0.015) + rng.normal(0, 0.003, 3),
+            "weft": color(96, 118, 148) * rng.normal(1, 0.015) + rng.normal(0, 0.003, 3),
             "seed": int(rng.integers(2**31)),
         }
 
@@ -97,7 +97,7 @@ class Fabric(Product):
                 points = np.concatenate([[start], np.asarray(start) + np.cumsum(steps, axis=0)])
                 image = shade(image, -0.35 * cv2.GaussianBlur(stroke(points + 1.5, 3.6), (0, 0), 1.2))
                 end = stroke(points, np.linspace(3.6, 1.8, len(points)))
-                image = blend(image, np.asarray(scene["warp"]) * 1.04, end)
+                image = blend(image, np.asarray(scene["warp"]) * 1.2, end)
             return image
         image, _ = self.paint(scene)
         center = place_in(rng, EVERYWHERE, 30)
@@ -109,7 +109,7 @@ class Fabric(Product):
             opening = blob(rng, center, radius, 0.2)
             frayed = cv2.GaussianBlur(opening, (0, 0), 1.0) + 0.22 * noise(rng, (1.5, 0.7)) * (pull > 0.4)
             return blend(image, color(24, 22, 24), np.clip(1.6 * frayed - 0.4, 0, 1).astype(np.float32))
-        return defects.stain(image, EVERYWHERE, rng, color(116, 92, 60), 0.85)
+        return defects.stain(image, EVERYWHERE, rng, color(112, 84, 50), 0.95)
 
 
 class Oak(Product):
@@ -143,10 +143,10 @@ class Oak(Product):
 
         fibres = along_grain(noise(rng, (0.7, 16.0)))
         pores = along_grain(np.clip(noise(rng, (0.6, 5.0)) - 1.7, 0, 1.2))
-        value = 1 + 0.07 * rings + 0.03 * fine + 0.035 * fibres + 0.03 * noise(rng, 40)
+        value = 1 + 0.06 * rings + 0.02 * fine + 0.025 * fibres + 0.03 * noise(rng, 40)
         image = np.asarray(scene["tone"], np.float32) * value[..., None]
         image = image * (1 + 0.02 * rings[..., None] * np.array([0.0, 0.3, 1.0], np.float32))
-        return shade(image.astype(np.float32), -0.38 * pores), EVERYWHERE
+        return shade(image.astype(np.float32), -0.3 * pores), EVERYWHERE
 
     def spoil(self, defect: str, scene: Scene, rng: np.random.Generator) -> Image:
         """Split, gouge or wet the board."""

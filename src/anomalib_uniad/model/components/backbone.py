@@ -117,8 +117,8 @@ def _create_pretrained(name: str, indices: list[int]) -> Any:
     msg = (
         f"The pretrained weights of the backbone {name!r} could not be fetched from the model hub "
         f"({type(reason).__name__}: {reason}). Without a hub: give a local file with backbone_weights=FILE "
-        "(safetensors or torch, timm's parameter names); copy the hub's cache from another machine; use this "
-        "package's own small backbone, which needs no download; or, when a checkpoint is loaded next and "
+        "(safetensors or torch, timm's parameter names); copy the hub's cache from another machine; use "
+        "backbone=resnet10_synthetic, which comes with this package; or, when a checkpoint is loaded next and "
         "brings the weights, set pre_trained=false."
     )
     raise ConnectionError(msg) from reason
