@@ -40,10 +40,14 @@ def measure(repeats: int = 15, output: Path = Path("results/import_torch.csv")) 
     """
     rows = [{"plugin_ms": _milliseconds(_PLUGIN), "import_torch_ms": _milliseconds(_TORCH)} for _ in range(repeats)]
     versions = _output("import torch; print(torch.__version__)")
-    frame = pd.DataFrame(rows).round(4).assign(
-        device="cpu",
-        versions=f"python {platform.python_version()}; torch {versions}",
-        command="python -m anomalib_uniad.benchmark.import_torch",
+    frame = (
+        pd.DataFrame(rows)
+        .round(4)
+        .assign(
+            device="cpu",
+            versions=f"python {platform.python_version()}; torch {versions}",
+            command="python -m anomalib_uniad.benchmark.import_torch",
+        )
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     frame.to_csv(output, index=False)

@@ -45,7 +45,8 @@ def test_one_value_stands_for_all() -> None:
 
 
 def test_hyper_parameters_are_plain_whatever_the_config_is_made_of() -> None:
-    config = OmegaConf.create({**SMALL, "layers": ["layer1", "layer2"], "image_size": [64, 96], "neighbor_size": [3, 3]})
+    lists = {"layers": ["layer1", "layer2"], "image_size": [64, 96], "neighbor_size": [3, 3]}
+    config = OmegaConf.create({**SMALL, **lists})
     model = get_model(OmegaConf.create({"class_path": "UniAD", "init_args": config}))
     assert type(model) is UniAD
     assert model.hparams["layers"] == ("layer1", "layer2")
