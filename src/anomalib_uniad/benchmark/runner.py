@@ -71,7 +71,7 @@ def collect(root: Path, output: Path, name: str, seconds: float, command: str) -
     metrics.insert(0, "method", name)
     metrics["seconds"] = round(seconds, 1)
     metrics["command"] = command  # without the folders of the machine
-    _add(output, metrics)
+    add_rows(output, metrics)
     epochs = _newest(root, "image_AUROC", final=False)
     if epochs is not None:
         keep = ["epoch", *(c for c in epochs if c.startswith(("image_AUROC", "pixel_AUROC")))]
@@ -80,7 +80,7 @@ def collect(root: Path, output: Path, name: str, seconds: float, command: str) -
         epochs = epochs.drop_duplicates("epoch")  # the test at the end logs under the last epoch again
         epochs.insert(0, "method", name)
         run = metrics.iloc[0][["seed", "device", "versions", "command"]].to_dict()
-        _add(output.with_stem(f"{output.stem}_epochs"), epochs.assign(**run))
+        add_rows(output.with_stem(f"{output.stem}_epochs"), epochs.assign(**run))
 
 
 def _newest(root: Path, column: str, final: bool) -> pd.DataFrame | None:
@@ -92,8 +92,13 @@ def _newest(root: Path, column: str, final: bool) -> pd.DataFrame | None:
     return None
 
 
-def _add(path: Path, rows: pd.DataFrame) -> None:
-    """Add rows to a csv file, in place of those of the same method and seed."""
+def add_rows(path: Path, rows: pd.DataFrame) -> None:
+    """Add rows to a csv file, in place of those of the same method and seed.
+
+    Args:
+        path: The file; created if it does not exist.
+        rows: Rows of one method and seed.
+    """
     if path.is_file():
         old = pd.read_csv(path, dtype={"category": str})
         keys = ["method", "seed"]

@@ -124,9 +124,14 @@ def describe_run(trainer: Any, pl_module: Any, epochs: int | None) -> dict[str, 
         "epochs": "" if epochs is None else epochs,
         "seed": os.environ.get("PL_GLOBAL_SEED", ""),
         "device": f"{device}{name}",
-        "versions": "; ".join(f"{package} {_version(package)}" for package in ("anomalib", "torch", "anomalib-uniad")),
+        "versions": versions(),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
+
+
+def versions() -> str:
+    """Versions of the packages that results depend on."""
+    return "; ".join(f"{package} {_version(package)}" for package in ("anomalib", "torch", "anomalib-uniad"))
 
 
 def _join(notes: dict[str, list[str]]) -> str:

@@ -74,7 +74,7 @@ def test_rows_of_another_run_are_kept_and_of_the_same_replaced(tmp_path: Path) -
         return pd.DataFrame([{"method": method, "seed": 1, "image_AUROC": value}])
 
     for method, value in (("A", 0.1), ("B", 0.2), ("A", 0.3)):
-        runner._add(path, rows(method, value))
+        runner.add_rows(path, rows(method, value))
     written = pd.read_csv(path)
     assert dict(zip(written["method"], written["image_AUROC"], strict=True)) == {"A": 0.3, "B": 0.2}
 
