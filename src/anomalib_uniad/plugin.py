@@ -61,14 +61,21 @@ def load_entry_points(group: str) -> None:
             continue
         try:
             setattr(host, entry_point.name, entry_point.load())
-        except Exception as error:
-            import warnings
-
-            msg = (
+        except (Exception, SystemExit) as error:  # a broken plugin must not break anomalib
+            _warn(
                 f"The plugin {entry_point.value!r} (entry point {entry_point.name!r} of {group!r}) could not "
                 f"be loaded and is left out: {type(error).__name__}: {error}"
             )
-            warnings.warn(msg, RuntimeWarning, stacklevel=2)
+
+
+def _warn(message: str) -> None:
+    import logging
+    import warnings
+
+    try:
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
+    except RuntimeWarning:  # warnings are errors here, but this one must not stop anomalib's import
+        logging.getLogger(__name__).warning(message)
 
 
 class _Finder(MetaPathFinder):
@@ -76,19 +83,24 @@ class _Finder(MetaPathFinder):
 
     def __init__(self, waiting: dict[str, str]) -> None:
         self.waiting = waiting
+        self.searching: set[str] = set()  # asked for by another finder that asks all finders, as this one does
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname not in self.waiting:
+        if fullname not in self.waiting or fullname in self.searching:
             return None
-        for finder in [*sys.meta_path]:
-            find_spec = getattr(finder, "find_spec", None)
-            spec = find_spec(fullname, path, target) if find_spec and finder is not self else None
-            if spec is not None:
-                if spec.loader is not None:
-                    spec.loader = _Loader(spec.loader, self)
-                return spec
+        self.searching.add(fullname)
+        try:
+            for finder in [*sys.meta_path]:
+                find_spec = getattr(finder, "find_spec", None)
+                spec = find_spec(fullname, path, target) if find_spec and finder is not self else None
+                if spec is not None:
+                    if spec.loader is not None:
+                        spec.loader = _Loader(spec.loader, self)
+                    return spec
+        finally:
+            self.searching.discard(fullname)
         return None
 
     def done(self, fullname: str) -> None:

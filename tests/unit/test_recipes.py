@@ -44,6 +44,11 @@ def test_config_is_accepted_and_complete(path: Path, cli: AnomalibCLI) -> None:
     assert config["data"]["init_args"].keys() == names(MultiCategory)
 
 
+@pytest.mark.parametrize("path", sorted((CONFIGS / "benchmark").glob("*.yaml")), ids=lambda path: path.stem)
+def test_benchmark_is_accepted(path: Path, cli: AnomalibCLI) -> None:
+    assert cli.parser.parse_args(["train", "--config", str(path)]).train.data.class_path.endswith("MultiCategory")
+
+
 @pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
 def test_every_argument_has_a_reason(path: Path) -> None:
     section = path.read_text().split("\nmodel:")[1].split("\ntrainer:")[0]
@@ -53,15 +58,20 @@ def test_every_argument_has_a_reason(path: Path) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe_is_the_papers(path: Path) -> None:
     config = yaml.safe_load(path.read_text())
+    epochs, decay = (100, 80) if path.stem == "realiad" else (1000, 800)  # ten times the images: the same steps
     for name, parameter in inspect.signature(UniAD.__init__).parameters.items():
         if name != "self":
-            default = {"image_size": [224] * 2, "neighbor_size": [7] * 2, "neighbor_mask": [True] * 3, "seed": 133}.get(
-                name, parameter.default
-            )
+            default = {
+                "image_size": [224] * 2,
+                "neighbor_size": [7] * 2,
+                "neighbor_mask": [True] * 3,
+                "seed": 133,
+                "lr_decay_epoch": decay,
+            }.get(name, parameter.default)
             value = config["model"]["init_args"][name]
             assert value == (list(default) if isinstance(default, tuple) else default), name
     assert config["data"]["init_args"]["train_batch_size"] == 8
-    assert config["trainer"]["max_epochs"] == 1000
+    assert config["trainer"]["max_epochs"] == epochs
     assert config["trainer"]["max_epochs"] % config["trainer"]["check_val_every_n_epoch"] == 0
 
 

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from jsonargparse import auto_cli
@@ -99,14 +100,20 @@ def add_rows(path: Path, rows: pd.DataFrame) -> None:
         path: The file; created if it does not exist.
         rows: Rows of one method and seed.
     """
+    rows = rows.assign(seed=rows["seed"].map(_text))
     if path.is_file():
-        old = pd.read_csv(path, dtype={"category": str})
-        keys = ["method", "seed"]
-        same = (old[keys].astype(str) == rows[keys].iloc[0].astype(str)).all(axis=1)
+        old = pd.read_csv(path, dtype={"category": str, "seed": str})
+        old["seed"] = old["seed"].map(_text)
+        same = (old["method"] == rows["method"].iloc[0]) & (old["seed"] == rows["seed"].iloc[0])
         rows = pd.concat([old[~same], rows], ignore_index=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     rows.to_csv(path, index=False)
     logger.info("wrote %s", path)
+
+
+def _text(seed: Any) -> str:
+    """A seed as it stands in a csv file; empty if there is none."""
+    return "" if pd.isna(seed) or seed == "" else str(int(float(seed)))
 
 
 if __name__ == "__main__":

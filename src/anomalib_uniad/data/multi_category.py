@@ -27,9 +27,10 @@ class MultiCategory(AnomalibDataModule):
         source (str): Datamodule class to wrap: the name of one in ``anomalib.data`` or
             ``anomalib_uniad.data``, or the dotted path of another one. Your own images in the layout of MVTec AD
             (``<category>/train/good``, ``<category>/test/<label>``, ``<category>/ground_truth/<label>``) are
-            read by ``"MVTecAD"``. Defaults to ``"MVTecAD"``.
-        root (Path | str | None): Folder of the dataset. ``None`` is the default of the wrapped class.
-            Defaults to ``None``.
+            read by ``"MVTecAD"``: PNG, with a mask ``<name>_mask.png`` for each defective image.
+            Defaults to ``"MVTecAD"``.
+        root (Path | str | None): Folder of the dataset; the wrapped class may download it if it is not there.
+            ``None`` is the default of the wrapped class. Defaults to ``None``.
         categories (Sequence[str] | str | None): Names of the categories, or one string of them with commas in
             between. ``None`` takes all that are in ``root`` (or, if it has to be downloaded, all that the
             wrapped class knows). Defaults to ``None``.
@@ -56,7 +57,7 @@ class MultiCategory(AnomalibDataModule):
 
     Raises:
         ValueError: If the source is unknown or has no categories, an argument is set that it does not have,
-            or a category is missing, given twice or not a string.
+            the root is a file, or a category is missing, given twice or not a string.
 
     Example:
         >>> from anomalib_uniad.data import MultiCategory
@@ -132,11 +133,11 @@ class MultiCategory(AnomalibDataModule):
         """Let the wrapped class download or prepare each category.
 
         Raises:
-            ValueError: If a category is not there afterwards.
+            FileNotFoundError: If there is no dataset afterwards.
+            ValueError: If a category is not there afterwards, or its folders are not in the layout of MVTec AD
+                although the wrapped class reads that.
         """
-        for category in self.categories:
-            self._wrapped.make(category).prepare_data()
-        self._wrapped.check_present(self.categories)
+        self._wrapped.prepare(self.categories)
 
     def setup(self, stage: str | None = None) -> None:
         """Read and split the categories, and have the trainer's model report its metrics per category.
@@ -145,7 +146,9 @@ class MultiCategory(AnomalibDataModule):
             stage (str | None): Stage of the trainer. Defaults to ``None``.
 
         Raises:
-            ValueError: If a category is not in the root.
+            FileNotFoundError: If there is no dataset.
+            ValueError: If a category is not in the root, or its folders are not in the layout of MVTec AD
+                although the wrapped class reads that.
         """
         super().setup(stage)
         trainer = getattr(self, "trainer", None)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A datamodule class with the arguments to make it for any of its categories, and where these are on disk."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,10 @@ from typing import Any
 from anomalib.data import AnomalibDataModule
 from omegaconf import OmegaConf
 
+from anomalib_uniad.data.mvtec_layout import check_layout, has_mvtec_layout
 from anomalib_uniad.data.source import downloads_alone, generates, listed_categories, parameters, source_class
+
+logger = logging.getLogger(__name__)
 
 # Where a datamodule keeps its categories when that is neither its root nor another of its path attributes.
 _CATEGORY_FOLDER = {"RealIAD": "realiad_{resolution}"}
@@ -45,7 +49,7 @@ class WrappedSource:
         root (Path | None): Root of the dataset, absolute and free of links as the paths in anomalib's samples.
 
     Raises:
-        ValueError: If the class cannot be used or does not have one of the arguments.
+        ValueError: If the class cannot be used or does not have one of the arguments, or the root is a file.
     """
 
     def __init__(
@@ -58,9 +62,14 @@ class WrappedSource:
         self.cls = source_class(source)
         self.listed = listed_categories(self.cls)
         self._arguments = self._accepted(options, source_args)
+        if "root" in self._arguments:
+            self._arguments["root"] = Path(self._arguments["root"]).expanduser()
         self.example = self._make_example(requested)
         root = getattr(self.example, "root", None)
-        self.root = Path(root).resolve() if root is not None else None
+        self.root = Path(root).expanduser().resolve() if root is not None else None
+        if self.root is not None and self.root.exists() and not self.root.is_dir():
+            msg = f"The root {self.root} is a file: set `root` to the folder with the categories."
+            raise ValueError(msg)
         if self.root is not None and "root" in parameters(self.cls):
             self._arguments["root"] = self.root
             self.example = self._make_example(requested)
@@ -119,22 +128,54 @@ class WrappedSource:
                 self._refuse(category, list(found) or self.listed)
         return list(requested)
 
+    def prepare(self, categories: Sequence[str]) -> None:
+        """Let the class download or make the categories, and look at what is there then.
+
+        Args:
+            categories (Sequence[str]): The categories to prepare.
+
+        Raises:
+            FileNotFoundError: If there is no dataset afterwards.
+            ValueError: If a category is missing afterwards, or cannot be read.
+        """
+        self._announce_download()
+        for category in categories:
+            self.make(category).prepare_data()
+        self.check_present(categories)
+
     def check_present(self, categories: Sequence[str]) -> None:
-        """Refuse categories that are not on disk.
+        """Refuse categories that are not on disk, or not as the class reads them.
 
         Args:
             categories (Sequence[str]): The categories to look for.
 
         Raises:
-            ValueError: If one is missing.
+            FileNotFoundError: If there is no dataset.
+            ValueError: If one is missing or cannot be read.
         """
         found = self.folders()
         for category in categories if found else []:  # a dataset that has no folder per category has none
             if category not in found:
                 self._refuse(category, list(found))
+        if self.root is not None and has_mvtec_layout(self.cls):
+            check_layout(self.root, categories)
+
+    def _announce_download(self) -> None:
+        """Warn if the dataset is not there yet: that can be meant, or the root has a typing error."""
+        if self.root is None or self.cls.prepare_data is AnomalibDataModule.prepare_data:
+            return
+        if not self.root.exists():
+            state = "does not exist"
+        elif has_mvtec_layout(self.cls) and not self.folders():
+            state = "has no categories"
+        else:
+            return
+        logger.warning("%s %s: %s will download or create its dataset there", self.root, state, self.cls.__name__)
 
     def _refuse(self, category: str, there: Sequence[str]) -> None:
         msg = f"There is no category {category!r} in {self.root}. There are: {', '.join(there) or 'none'}."
+        if self.root is not None and not self.root.exists():
+            msg += " These would be downloaded or created, as this folder does not exist."
         raise ValueError(msg)
 
     def _accepted(self, options: Mapping[str, Any], source_args: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -197,4 +238,5 @@ def _subfolders(base: Path) -> list[Path]:
 
 
 def _has_files(folder: Path) -> bool:
-    return folder.is_dir() and any(path.is_file() for path in folder.rglob("*"))
+    # What is behind linked folders is not searched, as in anomalib, but they are not taken for nothing either.
+    return folder.is_dir() and any(path.is_file() or path.is_symlink() for path in folder.rglob("*"))

@@ -117,12 +117,13 @@ def describe_run(trainer: Any, pl_module: Any, epochs: int | None) -> dict[str, 
         dict[str, Any]: model, dataset, epochs, seed, device, versions and command; empty strings if unknown.
     """
     device = torch.device(getattr(pl_module, "device", "cpu"))
+    seed = getattr(pl_module, "seed", None)
     name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     return {
         "model": getattr(pl_module, "name", type(pl_module).__name__),
         "dataset": getattr(getattr(trainer, "datamodule", None), "name", ""),
         "epochs": "" if epochs is None else epochs,
-        "seed": os.environ.get("PL_GLOBAL_SEED", ""),
+        "seed": os.environ.get("PL_GLOBAL_SEED", "") if seed is None else seed,
         "device": f"{device}{name}",
         "versions": versions(),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),

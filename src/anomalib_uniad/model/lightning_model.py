@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """UniAD as an anomalib model."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -20,10 +19,9 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRSchedulerC
 from anomalib_uniad.metrics import PerCategoryEvaluator
 
 from .anomaly_map import ImageScore
+from .arguments import check_at_least, check_same_model, plain_layers, repeat
 from .loss import ReconstructionLoss
 from .torch_model import PositionEmbedding, UniADModel
-
-logger = logging.getLogger(__name__)
 
 
 class UniAD(AnomalibModule):
@@ -124,20 +122,16 @@ class UniAD(AnomalibModule):
         visualizer: Visualizer | bool = True,
     ) -> None:
         # Plain tuples before the hyper-parameters are collected: configs bring lists of several classes.
-        layers = cast("Sequence[int] | Sequence[str]", tuple(layers))
-        image_size = _repeat("image_size", image_size, 2)
-        neighbor_size = _repeat("neighbor_size", neighbor_size, 2)
-        neighbor_mask = _repeat("neighbor_mask", neighbor_mask, 3)
-        for name, value, lowest in (
-            ("learning_rate", learning_rate, 0),
-            ("weight_decay", weight_decay, 0),
-            ("lr_decay_epoch", lr_decay_epoch, 1),
-            ("lr_decay_factor", lr_decay_factor, 0),
-            ("gradient_clip_norm", gradient_clip_norm, 0),
-        ):
-            if value < lowest:
-                msg = f"{name} must be at least {lowest}, got {value}."
-                raise ValueError(msg)
+        layers = plain_layers(layers)
+        image_size = repeat("image_size", image_size, int, 2)
+        neighbor_size = repeat("neighbor_size", neighbor_size, int, 2)
+        neighbor_mask = repeat("neighbor_mask", neighbor_mask, bool, 3)
+        check_at_least("learning_rate", learning_rate, 0)
+        check_at_least("weight_decay", weight_decay, 0)
+        check_at_least("lr_decay_epoch", lr_decay_epoch, 1)
+        check_at_least("lr_decay_factor", lr_decay_factor, 0)
+        check_at_least("gradient_clip_norm", gradient_clip_norm, 0)
+        check_at_least("seed", 0 if seed is None else seed, 0)
         super().__init__(
             pre_processor=self.configure_pre_processor(image_size) if pre_processor is True else pre_processor,
             post_processor=post_processor,
@@ -153,6 +147,7 @@ class UniAD(AnomalibModule):
         self.lr_decay_factor = lr_decay_factor
         self.gradient_clip_norm = gradient_clip_norm
         self.seed = seed
+        self._validation_interval: int | None = None
         with torch.random.fork_rng(devices=[], enabled=seed is not None):  # the caller's random state stays
             if seed is not None:
                 torch.manual_seed(seed)
@@ -184,17 +179,31 @@ class UniAD(AnomalibModule):
         if stage == "fit" and self.seed is not None:
             seed_everything(self.seed, workers=True)
 
-    def on_fit_start(self) -> None:
-        """Warn when the last validation, which sets the thresholds, comes before the last epoch."""
-        epochs, interval = self.trainer.max_epochs, self.trainer.check_val_every_n_epoch
-        if epochs and interval and epochs > 0 and epochs % interval:
-            logger.warning(
-                "max_epochs (%d) is not a multiple of check_val_every_n_epoch (%d): thresholds and score "
-                "normalisation will come from %s, not from the last epoch.",
-                epochs,
-                interval,
-                f"epoch {epochs - epochs % interval}" if epochs > interval else "no epoch at all",
-            )
+    def on_train_epoch_start(self) -> None:
+        """Have the last epoch validated whatever the interval, for its thresholds and its checkpoint.
+
+        Lightning writes checkpoints after validations, so without this the checkpoint of a training whose length is
+        no multiple of the interval would be older than the model that is tested, or missing.
+        """
+        trainer = self.trainer
+        if trainer.check_val_every_n_epoch is not None and self.current_epoch + 1 == trainer.max_epochs:
+            self._validation_interval = trainer.check_val_every_n_epoch
+            trainer.check_val_every_n_epoch = 1
+
+    def on_fit_end(self) -> None:
+        """Give the trainer its validation interval back."""
+        if self._validation_interval is not None:
+            self.trainer.check_val_every_n_epoch = self._validation_interval
+            self._validation_interval = None
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of a model that was built differently.
+
+        Raises:
+            ValueError: If arguments differ that the weights do not show; the message lists them.
+        """
+        super().on_load_checkpoint(checkpoint)
+        check_same_model(checkpoint.get("hyper_parameters", {}), self.hparams)
 
     def training_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Reconstruct the features of a batch of normal images."""
@@ -243,12 +252,3 @@ class UniAD(AnomalibModule):
         """Load a Lightning checkpoint; it brings the backbone's weights, so nothing else is read or fetched."""
         kwargs = {"pre_trained": False, "backbone_weights": None, **kwargs}
         return cast("UniAD", super().load_from_checkpoint(*args, **kwargs))
-
-
-def _repeat(name: str, value: Any, count: int) -> tuple[Any, ...]:
-    """One value for all, or ``count`` of them."""
-    values = (value,) * count if isinstance(value, int) else tuple(value)
-    if len(values) != count:
-        msg = f"{name} must be one value or {count} values, got {value}."
-        raise ValueError(msg)
-    return values

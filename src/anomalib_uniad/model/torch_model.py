@@ -127,6 +127,7 @@ class UniADModel(nn.Module):
         score_pool_size: int = 16,
     ) -> None:
         super().__init__()
+        image_size = (image_size[0], image_size[1])  # comparable with a shape, whatever sequence it was
         self.image_size = image_size
         self.grid_size = _grid_size(image_size, feature_stride)
         if image_score == "max" and score_pool_size > min(image_size):
@@ -136,6 +137,7 @@ class UniADModel(nn.Module):
         self.anomaly_map = AnomalyMap(image_size)
         self.score = AnomalyScore(image_score, score_pool_size)
         self.backbone = Backbone(backbone, layers, pre_trained, backbone_weights)
+        self.backbone.check(image_size)
         self.neck = MultiScaleNeck(self.grid_size)
         self.transformer = ReconstructionTransformer(
             in_channels=sum(self.backbone.channels),

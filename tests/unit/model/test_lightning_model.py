@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Lightning module: arguments, optimiser, seeds."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from anomalib import LearningType
@@ -57,9 +55,18 @@ def test_hyper_parameters_are_plain_whatever_the_config_is_made_of() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image_size": (64, 64, 3)}, "image_size must be one value or 2 values"),
-        ({"neighbor_size": (3,)}, "neighbor_size must be one value or 2"),
-        ({"neighbor_mask": (True, False)}, "neighbor_mask must be one value or 3"),
+        ({"image_size": (64, 64, 3)}, "image_size must be one int or 2 of them"),
+        ({"neighbor_size": (3,)}, "neighbor_size must be one int or 2"),
+        ({"neighbor_mask": (True, False)}, "neighbor_mask must be one bool or 3"),
+        ({"image_size": 64.0}, r"image_size must be one int or 2 of them, got 64\.0"),
+        ({"neighbor_size": (3.5, 3)}, "neighbor_size must be one int"),
+        ({"neighbor_mask": "yes"}, "neighbor_mask must be one bool"),
+        ({"neighbor_mask": ["no"] * 3}, "neighbor_mask must be one bool"),
+        ({"layers": "layer1"}, "layers must be a list"),
+        ({"layers": 2}, "layers must be a list"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"jitter_scale": float("nan")}, "jitter_scale"),
+        ({"learning_rate": float("nan")}, "learning_rate must be at least 0"),
         ({"learning_rate": -1.0}, "learning_rate must be at least 0"),
         ({"weight_decay": -1.0}, "weight_decay must be at least 0"),
         ({"lr_decay_epoch": 0}, "lr_decay_epoch must be at least 1"),
@@ -98,15 +105,14 @@ def test_recipe_of_the_paper() -> None:
     assert "max_epochs" not in model.trainer_arguments
 
 
-@pytest.mark.parametrize(
-    ("epochs", "interval", "message"),
-    [(15, 10, "from epoch 10"), (5, 10, "from no epoch at all"), (20, 10, None), (-1, 10, None), (15, None, None)],
-)
-def test_warns_when_thresholds_would_be_old(epochs: int, interval: int | None, message: str | None, caplog) -> None:
-    model = UniAD(**SMALL)
-    model._trainer = SimpleNamespace(max_epochs=epochs, check_val_every_n_epoch=interval)
-    model.on_fit_start()
-    assert (message in caplog.text) if message else not caplog.text
+@pytest.mark.parametrize(("name", "other"), [("neighbor_size", 5), ("neighbor_mask", False), ("image_score", "mean")])
+def test_checkpoint_of_another_model_is_refused(name: str, other: object) -> None:
+    model = UniAD(**{**SMALL, "image_size": 128})
+    checkpoint = {"hyper_parameters": dict(model.hparams), "state_dict": model.state_dict()}
+    checkpoint["hyper_parameters"]["neighbor_size"] = [3, 3]  # a list is as good as a tuple
+    model.on_load_checkpoint(checkpoint)
+    with pytest.raises(ValueError, match=rf"of another model.*{name}: .* in the checkpoint, .* in the model"):
+        UniAD(**{**SMALL, "image_size": 128, name: other}).on_load_checkpoint(checkpoint)
 
 
 def test_seed_fixes_the_weights_and_leaves_the_random_state() -> None:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Frozen feature extractor from timm."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +47,7 @@ class Backbone(nn.Module):
         weights: str | Path | None = None,
     ) -> None:
         super().__init__()
+        self.name = name
         indices = _out_indices(name, layers)
         if weights is not None:
             state = _read_weights(Path(weights))
@@ -59,8 +59,34 @@ class Backbone(nn.Module):
             self.features = _create(name, pretrained=False, out_indices=indices)
         self.channels: list[int] = self.features.feature_info.channels()
         self.strides: list[int] = self.features.feature_info.reduction()
+        self.channels_last = False
         self.requires_grad_(requires_grad=False)
         self.train(mode=False)
+
+    def check(self, image_size: tuple[int, int]) -> None:
+        """Try an image, to learn of a backbone that cannot take this size before any work starts.
+
+        Args:
+            image_size (tuple[int, int]): Height and width, in pixels.
+
+        Raises:
+            ValueError: If the backbone refuses the size or its maps are not what timm says.
+        """
+        try:
+            with torch.no_grad():
+                maps = self.features(torch.zeros(1, 3, *image_size))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            msg = f"The backbone {self.name!r} cannot take images of {image_size}: {error}"
+            raise ValueError(msg) from error
+        # Some transformers (Swin) give (B, H, W, C).
+        self.channels_last = all(
+            x.dim() == 4 and x.shape[-1] == c != x.shape[1] for x, c in zip(maps, self.channels, strict=True)
+        )
+        if not self.channels_last and any(
+            x.dim() != 4 or x.shape[1] != c for x, c in zip(maps, self.channels, strict=True)
+        ):
+            msg = f"The backbone {self.name!r} gives maps of {[tuple(x.shape) for x in maps]}, not (B, C, H, W)."
+            raise ValueError(msg)
 
     def train(self, mode: bool = True) -> "Backbone":  # noqa: ARG002 - frozen whatever is asked
         """Stay in evaluation mode."""
@@ -68,7 +94,8 @@ class Backbone(nn.Module):
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """``images`` (B, 3, H, W), normalised -> list of (B, C_i, H / s_i, W / s_i)."""
-        return self.features(images)
+        maps = self.features(images)
+        return [x.permute(0, 3, 1, 2) for x in maps] if self.channels_last else maps
 
 
 def _create(name: str, **kwargs: Any) -> Any:  # a module with `feature_info`
@@ -152,7 +179,8 @@ def _load_weights(features: nn.Module, state: dict[str, torch.Tensor], name: str
     """Load strictly, except for what only the whole model has (classifier, deeper stages)."""
     wanted = features.state_dict()
     # timm's feature extractors rename `stages.0` to `stages_0` or prefix `model.`; files have the model's names.
-    source = {key: key if key in state else _model_name(key) for key in wanted}
+    by_plain_name = {_plain_name(key): key for key in state}
+    source = {key: by_plain_name.get(_plain_name(key), key) for key in wanted}
     optional = {key for key in wanted if key.endswith("num_batches_tracked")}
     missing = sorted(key for key in wanted if source[key] not in state and key not in optional)
     misshaped = [
@@ -174,5 +202,5 @@ def _load_weights(features: nn.Module, state: dict[str, torch.Tensor], name: str
     features.load_state_dict({key: state.get(source[key], tensor) for key, tensor in wanted.items()})
 
 
-def _model_name(key: str) -> str:
-    return re.sub(r"^([a-z]+)_(\d+)\.", r"\1.\2.", key.removeprefix("model."))
+def _plain_name(key: str) -> str:
+    return key.removeprefix("model.").replace(".", "_")

@@ -21,7 +21,7 @@ class FeatureJitter(nn.Module):
 
     def __init__(self, scale: float = 20.0, probability: float = 1.0) -> None:
         super().__init__()
-        if scale < 0:
+        if not scale >= 0:  # nor NaN
             msg = f"jitter_scale must not be negative, got {scale}."
             raise ValueError(msg)
         if not 0 <= probability <= 1:
