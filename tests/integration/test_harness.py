@@ -9,6 +9,7 @@ import torch
 from anomalib.data import MVTecAD, PredictDataset
 from anomalib.deploy import ExportType, OpenVINOInferencer, TorchInferencer
 from anomalib.engine import Engine
+from sklearn.metrics import roc_auc_score
 
 from anomalib_uniad import MultiCategory, UniAD
 from helpers import make_mvtec_like
@@ -87,6 +88,28 @@ def test_test_and_validate(fitted, data: MultiCategory, tmp_path: Path) -> None:
     validated = runner.validate(model=small_model(), datamodule=data, ckpt_path=checkpoint)[0]
     # The same images; raw scores at validation, normalised ones in the test.
     assert validated["image_AUROC"] == pytest.approx(results["image_AUROC"], abs=1e-6)
+
+
+def test_metrics_do_not_depend_on_thresholds(data: MultiCategory, tmp_path: Path) -> None:
+    """anomalib's normalisation cuts scores to [0, 1]; with an extreme threshold all of them become equal."""
+    model = small_model(seed=1)
+    predictions = engine(tmp_path).predict(model=small_model(seed=1, post_processor=False), datamodule=data)
+    for name in ("_image_threshold", "_pixel_threshold", "image_min", "pixel_min"):
+        getattr(model.post_processor, name).fill_(0.0)
+    for name in ("image_max", "pixel_max"):
+        getattr(model.post_processor, name).fill_(1e-9)
+    results = engine(tmp_path).test(model=model, datamodule=data)[0]
+    names = np.array([data.category_by_path[path] for batch in predictions for path in batch.image_path])
+    labels = torch.cat([batch.gt_label for batch in predictions]).numpy()
+    scores = torch.cat([batch.pred_score for batch in predictions]).numpy()
+    masks = torch.cat([batch.gt_mask for batch in predictions]).numpy()
+    maps = torch.cat([batch.anomaly_map for batch in predictions]).numpy()
+    for name in ("bottle", "cable"):
+        of = names == name
+        assert results[f"image_AUROC/{name}"] == pytest.approx(roc_auc_score(labels[of], scores[of]), abs=1e-6)
+        pixel = roc_auc_score(masks[of].ravel(), maps[of].ravel())
+        assert results[f"pixel_AUROC/{name}"] == pytest.approx(pixel, abs=1e-6)
+    assert not model.model._forward_hooks
 
 
 @pytest.mark.parametrize(("epochs", "interval"), [(1, 2), (3, 2)])

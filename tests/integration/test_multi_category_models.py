@@ -2,8 +2,6 @@
 """anomalib's models on several categories, and on one as if MultiCategory were not there."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -117,12 +115,7 @@ def test_benchmark_of_anomalib(root, tmp_path, monkeypatch):
 
 
 def test_two_processes(tmp_path):
-    command = [sys.executable, "-W", "ignore", distributed_worker.__file__]
-    workers = [
-        subprocess.Popen([*command, str(rank), str(tmp_path / "store")], stdout=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    outputs = [worker.communicate(timeout=120)[0] for worker in workers]
+    outputs = distributed_worker.run_both(tmp_path)
     together = CategoryMetrics(list(Padim.configure_evaluator().test_metrics))
     for rank, categories in enumerate(distributed_worker.CATEGORIES):
         for category in categories:

@@ -5,10 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from anomalib.data import InferenceBatch
 from anomalib.metrics import AnomalibMetric, Evaluator
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import nn
 
+from anomalib_uniad.data.category import known_categories
 from anomalib_uniad.metrics import table
 from anomalib_uniad.metrics.per_category import CategoryMetrics, Results
 
@@ -19,6 +22,10 @@ class PerCategoryEvaluator(Evaluator):
     ``image_AUROC`` is the mean over the categories, ``image_AUROC/bottle`` the value of one; likewise for all
     metrics. If there is only one category, only ``image_AUROC`` is logged, as by anomalib's evaluator. The
     category of an image comes from :func:`anomalib_uniad.data.category.categories_of`.
+
+    With several categories, metrics of scores and anomaly maps are computed from what the model itself returns:
+    anomalib's normalisation uses one threshold for all and cuts scores to the range from 0 to 1, which can make all
+    scores of a category equal. With one category, values are the normalised ones, exactly as in anomalib.
 
     A category in which a metric is undefined (only normal or only defective images, no masks) is left out of
     the mean. After a test, a table of the categories is shown in the terminal and written to ``metrics.csv``
@@ -66,6 +73,8 @@ class PerCategoryEvaluator(Evaluator):
         self._tested: CategoryMetrics | None = None
         self._results: Results | None = None
         self._loaded_epochs: int | None = None
+        self._raw: InferenceBatch | None = None
+        self._hook: Any = None
 
     @classmethod
     def from_evaluator(cls, evaluator: Evaluator) -> "PerCategoryEvaluator":
@@ -125,9 +134,12 @@ class PerCategoryEvaluator(Evaluator):
             self._validated = None
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget what was tested before."""
-        del trainer, pl_module
+        """Forget what was tested before, and look at what the model returns."""
         self._tested = self._results = None
+        several = len(known_categories(getattr(trainer, "datamodule", None))) > 1
+        model = getattr(pl_module, "model", None)
+        if several and isinstance(model, nn.Module):
+            self._hook = model.register_forward_hook(self._keep_raw)
 
     def on_test_batch_end(
         self,
@@ -142,11 +154,12 @@ class PerCategoryEvaluator(Evaluator):
         del pl_module, outputs, batch_idx, dataloader_idx
         if self._tested is None:
             self._tested = CategoryMetrics(_as_list(self.test_metrics), getattr(trainer, "datamodule", None))
-        self._tested.update(batch)
+        self._tested.update(self._with_raw_scores(batch))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute and log the test metrics."""
         del pl_module
+        self._stop_looking()
         if self._tested is not None:
             self._results = self._tested.compute()
             self._publish(trainer, self._results)
@@ -163,6 +176,11 @@ class PerCategoryEvaluator(Evaluator):
         table.show(frame, title=" on ".join(filter(None, (run["model"], run["dataset"]))))
         table.write(frame, Path(trainer.default_root_dir), run)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the model as it was."""
+        del trainer, pl_module, exception
+        self._stop_looking()
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the epochs of a checkpoint from which the training was resumed."""
         del trainer, pl_module
@@ -173,6 +191,30 @@ class PerCategoryEvaluator(Evaluator):
         del trainer, pl_module
         progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {})
         self._loaded_epochs = progress.get("current", {}).get("ready")
+
+    def _keep_raw(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        del module, inputs
+        self._raw = output if isinstance(output, InferenceBatch) else None
+
+    def _stop_looking(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook = self._raw = None
+
+    def _with_raw_scores(self, batch: Any) -> Any:
+        """Return the batch with the model's own scores and maps instead of anomalib's normalised ones.
+
+        anomalib's post-processor shifts scores by one threshold for all categories and cuts them to the range from
+        0 to 1. Categories that score higher or lower than others are then cut as a whole, and nothing is left of
+        their order. Labels and masks that follow from thresholds stay as they are.
+        """
+        raw, self._raw = self._raw, None
+        changed = {}
+        for name in ("pred_score", "anomaly_map"):
+            value, processed = getattr(raw, name, None), getattr(batch, name, None)
+            if value is not None and processed is not None and value.numel() == processed.numel():
+                changed[name] = value.detach().reshape(processed.shape)
+        return batch.update(in_place=False, **changed) if changed else batch
 
     def _publish(self, trainer: Trainer, results: Results) -> None:
         for name, value in results.logged().items():
