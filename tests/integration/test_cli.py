@@ -59,25 +59,31 @@ def checkpoint(folder: Path) -> Path:
 
 @pytest.mark.parametrize("command", ["validate", "test"])
 def test_evaluation(folder: Path, checkpoint: Path, command: str) -> None:
-    output = anomalib(folder, command, "--model", "UniAD", *MODEL, *DATA, *TRAINER, "--ckpt_path", str(checkpoint))
+    saved = checkpoint.parents[2] / "config.yaml"  # what `train` wrote down
+    assert saved.is_file()
+    arguments = ["--config", str(saved)] if command == "test" else ["--model", "UniAD", *MODEL, *DATA, *TRAINER]
+    output = anomalib(folder, command, *arguments, "--ckpt_path", str(checkpoint))
     assert "image_AUROC" in output
 
 
-def test_predict_on_a_folder(folder: Path, checkpoint: Path) -> None:
+def test_predict_and_export_from_a_file_of_the_model(folder: Path, checkpoint: Path) -> None:
+    config = {"model": {"class_path": "UniAD", "init_args": {**MODEL_ARGS, "pre_trained": False}}}
+    (folder / "model.yaml").write_text(yaml.safe_dump(config))
     images = folder / "products" / "cable" / "test" / "broken"
-    anomalib(
-        folder, "predict", "--model", "UniAD", *MODEL, "--data", str(images), *TRAINER, "--ckpt_path", str(checkpoint)
-    )
-    assert list((folder / "results").rglob("images/broken/000.png"))
-
-
-def test_export(folder: Path, checkpoint: Path) -> None:
+    anomalib(folder, "predict", "--config", "model.yaml", "--data", str(images), "--ckpt_path", str(checkpoint))
+    assert (folder / "results" / "UniAD" / "latest" / "images" / "broken" / "000.png").is_file()
     anomalib(
         folder,
-        *("export", "--model", "UniAD", *MODEL, "--export_type", "openvino"),
+        *("export", "--config", "model.yaml", "--export_type", "openvino"),
         *("--ckpt_path", str(checkpoint), "--export_root", "exported"),
     )
     assert (folder / "exported" / "weights" / "openvino" / "model.xml").is_file()
+
+
+def test_checkpoint_of_another_model(folder: Path, checkpoint: Path) -> None:
+    arguments = [*MODEL, "--model.neighbor_size", "1", *DATA, *TRAINER, "--ckpt_path", str(checkpoint)]
+    output = anomalib(folder, "test", "--model", "UniAD", *arguments, ok=False)
+    assert "neighbor_size: (3, 3) in the checkpoint, (1, 1) in the model" in " ".join(output.replace("│", " ").split())
 
 
 @pytest.mark.parametrize("class_path", ["UniAD", "anomalib_uniad.UniAD"])

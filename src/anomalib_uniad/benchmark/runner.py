@@ -75,10 +75,12 @@ def collect(root: Path, output: Path, name: str, seconds: float, command: str) -
     add_rows(output, metrics)
     epochs = _newest(root, "image_AUROC", final=False)
     if epochs is not None:
+        if "train_loss" in epochs:  # what comes later was logged by the test at the end
+            epochs = epochs[epochs["epoch"] <= epochs.loc[epochs["train_loss"].notna(), "epoch"].max()]
         keep = ["epoch", *(c for c in epochs if c.startswith(("image_AUROC", "pixel_AUROC")))]
         epochs = epochs[keep].dropna(subset=["image_AUROC", "epoch"])
         epochs["epoch"] = epochs["epoch"].astype(int) + 1  # Lightning counts from 0
-        epochs = epochs.drop_duplicates("epoch")  # the test at the end logs under the last epoch again
+        epochs = epochs.drop_duplicates("epoch")
         epochs.insert(0, "method", name)
         run = metrics.iloc[0][["seed", "device", "versions", "command"]].to_dict()
         add_rows(output.with_stem(f"{output.stem}_epochs"), epochs.assign(**run))

@@ -86,7 +86,7 @@ def test_a_run_is_collected(tmp_path: Path) -> None:
     (tmp_path / "run" / "logs").mkdir(parents=True)
     final = {"category": ["01", "mean"], "image_AUROC": [0.5, 0.5], "seed": [3, 3], "device": "cpu", "versions": "v"}
     pd.DataFrame(final).to_csv(tmp_path / "run" / "metrics.csv", index=False)
-    epochs = {"epoch": [0, 1, 1], "image_AUROC": [None, 0.25, 0.5], "train_loss": [1.0, None, None]}
+    epochs = {"epoch": [0, 1, 1, 2], "image_AUROC": [None, 0.25, None, 0.5], "train_loss": [1.0, None, 0.9, None]}
     pd.DataFrame(epochs).to_csv(tmp_path / "run" / "logs" / "metrics.csv", index=False)
     runner.collect(tmp_path / "run", tmp_path / "x.csv", "UniAD", 1.0, "anomalib train")
     table = pd.read_csv(tmp_path / "x.csv", dtype=str)
