@@ -12,12 +12,15 @@ Nothing of torch or anomalib is imported here, and nothing here raises: a plugin
 is reported as a warning. anomalib's ``ALLOWED_MODULES`` is a security list and stays as it is.
 """
 
+from __future__ import annotations
+
 import sys
-from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
 
 # Group of entry points, which is also the module that receives them -> its last import. When torch is
 # first imported by anomalib itself, the package is half executed by the time that ``install`` runs, and
@@ -78,7 +81,7 @@ def _warn(message: str) -> None:
         logging.getLogger(__name__).warning(message)
 
 
-class _Finder(MetaPathFinder):
+class _Finder:
     """Finds nothing itself; has the real loaders of the watched modules tell when they are done."""
 
     def __init__(self, waiting: dict[str, str]) -> None:
@@ -112,7 +115,7 @@ class _Finder(MetaPathFinder):
             load_entry_points(group)
 
 
-class _Loader(Loader):
+class _Loader:
     """The real loader, which afterwards tells the finder."""
 
     def __init__(self, loader: Any, finder: _Finder) -> None:

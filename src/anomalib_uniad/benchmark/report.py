@@ -133,7 +133,7 @@ def _import_torch(results: Path) -> str:
     rows = _read(results, "import_torch")
     return (
         f"{rows['plugin_ms'].median():.2f} ms of the {rows['import_torch_ms'].median():.0f} ms that `import torch` "
-        f"takes (medians of {len(rows)} fresh processes, measured in turn with and without the plugin)."
+        f"takes (medians of {len(rows)} fresh processes)."
     )
 
 
