@@ -110,7 +110,7 @@ def _quickstart(results: Path) -> str:
 
 def _industrial(results: Path) -> str:
     rows = _read(results, "industrial")
-    table = {"category": rows["category"].unique()}
+    table: dict[str, list] = {"category": list(rows["category"].unique())}
     for method, run in rows.groupby("method", sort=False):
         cells = {category: _pair(part) for category, part in run.groupby("category")}
         epochs = run["epochs"].dropna().unique()
@@ -123,7 +123,7 @@ def _industrial(results: Path) -> str:
 def _industrial_epochs(results: Path) -> str:
     rows = _read(results, "industrial_epochs")
     epochs = sorted(rows["epoch"].unique())
-    table = {"epoch": epochs}
+    table: dict[str, list] = {"epoch": epochs}
     for method, run in rows.groupby("method", sort=False):
         table[str(method)] = [_pair(run[run["epoch"] == e]) if e in set(run["epoch"]) else "" for e in epochs]
     return to_markdown(pd.DataFrame(table))

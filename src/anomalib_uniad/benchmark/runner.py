@@ -77,13 +77,14 @@ def collect(root: Path, output: Path, name: str, seconds: float, command: str) -
     if epochs is not None:
         if "train_loss" in epochs:  # what comes later was logged by the test at the end
             epochs = epochs[epochs["epoch"] <= epochs.loc[epochs["train_loss"].notna(), "epoch"].max()]
-        keep = ["epoch", *(c for c in epochs if c.startswith(("image_AUROC", "pixel_AUROC")))]
+        keep = ["epoch", *(c for c in epochs if str(c).startswith(("image_AUROC", "pixel_AUROC")))]
         epochs = epochs[keep].dropna(subset=["image_AUROC", "epoch"])
         epochs["epoch"] = epochs["epoch"].astype(int) + 1  # Lightning counts from 0
         epochs = epochs.drop_duplicates("epoch")
         epochs.insert(0, "method", name)
-        run = metrics.iloc[0][["seed", "device", "versions", "command"]].to_dict()
-        add_rows(output.with_stem(f"{output.stem}_epochs"), epochs.assign(**run))
+        for column in ("seed", "device", "versions", "command"):
+            epochs[column] = metrics[column].iloc[0]
+        add_rows(output.with_stem(f"{output.stem}_epochs"), epochs)
 
 
 def _newest(root: Path, column: str, final: bool) -> pd.DataFrame | None:
