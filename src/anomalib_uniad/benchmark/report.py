@@ -2,7 +2,7 @@
 """Renders the tables of the README: results from ``results/``, arguments from docstrings.
 
     python -m anomalib_uniad.benchmark.report README.md          # rewrite
-    python -m anomalib_uniad.benchmark.report README.md --check  # fail if it would change
+    python -m anomalib_uniad.benchmark.report README.md --check true  # fail if it would change
 
 A table stands between ``<!-- table: NAME -->`` (from ``results/NAME.csv``) or ``<!-- arguments: CLASS -->`` and
 ``<!-- end -->``.

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The README's tables come from the files in results/."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +17,12 @@ ROOT = Path(__file__).parents[3]
 
 def test_readme_is_up_to_date() -> None:
     report.report(ROOT / "README.md", check=True)
+
+
+@pytest.mark.parametrize("script", [ROOT / ".ci" / "run", ROOT / ".pre-commit-config.yaml"], ids=lambda path: path.name)
+def test_the_command_of_the_checks_works(script: Path) -> None:
+    command = re.search(r"python (-m anomalib_uniad\.benchmark\.report .*)", script.read_text())[1]
+    subprocess.run([sys.executable, *command.split()], check=True, cwd=ROOT)
 
 
 def test_a_stale_readme_is_found(tmp_path: Path) -> None:
