@@ -11,6 +11,7 @@ import yaml
 
 from helpers import make_mvtec_like
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 MODEL_ARGS = {
     "backbone": "resnet10_synthetic",
     "image_size": [64, 64],
@@ -104,20 +105,10 @@ def test_fit_from_a_config_file(folder: Path, class_path: str) -> None:
 
 
 def test_benchmark_of_three_models(folder: Path) -> None:
-    config = {
-        "accelerator": "cpu",
-        "benchmark": {
-            "seed": 1,
-            "model": {
-                "class_path": {"grid": ["Patchcore", "UniAD", "Padim"]},
-                "init_args": {"backbone": "resnet10_synthetic", "layers": ["layer1", "layer2"]},
-            },
-            "data": {
-                "class_path": "MultiCategory",
-                "init_args": {"root": str(folder / "products"), "categories": ["bottle", "cable"], "num_workers": 0},
-            },
-        },
-    }
+    config = yaml.safe_load((CONFIGS / "benchmark" / "three_methods.yaml").read_text())
+    config["accelerator"] = "cpu"
+    config["benchmark"]["model"]["init_args"].update(backbone="resnet18", pre_trained=False)
+    config["benchmark"]["data"]["init_args"].update(root=str(folder / "products"), num_workers=0)
     # One epoch is enough here; the benchmark has no argument for it.
     (folder / "benchmark.yaml").write_text(yaml.safe_dump(config))
     code = (
