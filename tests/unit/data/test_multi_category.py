@@ -7,7 +7,6 @@ import anomalib.data
 import pytest
 from anomalib.data import AnomalibDataModule, MVTecAD, get_datamodule
 from anomalib.data.utils import ValSplitMode, random_split, split_by_label
-from anomalib.utils.path import generate_output_filename
 from jsonargparse import ArgumentParser
 from lightning.pytorch.trainer.states import TrainerFn
 from omegaconf import OmegaConf
@@ -16,34 +15,12 @@ import layouts
 from anomalib_uniad.data import MultiCategory
 from anomalib_uniad.data.category import categories_of
 from helpers import make_mvtec_like, write_image
+from multi_category_data import SETS, make, outputs
 
 pytestmark = [
     pytest.mark.filterwarnings("error::UserWarning"),
     pytest.mark.filterwarnings("error::FutureWarning:anomalib_uniad"),
 ]
-
-SETS = ("train_data", "val_data", "test_data")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return make_mvtec_like(
-        tmp_path_factory.mktemp("x") / "products", ["bottle", "my_part", "cable"], {"cable": (48, 80)}
-    )
-
-
-def make(root, **arguments) -> MultiCategory:
-    datamodule = MultiCategory(root=root, num_workers=0, **arguments)
-    datamodule.prepare_data()
-    datamodule.setup()
-    return datamodule
-
-
-def outputs(datamodule, name="test_data") -> list[Path]:
-    return [
-        generate_output_filename(path, "images", datamodule.name, datamodule.category, mkdir=False)
-        for path in getattr(datamodule, name).samples.image_path
-    ]
 
 
 def test_joins_all_categories_on_disk(root):

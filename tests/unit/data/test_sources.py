@@ -2,46 +2,22 @@
 """MultiCategory around each of the datasets that it can wrap."""
 
 from contextlib import nullcontext
-from pathlib import Path
 
 import anomalib.data
 import pandas as pd
 import pytest
 from anomalib.data import MVTecAD
-from anomalib.utils.path import generate_output_filename
 
 import layouts
 from anomalib_uniad.data import MultiCategory
 from anomalib_uniad.data.category import categories_of
 from helpers import make_mvtec_like
+from multi_category_data import SETS, make, outputs
 
 pytestmark = [
     pytest.mark.filterwarnings("error::UserWarning"),
     pytest.mark.filterwarnings("error::FutureWarning:anomalib_uniad"),
 ]
-
-SETS = ("train_data", "val_data", "test_data")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return make_mvtec_like(
-        tmp_path_factory.mktemp("x") / "products", ["bottle", "my_part", "cable"], {"cable": (48, 80)}
-    )
-
-
-def make(root, **arguments) -> MultiCategory:
-    datamodule = MultiCategory(root=root, num_workers=0, **arguments)
-    datamodule.prepare_data()
-    datamodule.setup()
-    return datamodule
-
-
-def outputs(datamodule, name="test_data") -> list[Path]:
-    return [
-        generate_output_filename(path, "images", datamodule.name, datamodule.category, mkdir=False)
-        for path in getattr(datamodule, name).samples.image_path
-    ]
 
 
 @pytest.mark.parametrize(
