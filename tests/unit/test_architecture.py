@@ -13,6 +13,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 ALLOWED = {
     "": {"data", "metrics", "model"},  # __init__: the public names, lazily
     "plugin": set(),
+    "training": {"training"},
     "backbones": set(),
     "data.category": set(),
     "data": {"data", "metrics.evaluator"},  # the evaluator at run time only, see below
@@ -22,9 +23,18 @@ ALLOWED = {
     "model.loss": set(),
     "model.torch_model": {"model.components", "model.anomaly_map"},
     "model.arguments": set(),
-    "model.lightning_model": {"model.torch_model", "model.anomaly_map", "model.arguments", "model.loss", "metrics"},
+    "model.recipe": {"model.arguments", "model.torch_model", "training"},
+    "model.lightning_model": {
+        "model.torch_model",
+        "model.anomaly_map",
+        "model.arguments",
+        "model.loss",
+        "model.recipe",
+        "metrics",
+    },
     "model": {"model"},
     "deploy": {"deploy", "model", "data.category"},
+    "cli": {"cli", "training", "benchmark"},
     "benchmark": {"benchmark", "deploy", "model", "metrics", "data", ""},
 }
 

@@ -70,6 +70,22 @@ def check_at_least(name: str, value: float, lowest: float) -> None:
         raise ValueError(msg)
 
 
+def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """Refuse a value that is none of the choices.
+
+    Args:
+        name (str): Name of the argument.
+        value (Any): Its value.
+        choices (Sequence[Any]): The values that are allowed.
+
+    Raises:
+        ValueError: If it is another one.
+    """
+    if value not in choices:
+        msg = f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}."
+        raise ValueError(msg)
+
+
 def check_same_model(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Refuse a checkpoint whose model was built with other arguments, where the weights do not show it.
 

@@ -13,18 +13,18 @@ from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
-from lightning.pytorch import seed_everything
-from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRSchedulerConfig
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from anomalib_uniad.metrics import PerCategoryEvaluator
 
 from .anomaly_map import ImageScore
-from .arguments import check_at_least, check_same_model, plain_layers, repeat
+from .arguments import check_same_model, plain_layers, repeat
 from .loss import ReconstructionLoss
+from .recipe import CompileMode, FeatureCacheMode, FeatureDtype, LearningRateSchedule, Recipe
 from .torch_model import PositionEmbedding, UniADModel
 
 
-class UniAD(AnomalibModule):
+class UniAD(Recipe, AnomalibModule):  # type: ignore[misc]  # anomalib's to_onnx differs from Lightning's
     """UniAD, one model for many product categories (https://arxiv.org/abs/2206.03687).
 
     The defaults are the paper's recipe for MVTec-AD; with 1,000 epochs, batches of 8 and a validation every 10
@@ -62,14 +62,28 @@ class UniAD(AnomalibModule):
         score_pool_size (int): Side of the average pool before ``"max"``, in pixels. Defaults to ``16``.
         learning_rate (float): Learning rate of AdamW. Defaults to ``1e-4``.
         weight_decay (float): Weight decay of AdamW. Defaults to ``1e-4``.
-        lr_decay_epoch (int): The learning rate is multiplied by ``lr_decay_factor`` every so many epochs.
-            Defaults to ``800``.
+        lr_schedule (str): ``"step"``, as in the paper, or ``"cosine"``, which falls to zero at the last epoch.
+            Defaults to ``"step"``.
+        lr_warmup_epochs (float): The learning rate grows linearly over so many epochs. Defaults to ``0.0``.
+        lr_decay_epoch (int): With ``"step"``, the learning rate is multiplied by ``lr_decay_factor`` every so many
+            epochs. Defaults to ``800``.
         lr_decay_factor (float): See ``lr_decay_epoch``. Defaults to ``0.1``.
         gradient_clip_norm (float): Gradients are scaled down to this total norm; 0 turns clipping off. Takes the
             place of the trainer's ``gradient_clip_val``. Defaults to ``0.1``.
         seed (int | None): Seed of the initial weights and, from the start of training, of everything random: order
             of the images, dropout, jitter. anomalib 2.7 accepts ``--seed_everything`` on its command line, but does
             nothing with it. ``None`` leaves the random state as it is. Defaults to ``None``.
+        feature_cache (str): Compute the backbone's features once instead of in every epoch: ``"memory"`` keeps them
+            for this training, ``"disk"`` in files that later trainings on the same images find again; ``"off"`` reads
+            and embeds images each time they are used. The first two need images without random augmentation.
+            Defaults to ``"off"``.
+        feature_cache_dtype (str): ``"float32"``, or ``"float16"`` for half the space. Defaults to ``"float32"``.
+        feature_cache_dir (str | Path | None): Folder for ``"disk"``; ``None`` is ``anomalib-uniad/features`` in the
+            user's cache folder (``$XDG_CACHE_HOME`` or ``~/.cache``). Defaults to ``None``.
+        compile_mode (str | None): Compile the training step with ``torch.compile`` in this mode (``"default"``,
+            ``"reduce-overhead"`` for CUDA graphs, ``"max-autotune"``). Defaults to ``None``, not compiled.
+        resume_interval (float): Minutes between checkpoints ``resume.ckpt``, from which an interrupted training
+            goes on to the same weights; 0 writes none. Defaults to ``10.0``.
         pre_processor (PreProcessor | bool): ``True`` resizes to ``image_size`` and applies ImageNet mean and standard
             deviation. Defaults to ``True``.
         post_processor (PostProcessor | bool): ``True`` is anomalib's: normalised scores and thresholds, both learned
@@ -112,10 +126,17 @@ class UniAD(AnomalibModule):
         score_pool_size: int = 16,
         learning_rate: float = 1e-4,
         weight_decay: float = 1e-4,
+        lr_schedule: LearningRateSchedule = "step",
+        lr_warmup_epochs: float = 0.0,
         lr_decay_epoch: int = 800,
         lr_decay_factor: float = 0.1,
         gradient_clip_norm: float = 0.1,
         seed: int | None = None,
+        feature_cache: FeatureCacheMode = "off",
+        feature_cache_dtype: FeatureDtype = "float32",
+        feature_cache_dir: str | Path | None = None,
+        compile_mode: CompileMode | None = None,
+        resume_interval: float = 10.0,
         pre_processor: PreProcessor | bool = True,
         post_processor: PostProcessor | bool = True,
         evaluator: Evaluator | bool = True,
@@ -126,12 +147,6 @@ class UniAD(AnomalibModule):
         image_size = repeat("image_size", image_size, int, 2)
         neighbor_size = repeat("neighbor_size", neighbor_size, int, 2)
         neighbor_mask = repeat("neighbor_mask", neighbor_mask, bool, 3)
-        check_at_least("learning_rate", learning_rate, 0)
-        check_at_least("weight_decay", weight_decay, 0)
-        check_at_least("lr_decay_epoch", lr_decay_epoch, 1)
-        check_at_least("lr_decay_factor", lr_decay_factor, 0)
-        check_at_least("gradient_clip_norm", gradient_clip_norm, 0)
-        check_at_least("seed", 0 if seed is None else seed, 0)
         super().__init__(
             pre_processor=self.configure_pre_processor(image_size) if pre_processor is True else pre_processor,
             post_processor=post_processor,
@@ -141,17 +156,25 @@ class UniAD(AnomalibModule):
         if self.input_size not in {None, image_size}:
             msg = f"The pre_processor resizes images to {self.input_size}, but image_size is {image_size}."
             raise ValueError(msg)
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.lr_decay_epoch = lr_decay_epoch
-        self.lr_decay_factor = lr_decay_factor
-        self.gradient_clip_norm = gradient_clip_norm
-        self.seed = seed
-        self._validation_interval: int | None = None
+        self.set_recipe(
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            lr_schedule=lr_schedule,
+            lr_warmup_epochs=lr_warmup_epochs,
+            lr_decay_epoch=lr_decay_epoch,
+            lr_decay_factor=lr_decay_factor,
+            gradient_clip_norm=gradient_clip_norm,
+            seed=seed,
+            feature_cache=feature_cache,
+            feature_cache_dtype=feature_cache_dtype,
+            feature_cache_dir=feature_cache_dir,
+            compile_mode=compile_mode,
+            resume_interval=resume_interval,
+        )
         with torch.random.fork_rng(devices=[], enabled=seed is not None):  # the caller's random state stays
             if seed is not None:
                 torch.manual_seed(seed)
-            self.model = UniADModel(
+            self.model: UniADModel = UniADModel(
                 backbone=backbone,
                 layers=layers,
                 pre_trained=pre_trained,
@@ -174,28 +197,6 @@ class UniAD(AnomalibModule):
             )
         self.loss = ReconstructionLoss()
 
-    def setup(self, stage: str) -> None:
-        """Seed the training, if a seed was given."""
-        if stage == "fit" and self.seed is not None:
-            seed_everything(self.seed, workers=True)
-
-    def on_train_epoch_start(self) -> None:
-        """Have the last epoch validated whatever the interval, for its thresholds and its checkpoint.
-
-        Lightning writes checkpoints after validations, so without this the checkpoint of a training whose length is
-        no multiple of the interval would be older than the model that is tested, or missing.
-        """
-        trainer = self.trainer
-        if trainer.check_val_every_n_epoch is not None and self.current_epoch + 1 == trainer.max_epochs:
-            self._validation_interval = trainer.check_val_every_n_epoch
-            trainer.check_val_every_n_epoch = 1
-
-    def on_fit_end(self) -> None:
-        """Give the trainer its validation interval back."""
-        if self._validation_interval is not None:
-            self.trainer.check_val_every_n_epoch = self._validation_interval
-            self._validation_interval = None
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of a model that was built differently.
 
@@ -208,8 +209,8 @@ class UniAD(AnomalibModule):
     def training_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Reconstruct the features of a batch of normal images."""
         del args, kwargs  # These variables are not used.
-        reconstruction, target = self.model(batch.image)
-        loss = self.loss(reconstruction, target)
+        target = self._features(batch)  # (B, C, h, w)
+        loss = self.loss(self.reconstruct(target), target)
         self.log(
             "train_loss",
             loss.detach(),
@@ -223,19 +224,19 @@ class UniAD(AnomalibModule):
     def validation_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Predict a batch; thresholds and metrics are computed from it by the callbacks."""
         del args, kwargs  # These variables are not used.
-        return batch.update(**self.model(batch.image)._asdict())
+        with torch.autocast(self.device.type, enabled=False):
+            return batch.update(**self.model.predict(self._features(batch))._asdict())
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW with a step schedule (UniAD, section 4.1); the frozen backbone is left out."""
-        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trainable, lr=self.learning_rate, weight_decay=self.weight_decay)
-        schedule = torch.optim.lr_scheduler.StepLR(optimizer, self.lr_decay_epoch, self.lr_decay_factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+    def test_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Predict a batch, in full precision like validation and exported models."""
+        with torch.autocast(self.device.type, enabled=False):
+            return super().test_step(batch, *args, **kwargs)
 
-    @property
-    def trainer_arguments(self) -> dict[str, Any]:
-        """Arguments that the trainer must have, whatever the user gives it."""
-        return {"gradient_clip_val": self.gradient_clip_norm, "num_sanity_val_steps": 0}
+    def _features(self, batch: Batch) -> torch.Tensor:
+        """Features (B, C, h, w) of a batch: from the cache, or computed; in full precision, as is their target."""
+        cached = getattr(batch, "features", None)
+        with torch.autocast(self.device.type, enabled=False):
+            return self.model.extract(cast("torch.Tensor", batch.image)) if cached is None else cached.to(self.dtype)
 
     @property
     def learning_type(self) -> LearningType:

@@ -153,10 +153,22 @@ class UniADModel(nn.Module):
             neighbor_mask=neighbor_mask,
         )
 
+    def extract(self, images: torch.Tensor) -> torch.Tensor:
+        """``images`` (B, 3, H, W), normalised as the backbone expects -> ``features`` (B, C, h, w) of the neck."""
+        if tuple(images.shape[-2:]) != self.image_size:
+            msg = f"The model was built for images of {self.image_size}, got {tuple(images.shape[-2:])}."
+            raise ValueError(msg)
+        return self.neck(self.backbone(images))
+
     def reconstruct(self, features: torch.Tensor) -> torch.Tensor:
         """``features`` (B, C, h, w) of the neck -> their reconstruction (B, C, h, w)."""
         tokens = self.jitter(features.flatten(2).transpose(1, 2))  # (B, N, C)
         return self.transformer(tokens).transpose(1, 2).unflatten(2, self.grid_size)
+
+    def predict(self, features: torch.Tensor) -> InferenceBatch:
+        """``features`` (B, C, h, w) -> ``pred_score`` (B,) and ``anomaly_map`` (B, 1, H, W)."""
+        anomaly_map = self.anomaly_map(self.reconstruct(features), features)
+        return InferenceBatch(pred_score=self.score(anomaly_map), anomaly_map=anomaly_map)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | InferenceBatch:
         """Reconstruct the features of images.
@@ -168,15 +180,8 @@ class UniADModel(nn.Module):
             tuple[torch.Tensor, torch.Tensor] | InferenceBatch: In training, reconstruction and target, both
             ``(B, C, h, w)``; in evaluation, ``pred_score`` ``(B,)`` and ``anomaly_map`` ``(B, 1, H, W)``.
         """
-        if tuple(images.shape[-2:]) != self.image_size:
-            msg = f"The model was built for images of {self.image_size}, got {tuple(images.shape[-2:])}."
-            raise ValueError(msg)
-        target = self.neck(self.backbone(images))  # (B, C, h, w)
-        reconstruction = self.reconstruct(target)
-        if self.training:
-            return reconstruction, target
-        anomaly_map = self.anomaly_map(reconstruction, target)  # (B, 1, H, W)
-        return InferenceBatch(pred_score=self.score(anomaly_map), anomaly_map=anomaly_map)
+        features = self.extract(images)
+        return (self.reconstruct(features), features) if self.training else self.predict(features)
 
 
 def _grid_size(image_size: tuple[int, int], feature_stride: int) -> tuple[int, int]:

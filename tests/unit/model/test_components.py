@@ -18,6 +18,8 @@ from anomalib_uniad.model.components import (
     SinePosition,
     neighbor_mask,
 )
+from anomalib_uniad.model.components.attention import masked_attention
+from anomalib_uniad.model.components.dropout import Dropout, keep_mask
 
 
 @pytest.mark.parametrize(
@@ -47,14 +49,79 @@ def test_window_must_be_positive() -> None:
 
 
 @pytest.mark.parametrize("window", [None, (3, 3)])
-def test_attention_equals_torch(window: tuple[int, int] | None) -> None:
+@pytest.mark.parametrize("query_from", ["memory", "others", "one for all"])
+def test_attention_equals_torch(window: tuple[int, int] | None, query_from: str) -> None:
     attention = NeighborMaskedAttention(hidden_dim=16, num_heads=4, grid_size=(4, 5), neighbor_size=window).eval()
+    nn.init.normal_(attention.in_proj_bias)
     reference = nn.MultiheadAttention(16, 4, batch_first=True).eval()
     reference.load_state_dict(attention.state_dict())
-    query, key, value = torch.randn(3, 2, 20, 16)
+    memory, position = torch.randn(2, 20, 16), torch.randn(20, 16)
+    query = {"memory": memory, "others": torch.randn(2, 20, 16), "one for all": torch.randn(1, 20, 16)}[query_from]
     hidden = None if window is None else ~neighbor_mask((4, 5), window)
-    expected, _ = reference(query, key, value, attn_mask=hidden)
-    torch.testing.assert_close(attention(query, key, value), expected)
+    q = (query + position).expand_as(memory)
+    expected, _ = reference(q, memory + position, memory, attn_mask=hidden)
+    torch.testing.assert_close(attention(query, memory, position), expected)
+
+
+@pytest.mark.parametrize("visible", [None, neighbor_mask((4, 5), (3, 3))])
+def test_attention_by_hand_equals_torch_up_to_the_mask(visible: torch.Tensor | None) -> None:
+    query, key, value = torch.randn(3, 2, 4, 20, 8)
+    weights = (query @ key.transpose(-2, -1) / 8**0.5).masked_fill(
+        torch.zeros(20, 20, dtype=torch.bool) if visible is None else ~visible, -math.inf
+    )
+    weights = weights.softmax(dim=-1)
+    torch.manual_seed(3)
+    expected = (weights * keep_mask(weights, 0.25) / 0.75) @ value
+    torch.manual_seed(3)
+    actual = masked_attention(query.requires_grad_(), key, value, visible, dropout=0.25)
+    assert not expected.isclose(weights @ value).all()
+    torch.testing.assert_close(actual, expected)
+
+
+def test_attention_in_reduced_precision_has_the_gradients_of_full() -> None:
+    inputs = torch.randn(3, 2, 4, 20, 8)
+    visible = neighbor_mask((4, 5), (3, 3))
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        tensors = [x.to(dtype).requires_grad_() for x in inputs]
+        masked_attention(*tensors, visible).float().square().sum().backward()
+        gradients.append(torch.stack([x.grad.float() for x in tensors]))
+    assert (gradients[0] - gradients[1]).abs().max() < 0.03 * gradients[0].abs().max()
+
+
+def test_attention_keeps_the_precision_of_autocast() -> None:
+    attention = NeighborMaskedAttention(8, 2, (5, 5), (3, 3))
+    tokens = torch.randn(1, 25, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attention._offset(torch.randn(25, 8)).shape == (25, 24)
+        assert attention(tokens, tokens, torch.randn(25, 8)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("probability", [0.1, 0.5, 0.93])
+def test_keep_mask_is_random_and_independent(probability: float, dtype: torch.dtype) -> None:
+    mask = keep_mask(torch.empty(999, 1001, dtype=dtype), probability)
+    assert mask.dtype == dtype
+    assert set(mask.unique().tolist()) == {0, 1}
+    kept, count = mask.double().flatten(), mask.numel()
+    error = 5 * (probability * (1 - probability) / count) ** 0.5  # five standard deviations
+    assert abs(kept.mean() - (1 - probability)) < error + 1 / 65536
+    for lag in (1, 2, 3, 4, 1001):  # four neighbors share one draw
+        both = (kept[:-lag] * kept[lag:]).mean()
+        assert abs(both - (1 - probability) ** 2) < 3 * error
+
+
+def test_dropout_scales_what_it_keeps() -> None:
+    x = torch.randn(200, 300, requires_grad=True)
+    dropout = Dropout(0.25)
+    dropped = dropout(x)
+    kept = dropped != 0
+    torch.testing.assert_close(dropped[kept], x[kept] / 0.75)
+    dropped.sum().backward()
+    torch.testing.assert_close(x.grad, kept / 0.75)
+    assert dropout.eval()(x) is x
+    assert Dropout(1.0)(x).eq(0).all()
+    assert Dropout(0.0)(x) is x
 
 
 def test_a_token_does_not_see_its_neighborhood() -> None:
@@ -62,7 +129,8 @@ def test_a_token_does_not_see_its_neighborhood() -> None:
     tokens = torch.randn(1, 36, 8)
     changed = tokens.clone()
     changed[0, 14] += 10  # row 2, column 2
-    difference = (attention(tokens, changed, changed) - attention(tokens, tokens, tokens)).abs().amax(dim=(0, 2))
+    query, position = torch.randn(1, 36, 8), torch.randn(36, 8)
+    difference = (attention(query, changed, position) - attention(query, tokens, position)).abs().amax(dim=(0, 2))
     near = [6 * y + x for y in (1, 2, 3) for x in (1, 2, 3)]
     assert (difference[near] == 0).all()
     far = [token for token in range(36) if token not in near]
@@ -77,8 +145,9 @@ def test_heads_must_divide() -> None:
 def test_attention_dropout_only_in_training() -> None:
     attention = NeighborMaskedAttention(8, 2, (5, 5), (3, 3), dropout=0.5)
     tokens = torch.randn(1, 25, 8)
-    assert not attention.train()(tokens, tokens, tokens).equal(attention(tokens, tokens, tokens))
-    assert attention.eval()(tokens, tokens, tokens).equal(attention(tokens, tokens, tokens))
+    inputs = (tokens, tokens, torch.randn(25, 8))
+    assert not attention.train()(*inputs).equal(attention(*inputs))
+    assert attention.eval()(*inputs).equal(attention(*inputs))
 
 
 def test_learned_position() -> None:
@@ -169,7 +238,7 @@ def test_encoder_layer_is_post_norm() -> None:
     encoder = NeighborMaskedEncoder(1, 8, 2, 16, 0.0, (4, 4), (3, 3))
     tokens, position = torch.randn(2, 16, 8), torch.randn(16, 8)
     layer = encoder.layers[0]
-    attended = layer.self_attention(tokens + position, tokens + position, tokens)
+    attended = layer.self_attention(tokens, tokens, position)
     x = F.layer_norm(tokens + attended, (8,))
     hidden = F.relu(layer.feedforward[0](x))
     expected = F.layer_norm(x + layer.feedforward[3](hidden), (8,))
@@ -185,7 +254,7 @@ def test_decoder_layers_have_their_own_queries_and_start_from_memory() -> None:
     previous = memory
     for layer in (first, second):
         query = layer.query[None].repeat(2, 1, 1)
-        x = F.layer_norm(query + layer.encoder_attention(query + position, memory + position, memory), (8,))
-        x = F.layer_norm(x + layer.previous_attention(x + position, previous + position, previous), (8,))
+        x = F.layer_norm(query + layer.encoder_attention(query, memory, position), (8,))
+        x = F.layer_norm(x + layer.previous_attention(x, previous, position), (8,))
         previous = F.layer_norm(x + layer.feedforward(x), (8,))
     torch.testing.assert_close(decoder(memory, position), F.layer_norm(previous, (8,)))

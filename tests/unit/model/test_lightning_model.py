@@ -8,6 +8,7 @@ from anomalib.metrics import Evaluator
 from anomalib.models import get_model
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
+from lightning.pytorch import Trainer
 from omegaconf import OmegaConf
 from torchvision.transforms.v2 import Resize
 
@@ -27,7 +28,7 @@ SMALL = {
 
 
 def test_it_stands_directly_under_anomalibs_base() -> None:
-    assert UniAD.__bases__ == (AnomalibModule,)
+    assert UniAD in AnomalibModule.__subclasses__()
     model = UniAD(**SMALL)
     assert model.learning_type == LearningType.ONE_CLASS
     assert isinstance(model.evaluator, PerCategoryEvaluator)
@@ -88,6 +89,7 @@ def test_pre_processor_of_another_size_is_refused() -> None:
 
 def test_recipe_of_the_paper() -> None:
     model = UniAD(**SMALL)
+    model.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     configured = model.configure_optimizers()
     optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     (group,) = optimizer.param_groups

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from .attention import NeighborMaskedAttention
+from .dropout import Dropout
 from .encoder import FeedForward
 
 
@@ -42,14 +43,14 @@ class DecoderLayer(nn.Module):
         self.norm1 = nn.LayerNorm(hidden_dim)
         self.norm2 = nn.LayerNorm(hidden_dim)
         self.norm3 = nn.LayerNorm(hidden_dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, memory: torch.Tensor, previous: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
         """``memory`` and ``previous`` (B, N, D), ``position`` (N, D) -> (B, N, D)."""
-        query = self.query.expand_as(memory)  # (N, D) -> (B, N, D)
-        attended = self.encoder_attention(query + position, memory + position, memory)
+        query = self.query[None]  # (1, N, D), the same for all images
+        attended = self.encoder_attention(query, memory, position)  # (B, N, D)
         tokens = self.norm1(query + self.dropout(attended))
-        attended = self.previous_attention(tokens + position, previous + position, previous)
+        attended = self.previous_attention(tokens, previous, position)
         tokens = self.norm2(tokens + self.dropout(attended))
         return self.norm3(tokens + self.dropout(self.feedforward(tokens)))
 

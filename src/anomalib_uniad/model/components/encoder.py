@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from .attention import NeighborMaskedAttention
+from .dropout import Dropout
 
 
 class FeedForward(nn.Sequential):
@@ -20,7 +21,7 @@ class FeedForward(nn.Sequential):
         super().__init__(
             nn.Linear(hidden_dim, feedforward_dim),
             nn.ReLU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(feedforward_dim, hidden_dim),
         )
 
@@ -51,12 +52,11 @@ class EncoderLayer(nn.Module):
         self.feedforward = FeedForward(hidden_dim, feedforward_dim, dropout)
         self.norm1 = nn.LayerNorm(hidden_dim)
         self.norm2 = nn.LayerNorm(hidden_dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, tokens: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
         """``tokens`` (B, N, D), ``position`` (N, D) -> (B, N, D)."""
-        query = key = tokens + position
-        tokens = self.norm1(tokens + self.dropout(self.self_attention(query, key, tokens)))
+        tokens = self.norm1(tokens + self.dropout(self.self_attention(tokens, tokens, position)))
         return self.norm2(tokens + self.dropout(self.feedforward(tokens)))
 
 

@@ -1,0 +1,390 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training with cached features is the same training, only without images."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from anomalib.data import Folder, ImageBatch, MVTecAD
+from anomalib.engine import Engine
+from lightning.pytorch import Callback
+from torchvision.transforms.v2 import RandomHorizontalFlip, Resize
+
+from anomalib_uniad import MultiCategory, UniAD
+from anomalib_uniad.training import feature_cache
+from anomalib_uniad.training.feature_cache import FeatureCache
+from helpers import make_mvtec_like
+
+EPOCHS = 2
+
+
+class Trace(Callback):
+    """Notes the losses, the validation metrics and the types of the batches."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.metrics: list[dict[str, float]] = []
+        self.seen: set[tuple[str, str]] = set()
+        self.paths: list[list[str]] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.losses.append(float(outputs["loss"]))
+        self.seen.add(("train", type(batch).__name__))
+        self.paths.append(batch.image_path)
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+        self.seen.add(("val", type(batch).__name__))
+
+    def on_train_epoch_end(self, trainer, pl_module) -> None:  # validations run before it
+        self.metrics.append({k: float(v) for k, v in trainer.callback_metrics.items() if k != "train_loss"})
+
+    def on_test_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+        self.seen.add(("test", type(batch).__name__))
+
+
+def small_model(**arguments) -> UniAD:
+    return UniAD(
+        **{
+            "backbone": "resnet18",
+            "pre_trained": False,
+            "image_size": 64,
+            "hidden_dim": 16,
+            "num_heads": 2,
+            "num_encoder_layers": 1,
+            "num_decoder_layers": 1,
+            "feedforward_dim": 32,
+            "neighbor_size": 3,
+            "seed": 7,
+            "resume_interval": 0,
+            **arguments,
+        }
+    )
+
+
+def make_engine(folder: Path, *callbacks: Callback, epochs: int = EPOCHS, **arguments) -> Engine:
+    return Engine(
+        default_root_dir=folder,
+        max_epochs=epochs,
+        accelerator="cpu",
+        devices=1,
+        enable_progress_bar=False,
+        logger=False,
+        callbacks=list(callbacks),
+        **arguments,
+    )
+
+
+def fit(folder: Path, datamodule, cache: FeatureCache | None = None, **arguments) -> tuple[Trace, UniAD, Engine]:
+    trace, model = Trace(), small_model(**arguments)
+    engine = make_engine(folder, trace, *([cache] if cache else []))
+    engine.fit(model=model, datamodule=datamodule)
+    return trace, model, engine
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    # Images that are larger and smaller than the model's 64 pixels, of equal size within a category.
+    return make_mvtec_like(tmp_path_factory.mktemp("data") / "Products", sizes={"bottle": (96, 120), "cable": (48, 48)})
+
+
+def make_multi_category(root: Path, **arguments) -> MultiCategory:
+    return MultiCategory(root=root, train_batch_size=3, eval_batch_size=4, num_workers=0, **arguments)
+
+
+def make_mvtec(root: Path, **arguments) -> MVTecAD:
+    return MVTecAD(root=root, category="bottle", train_batch_size=3, eval_batch_size=4, num_workers=0, **arguments)
+
+
+def make_folder(root: Path, **arguments) -> Folder:
+    """Classification only: no masks."""
+    return Folder(
+        name="plain",
+        root=root / "bottle",
+        normal_dir="train/good",
+        abnormal_dir="test/broken",
+        normal_test_dir="test/good",
+        train_batch_size=3,
+        eval_batch_size=4,
+        num_workers=0,
+        **arguments,
+    )
+
+
+@pytest.fixture
+def extractions(monkeypatch) -> list[int]:
+    """Sizes of the batches of images that the backbone has seen, of any model."""
+    from anomalib_uniad.model.torch_model import UniADModel
+
+    calls: list[int] = []
+    original = UniADModel.extract
+
+    def extract(self, images):
+        calls.append(len(images))
+        return original(self, images)
+
+    monkeypatch.setattr(UniADModel, "extract", extract)
+    return calls
+
+
+@pytest.mark.parametrize("make", [make_multi_category, make_mvtec, make_folder])
+def test_same_training_without_images(root: Path, tmp_path: Path, extractions: list[int], make) -> None:
+    plain, plain_model, _ = fit(tmp_path / "plain", make(root))
+    for mode in ("memory", "disk") if make is make_multi_category else ("memory",):
+        extractions.clear()
+        cached, model, engine = fit(tmp_path / mode, make(root), FeatureCache(mode, directory=tmp_path / "features"))
+        datamodule = engine.trainer.datamodule
+        assert sum(extractions) == len(datamodule.train_data) + len(datamodule.val_data)
+        assert cached.seen == {("train", "CachedBatch"), ("val", "CachedBatch")}
+        assert cached.paths == plain.paths
+        assert len(cached.losses) == len(plain.losses) >= 2 * EPOCHS
+        assert cached.losses == pytest.approx(plain.losses, rel=1e-5)
+        assert len(cached.metrics) == EPOCHS
+        for ours, theirs in zip(cached.metrics, plain.metrics, strict=True):
+            assert "image_AUROC" in ours
+            assert ours == pytest.approx(theirs, abs=1e-6)
+        # Thresholds come from masks as well.
+        found = model.post_processor.state_dict()
+        for name, value in plain_model.post_processor.state_dict().items():
+            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, equal_nan=True)
+
+
+def test_pixel_metrics_are_the_same(root: Path, tmp_path: Path) -> None:
+    from anomalib.metrics import AUROC
+
+    from anomalib_uniad import PerCategoryEvaluator
+
+    def evaluator() -> PerCategoryEvaluator:
+        return PerCategoryEvaluator(val_metrics=[AUROC(fields=["anomaly_map", "gt_mask"], prefix="pixel_")])
+
+    plain, *_ = fit(tmp_path / "plain", make_multi_category(root), evaluator=evaluator())
+    cached, *_ = fit(tmp_path / "cached", make_multi_category(root), FeatureCache("memory"), evaluator=evaluator())
+    assert {"pixel_AUROC", "pixel_AUROC/bottle"} <= cached.metrics[0].keys()
+    for ours, theirs in zip(cached.metrics, plain.metrics, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-6)
+
+
+def test_the_next_training_reads_the_files(root: Path, tmp_path: Path, extractions: list[int]) -> None:
+    first, *_ = fit(tmp_path / "1", make_multi_category(root), FeatureCache("disk", directory=tmp_path / "features"))
+    assert sum(extractions) == 8 + 12
+    extractions.clear()
+    second, *_ = fit(tmp_path / "2", make_multi_category(root), FeatureCache("disk", directory=tmp_path / "features"))
+    assert extractions == []
+    assert second.losses == first.losses
+    third, *_ = fit(
+        tmp_path / "3", make_multi_category(root), FeatureCache("disk", "float16", directory=tmp_path / "features")
+    )
+    assert sum(extractions) == 8 + 12
+    assert third.losses != first.losses
+    assert third.losses == pytest.approx(first.losses, rel=1e-2)
+
+
+def test_everything_is_as_before_afterwards(root: Path, tmp_path: Path) -> None:
+    datamodule, trace, model = make_multi_category(root), Trace(), small_model()
+    engine = make_engine(tmp_path, trace, FeatureCache("memory"), epochs=1)
+    results = engine.train(model=model, datamodule=datamodule)[0]
+    assert "image_AUROC" in results
+    assert trace.seen == {("train", "CachedBatch"), ("val", "CachedBatch"), ("test", "ImageBatch")}
+    assert "train_dataloader" not in vars(datamodule)
+    assert "val_dataloader" not in vars(datamodule)
+    assert sum(item is model.pre_processor for item in engine.trainer.callbacks) == 1
+    assert model.pre_processor.transform is not None
+    heatmaps = list((Path(engine.trainer.default_root_dir) / "images").rglob("*.png"))
+    assert len(heatmaps) == 12
+    checkpoint = torch.load(engine.best_model_path, weights_only=True)
+    assert checkpoint["anomalib_pre_processor_config"]["transform"] is not None
+    loaded = UniAD.load_from_checkpoint(engine.best_model_path)
+    images = torch.rand(2, 3, 100, 90)
+    with torch.no_grad():
+        assert loaded.eval()(images).anomaly_map.equal(model.eval()(images).anomaly_map)
+
+
+def test_the_callbacks_keep_their_order(root: Path, tmp_path: Path) -> None:
+    class Order(Callback):
+        names: list[str]
+
+        def on_fit_start(self, trainer, pl_module) -> None:
+            self.during = [type(item).__name__ for item in trainer.callbacks]
+
+        def on_test_start(self, trainer, pl_module) -> None:
+            self.after = [type(item).__name__ for item in trainer.callbacks]
+
+    def run(*callbacks: Callback) -> Order:
+        order = Order()
+        engine = make_engine(tmp_path, order, *callbacks, epochs=1)
+        engine.fit(model=small_model(), datamodule=make_mvtec(root))
+        order.after = [type(item).__name__ for item in engine.trainer.callbacks]
+        return order
+
+    plain, cached = run(), run(FeatureCache("memory"))
+    assert "PreProcessor" in plain.during
+    assert cached.during == [n for n in cached.after if n != "PreProcessor"]
+    assert [n for n in cached.after if n != "FeatureCache"] == plain.after
+
+
+def test_an_exception_puts_everything_back(root: Path, tmp_path: Path) -> None:
+    class Broken(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+            raise KeyError("power cut")
+
+    datamodule, model = make_mvtec(root), small_model()
+    engine = make_engine(tmp_path, Broken(), FeatureCache("memory"))
+    with pytest.raises(KeyError, match="power cut"):
+        engine.fit(model=model, datamodule=datamodule)
+    assert any(item is model.pre_processor for item in engine.trainer.callbacks)
+    assert type(next(iter(datamodule.train_dataloader()))) is ImageBatch
+    assert type(next(iter(datamodule.val_dataloader()))) is ImageBatch
+    trace = Trace()  # and the next training works
+    make_engine(tmp_path, trace, FeatureCache("memory")).fit(model=model, datamodule=datamodule)
+    assert trace.seen == {("train", "CachedBatch"), ("val", "CachedBatch")}
+
+
+def test_resuming_uses_the_cache(root: Path, tmp_path: Path, extractions: list[int]) -> None:
+    directory = tmp_path / "features"
+    engine = make_engine(tmp_path / "first", FeatureCache("disk", directory=directory), epochs=1)
+    engine.fit(model=small_model(), datamodule=make_mvtec(root))
+    extractions.clear()
+    # Without its seed, the model has other random weights until the checkpoint brings those of the cache.
+    trace = Trace()
+    second = make_engine(tmp_path / "second", trace, FeatureCache("disk", directory=directory), epochs=2)
+    second.fit(model=small_model(seed=8), datamodule=make_mvtec(root), ckpt_path=engine.best_model_path)
+    assert extractions == []
+    assert len(trace.losses) == 2
+
+
+def test_the_number_of_steps_is_known_early(root: Path, tmp_path: Path) -> None:
+    """`configure_optimizers` may ask for the dataloaders, long before the training starts."""
+    model = small_model()
+    original = model.configure_optimizers
+    steps: list[float] = []
+
+    def configure_optimizers():
+        steps.append(model.trainer.estimated_stepping_batches)
+        return original()
+
+    model.configure_optimizers = configure_optimizers
+    trace = Trace()
+    make_engine(tmp_path, trace, FeatureCache("memory"), epochs=2).fit(model=model, datamodule=make_mvtec(root))
+    assert steps == [4] == [len(trace.losses)]
+
+
+def test_without_validation_set(tmp_path: Path) -> None:
+    root = make_mvtec_like(tmp_path / "data", train=4, good=2, bad=2)
+    datamodule = make_multi_category(root, val_split_mode="none")
+    trace = Trace()
+    engine = make_engine(tmp_path, trace, FeatureCache("memory"), epochs=1)
+    engine.fit(model=small_model(), datamodule=datamodule)
+    assert trace.seen == {("train", "CachedBatch")}
+
+
+def test_synthetic_anomalies_are_not_kept_on_disk(root: Path, tmp_path: Path) -> None:
+    datamodule = make_mvtec(root, val_split_mode="synthetic", val_split_ratio=0.5, seed=3)
+    cache = FeatureCache("disk", directory=tmp_path / "features")
+    trace, *_ = fit(tmp_path, datamodule, cache)
+    assert ("val", "CachedBatch") in trace.seen
+    assert [entry.meta["images"] for entry in cache.store.entries()] == [2]
+
+
+def test_it_says_where_features_come_from(root: Path, tmp_path: Path, monkeypatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(feature_cache, "rank_zero_info", said.append)
+    for _ in range(2):
+        fit(tmp_path, make_mvtec(root), FeatureCache("disk", directory=tmp_path / "features"))
+    assert len(said) == 6
+    assert said[0].startswith("The features of 4 images, 512x4x4 float32, need 0.1 MB in ")
+    assert "(4 images, 0.1 MB), built now." in said[1]
+    assert "MVTecAD, validation" in said[3]
+    assert "(4 images, 0.1 MB), built earlier." in said[4]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"train_augmentations": RandomHorizontalFlip()}, "train_augmentations has RandomHorizontalFlip"),
+        ({"val_augmentations": RandomHorizontalFlip(0.1)}, "val_augmentations has RandomHorizontalFlip"),
+    ],
+)
+def test_random_augmentations_are_refused_at_once(
+    root: Path, tmp_path: Path, extractions: list[int], arguments: dict, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path, make_mvtec(root, **arguments), FeatureCache("memory"))
+    assert extractions == []
+
+
+def test_deterministic_augmentations_are_applied(root: Path, tmp_path: Path) -> None:
+    traces = [
+        fit(tmp_path / str(number), make_mvtec(root, train_augmentations=Resize((20, 20))), *cache)[0]
+        for number, cache in enumerate([[], [FeatureCache("memory")]])
+    ]
+    assert traces[1].losses == pytest.approx(traces[0].losses, rel=1e-5)
+
+
+def test_dataloaders_without_datamodule_are_refused(root: Path, tmp_path: Path) -> None:
+    datamodule = make_mvtec(root)
+    datamodule.setup()
+    engine = make_engine(tmp_path, FeatureCache("memory"))
+    with pytest.raises(ValueError, match="give the trainer one instead of dataloaders"):
+        engine.fit(model=small_model(), train_dataloaders=datamodule.train_dataloader())
+
+
+def test_own_collate_function_is_refused(root: Path, tmp_path: Path) -> None:
+    datamodule = make_mvtec(root)
+    datamodule.external_collate_fn = lambda items: items
+    with pytest.raises(ValueError, match=r"its own collate_fn \(<lambda>\)"):
+        fit(tmp_path, datamodule, FeatureCache("memory"))
+
+
+def test_trainable_backbone_is_refused(root: Path, tmp_path: Path) -> None:
+    model = small_model()
+    model.model.backbone.requires_grad_()
+    with pytest.raises(ValueError, match="trainable parameters"):
+        make_engine(tmp_path, FeatureCache("memory")).fit(model=model, datamodule=make_mvtec(root))
+
+
+def test_weights_that_change_after_the_build_are_noticed(root: Path, tmp_path: Path) -> None:
+    class Loader(Callback):
+        def on_fit_start(self, trainer, pl_module) -> None:
+            trainer.fit_loop.setup_data()
+            next(iter(pl_module.model.backbone.parameters())).data += 1
+
+    with pytest.raises(RuntimeError, match="weights changed after the features were computed"):
+        make_engine(tmp_path, Loader(), FeatureCache("memory")).fit(model=small_model(), datamodule=make_mvtec(root))
+
+
+@pytest.mark.parametrize("mode", ["disk", "memory"])
+def test_two_processes(tmp_path: Path, mode: str) -> None:
+    data = make_mvtec_like(tmp_path / "data", ["bottle"], train=8, good=2, bad=2)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    script = Path(__file__).parents[1] / "feature_cache_worker.py"
+    workers = []
+    for rank in range(2):
+        command = [sys.executable, str(script), str(rank), str(port), str(data), mode, str(tmp_path / "features")]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with (tmp_path / f"{rank}.err").open("w") as log:
+            workers.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment))
+    try:
+        outputs = [worker.communicate(timeout=180)[0] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()  # does nothing to one that has ended
+    errors = "\n".join((tmp_path / f"{rank}.err").read_text()[-3000:] for rank in range(2))
+    assert [worker.returncode for worker in workers] == [0, 0], errors
+    first, second = (json.loads(output.splitlines()[-1]) for output in outputs)
+    assert first["kinds"] == second["kinds"] == ["CachedBatch"]
+    # Each process trains on its half in each epoch, and both end with the same weights.
+    for epoch in range(2):
+        halves = [result["paths"][4 * epoch : 4 * epoch + 4] for result in (first, second)]
+        assert sorted(halves[0] + halves[1]) == sorted(str(data / f"bottle/train/good/{n:03}.png") for n in range(8))
+    assert first["weight"] == second["weight"]
+    images = 8 + 4
+    if mode == "memory":
+        assert [first["extracted"], second["extracted"]] == [images, images]
+    else:  # one of the two built each cache, the other one waited for it
+        assert first["extracted"] + second["extracted"] == images

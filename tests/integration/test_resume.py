@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trainings that are stopped and resumed end with the same weights as those that are not.
+
+As a program (``python test_resume.py <data> <results>``), a training that is killed in its ninth step.
+"""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import anomalib.models  # noqa: F401 - first, in the program
+import pytest
+import torch
+from anomalib.engine import Engine
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torchvision.transforms import v2
+
+from anomalib_uniad import MultiCategory, UniAD
+from anomalib_uniad.training.resume import ExactResume
+from anomalib_uniad.training.resume_checkpoint import ResumeCheckpoint, _at_batch
+from helpers import make_mvtec_like
+
+EPOCHS, INTERVAL, BATCHES = 3, 2, 3  # training, validation, batches of an epoch
+ALWAYS, NEVER = 1e-9, 1e9  # minutes
+
+
+def small_model(seed: int | None = None, minutes: float = NEVER, **arguments: Any) -> UniAD:
+    return UniAD(
+        **{
+            "backbone": "resnet10_synthetic",
+            "image_size": 64,
+            "neighbor_size": 1,
+            "hidden_dim": 16,
+            "num_heads": 2,
+            "num_encoder_layers": 1,
+            "num_decoder_layers": 1,
+            "feedforward_dim": 32,
+            "learning_rate": 1e-3,
+            "lr_schedule": "cosine",  # changes at each step, and needs to know how many there will be
+            "lr_warmup_epochs": 1,
+            "visualizer": False,
+            "seed": seed,
+            "resume_interval": minutes,
+            **arguments,
+        }
+    )
+
+
+class Course(Callback):
+    """Writes down what is trained and validated; draws random numbers in between, as a user's callback might."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        self.events.append((trainer.current_epoch, batch_idx, trainer.global_step, *batch.image_path))
+        torch.rand(len(self.events)) if len(self.events) == 5 else None
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        self.events.append((trainer.current_epoch, "validated"))
+
+
+class SaveEverywhere(Callback):
+    """Writes a checkpoint at each point at which training may be left."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.paths: list[Path] = []
+
+    def save(self, trainer: Trainer, name: str) -> None:
+        self.paths.append(self.folder / f"{len(self.paths):02}-{name}-{trainer.current_epoch}.ckpt")
+        trainer.save_checkpoint(self.paths[-1])
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            with _at_batch(trainer, batch_idx):
+                self.save(trainer, f"batch-{batch_idx}")
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0) -> None:
+        with _at_batch(trainer, BATCHES, validating=True):
+            self.save(trainer, f"validation-{batch_idx}")
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        self.save(trainer, "validated")
+
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
+        self.save(trainer, "epoch")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return make_mvtec_like(tmp_path_factory.mktemp("data") / "products", sizes=(32, 32), train=5, good=2, bad=2)
+
+
+def data(root: Path, workers: int = 0, augmented: bool = False) -> MultiCategory:
+    augmentations = v2.Compose([v2.RandomHorizontalFlip(), v2.ColorJitter(0.3)]) if augmented else None
+    return MultiCategory(
+        root=root, train_batch_size=4, eval_batch_size=4, num_workers=workers, train_augmentations=augmentations
+    )
+
+
+def fit(
+    model: UniAD, data: MultiCategory, folder: Path, ckpt_path: Path | None = None, *callbacks, **arguments
+) -> dict:
+    """Train; return all state at the end and the events on the way."""
+    course = Course()
+    defaults = {"max_epochs": EPOCHS, "check_val_every_n_epoch": INTERVAL, "enable_checkpointing": False}
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+        callbacks=[course, *callbacks],
+        **{**quiet, **defaults, **arguments},
+    )
+    trainer.fit(model, datamodule=data, ckpt_path=ckpt_path)
+    optimizer = trainer.optimizers[0].state_dict()
+    state = {f"weights {name}": value.clone() for name, value in model.state_dict().items()}
+    for number, values in optimizer["state"].items():
+        state |= {f"optimizer {number} {name}": value.clone() for name, value in values.items()}
+    state["rate"] = torch.tensor([group["lr"] for group in optimizer["param_groups"]], dtype=torch.float64)
+    state["counters"] = torch.tensor([trainer.current_epoch, trainer.global_step])
+    return {"state": state, "events": course.events}
+
+
+def difference(resumed: dict, whole: dict) -> list[str]:
+    """Names of what is not the same at the end, bit for bit."""
+    first, second = resumed["state"], whole["state"]
+    names = [name for name in first.keys() | second.keys() if name not in first or name not in second]
+    names += [n for n in first.keys() & second.keys() if not first[n].nan_to_num().equal(second[n].nan_to_num())]
+    start = len(whole["events"]) - len(resumed["events"])
+    return sorted(names) + ["events"] * (resumed["events"] != whole["events"][start:])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "arguments"),
+    [
+        ({"lr_schedule": "step", "lr_warmup_epochs": 0, "lr_decay_epoch": 1}, {}, {}),
+        ({"seed": 5}, {"augmented": True}, {"accumulate_grad_batches": 2}),
+        ({"seed": 5}, {"augmented": True, "workers": 2}, {"max_epochs": 2}),
+        ({}, {}, {"max_epochs": -1, "max_steps": 7, "check_val_every_n_epoch": 1}),
+        ({"feature_cache": "memory"}, {}, {"max_epochs": 2}),
+    ],
+    ids=["plain", "accumulated", "workers", "max_steps", "cached"],
+)
+def test_every_point(root: Path, tmp_path: Path, recipe: dict, options: dict, arguments: dict) -> None:
+    torch.manual_seed(1)
+    saver = SaveEverywhere(tmp_path)
+    model = small_model(**recipe)
+    initial = {name: value.clone() for name, value in model.state_dict().items()}
+    whole = fit(model, data(root, **options), tmp_path, None, saver, **arguments)
+    assert any(not value.equal(initial[name]) for name, value in model.state_dict().items() if "decoder" in name)
+    assert len(saver.paths) > 8
+    different = {}
+    for path in saver.paths[:: 3 if options.get("workers") else 1]:
+        torch.manual_seed(2)
+        resumed = fit(small_model(**recipe), data(root, **options), tmp_path, path, **arguments)
+        different[path.name] = difference(resumed, whole)
+    assert not any(different.values())
+
+
+class Stop(Callback):
+    """Raises an exception, or sends a signal, at the n-th call of a hook."""
+
+    def __init__(self, hook: str, calls: int, exception: type[BaseException] | int) -> None:
+        self.calls, self.exception = calls, exception
+        setattr(self, hook, self.stop)
+
+    def stop(self, *args: Any) -> None:
+        self.calls -= 1
+        if self.calls == 0 and isinstance(self.exception, int):
+            os.kill(os.getpid(), self.exception)
+        elif self.calls == 0:
+            raise self.exception("stopped")
+
+
+STOPS = {
+    ("on_train_batch_start", 5, RuntimeError): 4,
+    ("on_after_backward", 5, KeyboardInterrupt): 4,
+    ("on_before_optimizer_step", 5, RuntimeError): 4,
+    ("on_train_batch_end", 5, RuntimeError): None,  # for all that is known, the optimizer has done half of its step
+    ("on_validation_batch_start", 2, KeyboardInterrupt): 6,
+    ("on_validation_end", 1, RuntimeError): 6,
+    ("on_train_epoch_end", 2, RuntimeError): None,
+    ("on_train_epoch_start", 2, RuntimeError): None,
+    ("on_train_batch_start", 5, signal.SIGTERM): 5,
+    ("on_validation_start", 1, signal.SIGTERM): 6,
+}
+OUTCOMES = {RuntimeError: RuntimeError, KeyboardInterrupt: SystemExit, signal.SIGTERM: SIGTERMException}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(root: Path, tmp_path_factory) -> dict:
+    return fit(small_model(seed=5), data(root), tmp_path_factory.mktemp("whole"))
+
+
+@pytest.mark.parametrize(("hook", "calls", "exception"), STOPS)
+def test_interruption(root: Path, tmp_path: Path, uninterrupted: dict, hook: str, calls: int, exception: Any) -> None:
+    expected, outcome = STOPS[hook, calls, exception], OUTCOMES[exception]
+    file = tmp_path / "weights" / "lightning" / "resume.ckpt"
+    with pytest.raises(outcome):
+        fit(small_model(5), data(root), tmp_path, None, Stop(hook, calls, exception), enable_checkpointing=True)
+    assert file.is_file() == (expected is not None)
+    if expected is None:
+        return
+    assert torch.load(file, weights_only=True)["global_step"] == expected
+    # Once more, to see that nothing of the interruption is left in the counters; the next file is a regular one.
+    with pytest.raises(RuntimeError, match="stopped"):
+        stop = Stop("on_train_batch_end", 2, RuntimeError)
+        fit(small_model(5, ALWAYS), data(root), tmp_path / "2", file, stop, enable_checkpointing=True)
+    file = tmp_path / "2" / "weights" / "lightning" / "resume.ckpt"
+    assert torch.load(file, weights_only=True)["global_step"] == expected + 1
+    assert not difference(fit(small_model(5), data(root), tmp_path, file), uninterrupted)
+
+
+def test_one_file_for_the_time_of_the_training(root: Path, tmp_path: Path) -> None:
+    class Look(Callback):
+        seen: list[int] = []
+
+        def on_train_batch_end(self, trainer, *args) -> None:
+            assert [path.name for path in (tmp_path / "weights" / "lightning").glob("*")] in ([], ["resume.ckpt"])
+            self.seen.append((tmp_path / "weights" / "lightning" / "resume.ckpt").is_file())
+
+    fit(small_model(5, ALWAYS), data(root), tmp_path, None, Look(), enable_checkpointing=True)
+    assert Look.seen == [False] + [True] * (EPOCHS * BATCHES - 1)
+    assert not any((tmp_path / "weights" / "lightning").iterdir())
+
+
+@pytest.mark.parametrize("arguments", [{"enable_checkpointing": False}, {"fast_dev_run": True}, {"barebones": True}])
+def test_no_file_if_checkpoints_are_off(root: Path, tmp_path: Path, arguments: dict) -> None:
+    with pytest.raises(RuntimeError, match="stopped"):
+        stop = Stop("on_train_batch_start", 1 if "fast_dev_run" in arguments else 4, RuntimeError)
+        fit(small_model(5, ALWAYS), data(root), tmp_path, None, stop, **{"enable_checkpointing": None, **arguments})
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_file_stays_if_training_stops_early(root: Path, tmp_path: Path) -> None:
+    """There may be more to come: max_time, for example, is over before max_epochs."""
+
+    class Enough(Callback):
+        def on_train_batch_end(self, trainer, *args) -> None:
+            trainer.should_stop = trainer.global_step == 4
+
+    fit(small_model(5, ALWAYS), data(root), tmp_path, None, Enough(), enable_checkpointing=True)
+    assert (tmp_path / "weights" / "lightning" / "resume.ckpt").is_file()
+
+
+def test_own_checkpoints_stay(root: Path, tmp_path: Path) -> None:
+    own = ModelCheckpoint(dirpath=tmp_path / "own", every_n_train_steps=2, save_top_k=-1)
+    fit(small_model(5, ALWAYS), data(root), tmp_path, None, own, enable_checkpointing=True)
+    assert len(list((tmp_path / "own").iterdir())) == EPOCHS * BATCHES // 2
+
+
+def engine(folder: Path, *callbacks: Callback) -> Engine:
+    return Engine(
+        callbacks=list(callbacks),
+        default_root_dir=folder,
+        max_epochs=EPOCHS,
+        check_val_every_n_epoch=INTERVAL,
+        accelerator="cpu",
+        devices=1,
+        enable_progress_bar=False,
+        logger=False,
+    )
+
+
+def weights(path: Path | str) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def test_killed_and_resumed_with_the_engine(root: Path, tmp_path: Path, uninterrupted: dict) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "2"}
+    command = [sys.executable, "-W", "ignore", __file__, str(root), str(tmp_path)]
+    killed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    run = tmp_path / "UniAD" / "products"
+    checkpoint = (run / "latest").resolve() / "weights" / "lightning" / "resume.ckpt"
+    assert f"--ckpt_path {checkpoint}" in killed.stderr
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == EPOCHS * BATCHES - 1
+
+    runner, model = engine(tmp_path), small_model(5)
+    results = runner.train(model=model, datamodule=data(root), ckpt_path=checkpoint)[0]
+    state = uninterrupted["state"]
+    different = [k for k, v in model.state_dict().items() if not torch.equal(v, state[f"weights {k}"])]
+    assert not different, "the trained weights are still there after the test"
+    assert (run / "latest").resolve().name == "v1"
+    best = Path(runner.best_model_path)
+    assert best == (run / "latest").resolve() / "weights" / "lightning" / "model.ckpt"
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in weights(best).items())
+    assert sorted(path.name for path in best.parent.iterdir()) == ["model.ckpt"]
+    with (best.parents[2] / "metrics.csv").open() as file:
+        assert {row["epochs"] for row in csv.DictReader(file)} == {str(EPOCHS)}
+    assert results == engine(tmp_path / "again").test(small_model(), datamodule=data(root), ckpt_path=best)[0]
+
+    # From now on, a checkpoint is what it says.
+    runner.test(model, datamodule=data(root), ckpt_path=checkpoint)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in weights(checkpoint).items())
+
+
+def test_another_checkpoint_can_be_tested_after_a_resumed_training(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="stopped"):
+        engine(tmp_path, Stop("on_train_batch_start", 5, RuntimeError)).fit(small_model(5), datamodule=data(root))
+    checkpoint = next(tmp_path.rglob("resume.ckpt"))
+    other = tmp_path / "other.ckpt"
+    other.write_bytes(checkpoint.read_bytes())
+    for path in (other, checkpoint):  # after a test of the other one, this one is meant as well
+        runner, model = engine(tmp_path), small_model(5)
+        runner.fit(model, datamodule=data(root), ckpt_path=checkpoint)
+        runner.test(model, datamodule=data(root), ckpt_path=other)
+        runner.test(model, datamodule=data(root), ckpt_path=path)
+        assert all(torch.equal(value, model.state_dict()[name]) for name, value in weights(path).items())
+
+
+if __name__ == "__main__":
+    products, results = map(Path, sys.argv[1:])
+    stop = Stop("on_train_batch_end", EPOCHS * BATCHES, int(signal.SIGKILL))
+    engine(results, stop).train(model=small_model(5, ALWAYS), datamodule=data(products))
