@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One of two processes that train together from cached features; prints what it saw as JSON.
 
-Usage: ``python feature_cache_worker.py <rank> <port> <data> <mode> <directory>``.
+Usage: ``python feature_cache_worker.py <rank> <port> <data> <directory>``.
 """
 
 import json
@@ -31,7 +31,7 @@ class Seen(Callback):
         self.kinds.add(type(batch).__name__)
 
 
-def main(rank: int, port: str, data: str, mode: str, directory: str) -> None:
+def main(rank: int, port: str, data: str, directory: str) -> None:
     """Train for two epochs."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
     os.environ |= {"NODE_RANK": "0", "RANK": str(rank)}
@@ -51,7 +51,7 @@ def main(rank: int, port: str, data: str, mode: str, directory: str) -> None:
         num_heads=2,
         neighbor_size=3,
         seed=1,
-        feature_cache=mode,
+        feature_cache="disk",
         feature_cache_dir=directory,
         resume_interval=0,
         visualizer=False,

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training with cached features is the same training, only without images."""
 
+import errno
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from lightning.pytorch import Callback
 from torchvision.transforms.v2 import RandomHorizontalFlip, Resize
 
 from anomalib_uniad import MultiCategory, UniAD
-from anomalib_uniad.training import feature_cache
+from anomalib_uniad.training import feature_cache, feature_store
 from anomalib_uniad.training.feature_cache import FeatureCache
 from helpers import make_mvtec_like
 
@@ -84,6 +86,15 @@ def fit(folder: Path, datamodule, cache: FeatureCache | None = None, **arguments
     engine = make_engine(folder, trace, *([cache] if cache else []))
     engine.fit(model=model, datamodule=datamodule)
     return trace, model, engine
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads that wait for each other cost more than these small models."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -356,8 +367,7 @@ def test_weights_that_change_after_the_build_are_noticed(root: Path, tmp_path: P
         make_engine(tmp_path, Loader(), FeatureCache("memory")).fit(model=small_model(), datamodule=make_mvtec(root))
 
 
-@pytest.mark.parametrize("mode", ["disk", "memory"])
-def test_two_processes(tmp_path: Path, mode: str) -> None:
+def test_two_processes_build_one_cache(tmp_path: Path) -> None:
     data = make_mvtec_like(tmp_path / "data", ["bottle"], train=8, good=2, bad=2)
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
@@ -365,7 +375,7 @@ def test_two_processes(tmp_path: Path, mode: str) -> None:
     script = Path(__file__).parents[1] / "feature_cache_worker.py"
     workers = []
     for rank in range(2):
-        command = [sys.executable, str(script), str(rank), str(port), str(data), mode, str(tmp_path / "features")]
+        command = [sys.executable, str(script), str(rank), str(port), str(data), str(tmp_path / "features")]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with (tmp_path / f"{rank}.err").open("w") as log:
             workers.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment))
@@ -383,8 +393,35 @@ def test_two_processes(tmp_path: Path, mode: str) -> None:
         halves = [result["paths"][4 * epoch : 4 * epoch + 4] for result in (first, second)]
         assert sorted(halves[0] + halves[1]) == sorted(str(data / f"bottle/train/good/{n:03}.png") for n in range(8))
     assert first["weight"] == second["weight"]
-    images = 8 + 4
-    if mode == "memory":
-        assert [first["extracted"], second["extracted"]] == [images, images]
-    else:  # one of the two built each cache, the other one waited for it
-        assert first["extracted"] + second["extracted"] == images
+    # One of the two built each cache, the other one waited for it.
+    assert first["extracted"] + second["extracted"] == 8 + 4
+
+
+def test_a_disk_that_is_too_small(root: Path, tmp_path: Path, monkeypatch) -> None:
+    usage = type(shutil.disk_usage(tmp_path))
+    monkeypatch.setattr(feature_store.shutil, "disk_usage", lambda path: usage(10**9, 0, feature_store.RESERVE + 10**5))
+    cache = FeatureCache("disk", directory=tmp_path / "features")
+    with pytest.raises(OSError, match=r"need 0\.1 MB in .*features, but there are only 0\.1 MB\. Halve it"):
+        fit(tmp_path, make_mvtec(root), cache)
+    assert cache.store.entries() == cache.store.unfinished() == []
+
+
+def test_a_disk_that_becomes_full(root: Path, tmp_path: Path, monkeypatch) -> None:
+    def append(self, name, array) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("anomalib_uniad.training.feature_files.CacheWriter.append", append)
+    cache = FeatureCache("disk", directory=tmp_path / "features")
+    with pytest.raises(OSError, match=r"became full\. Halve it with feature_cache_dtype=float16"):
+        fit(tmp_path, make_mvtec(root), cache)
+    assert cache.store.entries() == cache.store.unfinished() == []
+
+
+def test_the_arguments_of_the_model(root: Path, tmp_path: Path) -> None:
+    model = small_model(feature_cache="disk", feature_cache_dtype="float16", feature_cache_dir=tmp_path / "features")
+    trace = Trace()
+    make_engine(tmp_path, trace).fit(model=model, datamodule=make_mvtec(root))
+    assert trace.seen == {("train", "CachedBatch"), ("val", "CachedBatch")}
+    entries = FeatureCache("disk", directory=tmp_path / "features").store.entries()
+    assert {entry.meta["dataset"] for entry in entries} == {"MVTecAD, training", "MVTecAD, validation"}
+    assert {entry.meta["arrays"]["features"]["dtype"] for entry in entries} == {"float16"}

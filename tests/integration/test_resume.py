@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trainings that are stopped and resumed end with the same weights as those that are not.
 
-As a program (``python test_resume.py <data> <results>``), a training that is killed in its ninth step.
+As a program (``python test_resume.py <data> <results> <name of a function>``), trainings in a process of their own.
 """
 
+import contextlib
 import csv
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +21,16 @@ from anomalib.engine import Engine
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch.multiprocessing import ProcessRaisedException
 from torchvision.transforms import v2
 
 from anomalib_uniad import MultiCategory, UniAD
-from anomalib_uniad.training.resume import ExactResume
-from anomalib_uniad.training.resume_checkpoint import ResumeCheckpoint, _at_batch
+from anomalib_uniad.training.resume_checkpoint import _at_batch
 from helpers import make_mvtec_like
 
 EPOCHS, INTERVAL, BATCHES = 3, 2, 3  # training, validation, batches of an epoch
 ALWAYS, NEVER = 1e-9, 1e9  # minutes
+PAPER = {"lr_schedule": "step", "lr_warmup_epochs": 0, "lr_decay_epoch": 2}
 
 
 def small_model(seed: int | None = None, minutes: float = NEVER, **arguments: Any) -> UniAD:
@@ -93,6 +96,15 @@ class SaveEverywhere(Callback):
         self.save(trainer, "epoch")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in the program: sums depend on the number of threads. Faster, too, for so small a model."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
     return make_mvtec_like(tmp_path_factory.mktemp("data") / "products", sizes=(32, 32), train=5, good=2, bad=2)
@@ -110,17 +122,19 @@ def fit(
 ) -> dict:
     """Train; return all state at the end and the events on the way."""
     course = Course()
-    defaults = {"max_epochs": EPOCHS, "check_val_every_n_epoch": INTERVAL, "enable_checkpointing": False}
+    defaults = {"max_epochs": EPOCHS, "check_val_every_n_epoch": INTERVAL, "enable_checkpointing": False, "devices": 1}
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(
         accelerator="cpu",
-        devices=1,
         num_sanity_val_steps=0,
+        gradient_clip_val=0.1,  # as the engine does
         default_root_dir=folder,
         callbacks=[course, *callbacks],
         **{**quiet, **defaults, **arguments},
     )
     trainer.fit(model, datamodule=data, ckpt_path=ckpt_path)
+    if trainer.world_size > 1:
+        return {}  # all of it was in other processes
     optimizer = trainer.optimizers[0].state_dict()
     state = {f"weights {name}": value.clone() for name, value in model.state_dict().items()}
     for number, values in optimizer["state"].items():
@@ -142,10 +156,10 @@ def difference(resumed: dict, whole: dict) -> list[str]:
 @pytest.mark.parametrize(
     ("recipe", "options", "arguments"),
     [
-        ({"lr_schedule": "step", "lr_warmup_epochs": 0, "lr_decay_epoch": 1}, {}, {}),
+        (PAPER, {}, {}),
         ({"seed": 5}, {"augmented": True}, {"accumulate_grad_batches": 2}),
         ({"seed": 5}, {"augmented": True, "workers": 2}, {"max_epochs": 2}),
-        ({}, {}, {"max_epochs": -1, "max_steps": 7, "check_val_every_n_epoch": 1}),
+        (PAPER, {}, {"max_epochs": -1, "max_steps": 7, "check_val_every_n_epoch": 1}),
         ({"feature_cache": "memory"}, {}, {"max_epochs": 2}),
     ],
     ids=["plain", "accumulated", "workers", "max_steps", "cached"],
@@ -271,18 +285,17 @@ def engine(folder: Path, *callbacks: Callback) -> Engine:
     )
 
 
-def weights(path: Path | str) -> dict[str, torch.Tensor]:
-    return torch.load(path, weights_only=True)["state_dict"]
+def has_weights_of(model: UniAD, path: Path) -> bool:
+    state = torch.load(path, weights_only=True)["state_dict"]
+    return all(value.nan_to_num().equal(state[name].nan_to_num()) for name, value in model.state_dict().items())
 
 
 def test_killed_and_resumed_with_the_engine(root: Path, tmp_path: Path, uninterrupted: dict) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "2"}
-    command = [sys.executable, "-W", "ignore", __file__, str(root), str(tmp_path)]
-    killed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    stopped = run_program(root, tmp_path, "killed")
+    assert stopped.returncode == -signal.SIGKILL, stopped.stderr
     run = tmp_path / "UniAD" / "products"
     checkpoint = (run / "latest").resolve() / "weights" / "lightning" / "resume.ckpt"
-    assert f"--ckpt_path {checkpoint}" in killed.stderr
+    assert f"--ckpt_path {checkpoint}" in stopped.stderr
     assert torch.load(checkpoint, weights_only=True)["global_step"] == EPOCHS * BATCHES - 1
 
     runner, model = engine(tmp_path), small_model(5)
@@ -293,7 +306,7 @@ def test_killed_and_resumed_with_the_engine(root: Path, tmp_path: Path, uninterr
     assert (run / "latest").resolve().name == "v1"
     best = Path(runner.best_model_path)
     assert best == (run / "latest").resolve() / "weights" / "lightning" / "model.ckpt"
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in weights(best).items())
+    assert has_weights_of(model, best)
     assert sorted(path.name for path in best.parent.iterdir()) == ["model.ckpt"]
     with (best.parents[2] / "metrics.csv").open() as file:
         assert {row["epochs"] for row in csv.DictReader(file)} == {str(EPOCHS)}
@@ -301,7 +314,7 @@ def test_killed_and_resumed_with_the_engine(root: Path, tmp_path: Path, uninterr
 
     # From now on, a checkpoint is what it says.
     runner.test(model, datamodule=data(root), ckpt_path=checkpoint)
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in weights(checkpoint).items())
+    assert has_weights_of(model, checkpoint)
 
 
 def test_another_checkpoint_can_be_tested_after_a_resumed_training(root: Path, tmp_path: Path) -> None:
@@ -315,10 +328,41 @@ def test_another_checkpoint_can_be_tested_after_a_resumed_training(root: Path, t
         runner.fit(model, datamodule=data(root), ckpt_path=checkpoint)
         runner.test(model, datamodule=data(root), ckpt_path=other)
         runner.test(model, datamodule=data(root), ckpt_path=path)
-        assert all(torch.equal(value, model.state_dict()[name]) for name, value in weights(path).items())
+        assert has_weights_of(model, path)
+
+
+def test_two_processes(root: Path, tmp_path: Path) -> None:
+    done = run_program(root, tmp_path, "distributed")
+    assert done.returncode == 0, done.stderr
+    assert torch.load(tmp_path / "stopped/weights/lightning/resume.ckpt", weights_only=True)["global_step"] == 4
+    whole, resumed = (torch.load(tmp_path / name / "model.ckpt", weights_only=True) for name in ("whole", "resumed"))
+    assert resumed["global_step"] == whole["global_step"] == 6
+    for name, value in whole["state_dict"].items():
+        assert resumed["state_dict"][name].equal(value), name
+
+
+def run_program(root: Path, folder: Path, function: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-W", "ignore", __file__, str(root), str(folder), function]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+
+
+def killed(root: Path, folder: Path) -> None:
+    stop = Stop("on_train_batch_end", EPOCHS * BATCHES, int(signal.SIGKILL))
+    engine(folder, stop).train(model=small_model(5, ALWAYS), datamodule=data(root))
+
+
+def distributed(root: Path, folder: Path) -> None:
+    """Train in two processes: without a stop, with one, and on from there."""
+    file = folder / "stopped" / "weights" / "lightning" / "resume.ckpt"
+    for seed, (name, stop, path) in enumerate((("whole", 0, None), ("stopped", 5, None), ("resumed", 0, file))):
+        torch.manual_seed(seed // 2)  # the same one for the first two
+        callbacks = [ModelCheckpoint(folder / name, "model"), Stop("on_train_batch_end", stop, RuntimeError)]
+        arguments = {"devices": 2, "strategy": "ddp_fork", "max_epochs": 2, "enable_checkpointing": True}
+        with contextlib.suppress(ProcessRaisedException):
+            fit(small_model(None, ALWAYS), data(root), folder / name, path, *callbacks, **arguments)
 
 
 if __name__ == "__main__":
-    products, results = map(Path, sys.argv[1:])
-    stop = Stop("on_train_batch_end", EPOCHS * BATCHES, int(signal.SIGKILL))
-    engine(results, stop).train(model=small_model(5, ALWAYS), datamodule=data(products))
+    torch.set_num_threads(1)
+    globals()[sys.argv[3]](Path(sys.argv[1]), Path(sys.argv[2]))

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule
 def wrap_dataloader(datamodule: LightningDataModule, name: str, wrap: Callable[[Any], Any]) -> Callable[[], None]:
     """Let a dataloader method of one datamodule return something else.
 
-    Wrappers stack: the last one that was put on sees what the ones before it return. Take them off in reverse order.
+    Wrappers stack: each gets what those before it return. They can be taken off in any order.
 
     Args:
         datamodule (LightningDataModule): The datamodule; its class stays as it is.
@@ -29,20 +29,38 @@ def wrap_dataloader(datamodule: LightningDataModule, name: str, wrap: Callable[[
         >>> unwrap()
         >>> datamodule.prepare_data()
     """
-    before = vars(datamodule).get(name)  # another wrapper, or nothing
+    before = vars(datamodule).get(name)
+    stack: list[Callable[[Any], Any]] | None = getattr(before, "wrappers", None)
+    if stack is None:
+        stack = []
+        _put_on(datamodule, name, stack, before)
+    stack.append(wrap)
+
+    def unwrap() -> None:
+        if wrap in stack:
+            stack.remove(wrap)
+        current = vars(datamodule).get(name)
+        if not stack and getattr(current, "wrappers", None) is stack:
+            current.take_off()  # type: ignore[union-attr]
+
+    return unwrap
+
+
+def _put_on(datamodule: LightningDataModule, name: str, stack: list[Callable[[Any], Any]], before: Any) -> None:
     original = getattr(datamodule, name)
 
     def dataloader() -> Any:  # a plain function: Lightning looks at its code to see that the method is overridden
-        return wrap(original())
+        result = original()
+        for wrap in stack:
+            result = wrap(result)
+        return result
 
-    setattr(datamodule, name, dataloader)
-
-    def unwrap() -> None:
-        if vars(datamodule).get(name) is not dataloader:
-            return
+    def take_off() -> None:
         if before is None:
             delattr(datamodule, name)
         else:
             setattr(datamodule, name, before)
 
-    return unwrap
+    dataloader.wrappers = stack  # type: ignore[attr-defined]
+    dataloader.take_off = take_off  # type: ignore[attr-defined]
+    setattr(datamodule, name, dataloader)

@@ -145,7 +145,7 @@ class ResumeCheckpoint(Callback):
         # Lightning writes to the folder for temporary files and moves the file from there, which is a slow copy if
         # that is on another disk; a process killed in the meantime must not leave half a file under the final name.
         unfinished = self._path.with_suffix(".part")
-        trainer.save_checkpoint(unfinished)
+        trainer.save_checkpoint(unfinished, weights_only=False)  # the default, but Lightning logs that it is
         if trainer.is_global_zero:
             unfinished.replace(self._path)
         self._written = trainer.global_step

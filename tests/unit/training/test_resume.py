@@ -190,7 +190,7 @@ def test_wrong_arguments() -> None:
 
 def test_a_file_that_cannot_be_completed_leaves_the_last_one(tmp_path: Path) -> None:
     class Full(SimpleNamespace):
-        def save_checkpoint(self, path: Path) -> None:
+        def save_checkpoint(self, path: Path, weights_only: bool) -> None:
             path.write_text("half")
             raise OSError("No space left on device")
 
