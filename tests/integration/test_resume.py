@@ -1,72 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trainings that are stopped and resumed end with the same weights as those that are not.
+"""Trainings that are stopped and resumed end with the same weights as those that are not."""
 
-As a program (``python test_resume.py <data> <results> <name of a function>``), trainings in a process of their own.
-"""
-
-import contextlib
 import csv
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import anomalib.models  # noqa: F401 - first, in the program
 import pytest
 import torch
-from anomalib.engine import Engine
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch.multiprocessing import ProcessRaisedException
-from torchvision.transforms import v2
 
-from anomalib_uniad import MultiCategory, UniAD
-from anomalib_uniad.training.resume_checkpoint import _at_batch
+from anomalib_uniad import UniAD
+from anomalib_uniad.training.resume_checkpoint import at_batch
 from helpers import make_mvtec_like
+from resumable import ALWAYS, BATCHES, EPOCHS, Stop, data, difference, engine, fit, run_program, small_model
 
-EPOCHS, INTERVAL, BATCHES = 3, 2, 3  # training, validation, batches of an epoch
-ALWAYS, NEVER = 1e-9, 1e9  # minutes
 PAPER = {"lr_schedule": "step", "lr_warmup_epochs": 0, "lr_decay_epoch": 2}
-
-
-def small_model(seed: int | None = None, minutes: float = NEVER, **arguments: Any) -> UniAD:
-    return UniAD(
-        **{
-            "backbone": "resnet10_synthetic",
-            "image_size": 64,
-            "neighbor_size": 1,
-            "hidden_dim": 16,
-            "num_heads": 2,
-            "num_encoder_layers": 1,
-            "num_decoder_layers": 1,
-            "feedforward_dim": 32,
-            "learning_rate": 1e-3,
-            "lr_schedule": "cosine",  # changes at each step, and needs to know how many there will be
-            "lr_warmup_epochs": 1,
-            "visualizer": False,
-            "seed": seed,
-            "resume_interval": minutes,
-            **arguments,
-        }
-    )
-
-
-class Course(Callback):
-    """Writes down what is trained and validated; draws random numbers in between, as a user's callback might."""
-
-    def __init__(self) -> None:
-        self.events: list[tuple] = []
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        self.events.append((trainer.current_epoch, batch_idx, trainer.global_step, *batch.image_path))
-        torch.rand(len(self.events)) if len(self.events) == 5 else None
-
-    def on_validation_end(self, trainer, pl_module) -> None:
-        self.events.append((trainer.current_epoch, "validated"))
 
 
 class SaveEverywhere(Callback):
@@ -82,11 +34,11 @@ class SaveEverywhere(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:
-            with _at_batch(trainer, batch_idx):
+            with at_batch(trainer, batch_idx):
                 self.save(trainer, f"batch-{batch_idx}")
 
     def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0) -> None:
-        with _at_batch(trainer, BATCHES, validating=True):
+        with at_batch(trainer, BATCHES, validating=True):
             self.save(trainer, f"validation-{batch_idx}")
 
     def on_validation_end(self, trainer, pl_module) -> None:
@@ -98,7 +50,7 @@ class SaveEverywhere(Callback):
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """As in the program: sums depend on the number of threads. Faster, too, for so small a model."""
+    """As in the other processes: sums depend on the number of threads. Faster, too, for so small a model."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -108,49 +60,6 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
     return make_mvtec_like(tmp_path_factory.mktemp("data") / "products", sizes=(32, 32), train=5, good=2, bad=2)
-
-
-def data(root: Path, workers: int = 0, augmented: bool = False) -> MultiCategory:
-    augmentations = v2.Compose([v2.RandomHorizontalFlip(), v2.ColorJitter(0.3)]) if augmented else None
-    return MultiCategory(
-        root=root, train_batch_size=4, eval_batch_size=4, num_workers=workers, train_augmentations=augmentations
-    )
-
-
-def fit(
-    model: UniAD, data: MultiCategory, folder: Path, ckpt_path: Path | None = None, *callbacks, **arguments
-) -> dict:
-    """Train; return all state at the end and the events on the way."""
-    course = Course()
-    defaults = {"max_epochs": EPOCHS, "check_val_every_n_epoch": INTERVAL, "enable_checkpointing": False, "devices": 1}
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = Trainer(
-        accelerator="cpu",
-        num_sanity_val_steps=0,
-        gradient_clip_val=0.1,  # as the engine does
-        default_root_dir=folder,
-        callbacks=[course, *callbacks],
-        **{**quiet, **defaults, **arguments},
-    )
-    trainer.fit(model, datamodule=data, ckpt_path=ckpt_path)
-    if trainer.world_size > 1:
-        return {}  # all of it was in other processes
-    optimizer = trainer.optimizers[0].state_dict()
-    state = {f"weights {name}": value.clone() for name, value in model.state_dict().items()}
-    for number, values in optimizer["state"].items():
-        state |= {f"optimizer {number} {name}": value.clone() for name, value in values.items()}
-    state["rate"] = torch.tensor([group["lr"] for group in optimizer["param_groups"]], dtype=torch.float64)
-    state["counters"] = torch.tensor([trainer.current_epoch, trainer.global_step])
-    return {"state": state, "events": course.events}
-
-
-def difference(resumed: dict, whole: dict) -> list[str]:
-    """Names of what is not the same at the end, bit for bit."""
-    first, second = resumed["state"], whole["state"]
-    names = [name for name in first.keys() | second.keys() if name not in first or name not in second]
-    names += [n for n in first.keys() & second.keys() if not first[n].nan_to_num().equal(second[n].nan_to_num())]
-    start = len(whole["events"]) - len(resumed["events"])
-    return sorted(names) + ["events"] * (resumed["events"] != whole["events"][start:])
 
 
 @pytest.mark.parametrize(
@@ -178,21 +87,6 @@ def test_every_point(root: Path, tmp_path: Path, recipe: dict, options: dict, ar
         resumed = fit(small_model(**recipe), data(root, **options), tmp_path, path, **arguments)
         different[path.name] = difference(resumed, whole)
     assert not any(different.values())
-
-
-class Stop(Callback):
-    """Raises an exception, or sends a signal, at the n-th call of a hook."""
-
-    def __init__(self, hook: str, calls: int, exception: type[BaseException] | int) -> None:
-        self.calls, self.exception = calls, exception
-        setattr(self, hook, self.stop)
-
-    def stop(self, *args: Any) -> None:
-        self.calls -= 1
-        if self.calls == 0 and isinstance(self.exception, int):
-            os.kill(os.getpid(), self.exception)
-        elif self.calls == 0:
-            raise self.exception("stopped")
 
 
 STOPS = {
@@ -247,6 +141,20 @@ def test_one_file_for_the_time_of_the_training(root: Path, tmp_path: Path) -> No
     assert not any((tmp_path / "weights" / "lightning").iterdir())
 
 
+@pytest.mark.filterwarnings("ignore:.*")  # pytest.warns gives out Lightning's own warnings as if they were ours
+def test_a_full_disk_does_not_end_the_training(
+    root: Path, tmp_path: Path, uninterrupted: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("lightning.fabric.plugins.io.torch_io._atomic_save", full)
+    with pytest.warns(UserWarning, match=r"resume.ckpt could not be written, training goes on: No space left"):
+        writes_nothing = ModelCheckpoint(save_top_k=0)
+        trained = fit(small_model(5, ALWAYS), data(root), tmp_path, None, writes_nothing, enable_checkpointing=True)
+    assert not difference(trained, uninterrupted)
+
+
 @pytest.mark.parametrize("arguments", [{"enable_checkpointing": False}, {"fast_dev_run": True}, {"barebones": True}])
 def test_no_file_if_checkpoints_are_off(root: Path, tmp_path: Path, arguments: dict) -> None:
     with pytest.raises(RuntimeError, match="stopped"):
@@ -270,19 +178,6 @@ def test_own_checkpoints_stay(root: Path, tmp_path: Path) -> None:
     own = ModelCheckpoint(dirpath=tmp_path / "own", every_n_train_steps=2, save_top_k=-1)
     fit(small_model(5, ALWAYS), data(root), tmp_path, None, own, enable_checkpointing=True)
     assert len(list((tmp_path / "own").iterdir())) == EPOCHS * BATCHES // 2
-
-
-def engine(folder: Path, *callbacks: Callback) -> Engine:
-    return Engine(
-        callbacks=list(callbacks),
-        default_root_dir=folder,
-        max_epochs=EPOCHS,
-        check_val_every_n_epoch=INTERVAL,
-        accelerator="cpu",
-        devices=1,
-        enable_progress_bar=False,
-        logger=False,
-    )
 
 
 def has_weights_of(model: UniAD, path: Path) -> bool:
@@ -317,6 +212,17 @@ def test_killed_and_resumed_with_the_engine(root: Path, tmp_path: Path, uninterr
     assert has_weights_of(model, checkpoint)
 
 
+def test_resumed_in_the_same_session(root: Path, tmp_path: Path, uninterrupted: dict) -> None:
+    """As in a notebook: the trainer and its folder are the same, and the test needs the file once more."""
+    stop = Stop("on_train_batch_start", 5, RuntimeError)
+    runner, model = engine(tmp_path, stop), small_model(5, ALWAYS)
+    with pytest.raises(RuntimeError, match="stopped"):
+        runner.train(model, datamodule=data(root))
+    results = runner.train(model, datamodule=data(root), ckpt_path=next(tmp_path.rglob("resume.ckpt")))
+    assert results[0].keys() >= {"image_AUROC"}
+    assert all(value.equal(uninterrupted["state"][f"weights {key}"]) for key, value in model.state_dict().items())
+
+
 def test_another_checkpoint_can_be_tested_after_a_resumed_training(root: Path, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="stopped"):
         engine(tmp_path, Stop("on_train_batch_start", 5, RuntimeError)).fit(small_model(5), datamodule=data(root))
@@ -339,30 +245,3 @@ def test_two_processes(root: Path, tmp_path: Path) -> None:
     assert resumed["global_step"] == whole["global_step"] == 6
     for name, value in whole["state_dict"].items():
         assert resumed["state_dict"][name].equal(value), name
-
-
-def run_program(root: Path, folder: Path, function: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-W", "ignore", __file__, str(root), str(folder), function]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
-
-
-def killed(root: Path, folder: Path) -> None:
-    stop = Stop("on_train_batch_end", EPOCHS * BATCHES, int(signal.SIGKILL))
-    engine(folder, stop).train(model=small_model(5, ALWAYS), datamodule=data(root))
-
-
-def distributed(root: Path, folder: Path) -> None:
-    """Train in two processes: without a stop, with one, and on from there."""
-    file = folder / "stopped" / "weights" / "lightning" / "resume.ckpt"
-    for seed, (name, stop, path) in enumerate((("whole", 0, None), ("stopped", 5, None), ("resumed", 0, file))):
-        torch.manual_seed(seed // 2)  # the same one for the first two
-        callbacks = [ModelCheckpoint(folder / name, "model"), Stop("on_train_batch_end", stop, RuntimeError)]
-        arguments = {"devices": 2, "strategy": "ddp_fork", "max_epochs": 2, "enable_checkpointing": True}
-        with contextlib.suppress(ProcessRaisedException):
-            fit(small_model(None, ALWAYS), data(root), folder / name, path, *callbacks, **arguments)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    globals()[sys.argv[3]](Path(sys.argv[1]), Path(sys.argv[2]))

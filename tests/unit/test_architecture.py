@@ -31,6 +31,7 @@ ALLOWED = {
         "model.loss",
         "model.recipe",
         "metrics",
+        "training.resume",
     },
     "model": {"model"},
     "deploy": {"deploy", "model", "data.category"},

@@ -16,6 +16,7 @@ from anomalib.visualization import Visualizer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from anomalib_uniad.metrics import PerCategoryEvaluator
+from anomalib_uniad.training.resume import ExactResume
 
 from .anomaly_map import ImageScore
 from .arguments import check_same_model, plain_layers, repeat
@@ -72,7 +73,7 @@ class UniAD(Recipe, AnomalibModule):  # type: ignore[misc]  # anomalib's to_onnx
             place of the trainer's ``gradient_clip_val``. Defaults to ``0.1``.
         seed (int | None): Seed of the initial weights and, from the start of training, of everything random: order
             of the images, dropout, jitter. anomalib 2.7 accepts ``--seed_everything`` on its command line, but does
-            nothing with it. ``None`` leaves the random state as it is. Defaults to ``None``.
+            nothing with it. ``None`` draws one when training starts. Defaults to ``None``.
         feature_cache (str): Compute the backbone's features once instead of in every epoch: ``"memory"`` keeps them
             for this training, ``"disk"`` in files that later trainings on the same images find again; ``"off"`` reads
             and embeds images each time they are used. The first two need images without random augmentation.
@@ -203,6 +204,9 @@ class UniAD(Recipe, AnomalibModule):  # type: ignore[misc]  # anomalib's to_onnx
         Raises:
             ValueError: If arguments differ that the weights do not show; the message lists them.
         """
+        for callback in self._training_callbacks:
+            if isinstance(callback, ExactResume):  # a test after a resumed training is of what was trained
+                callback.keep_trained_weights(self, checkpoint)
         super().on_load_checkpoint(checkpoint)
         check_same_model(checkpoint.get("hyper_parameters", {}), self.hparams)
 

@@ -65,6 +65,7 @@ def learning_rate_schedule(
     if schedule == "cosine" and math.isinf(total_steps):
         msg = "lr_schedule 'cosine' needs to know where training ends: set trainer.max_epochs or trainer.max_steps."
         raise ValueError(msg)
+    trainer.fit_loop.setup_data()  # with max_steps alone, Lightning has not counted the batches yet
     steps_per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
     factor = learning_rate_factor(
         schedule, steps_per_epoch, total_steps, round(warmup_epochs * steps_per_epoch), decay_epoch, decay_factor

@@ -20,6 +20,7 @@ class ResumeCheckpoint(Callback):
 
     The file lies in ``weights/lightning`` of the run's folder, where anomalib puts ``model.ckpt``. There is one at a
     time; a new one takes the place of the old one at once, so there is a complete one whenever the process is killed.
+    If it cannot be written, that is a warning, and training goes on (with several processes, it is an error).
     It is written by an exception, Ctrl-C and SIGTERM as well, if weights and optimizer are in a state between two
     steps then; otherwise the last one stays. It is removed when training has come to the end of ``max_epochs`` or
     ``max_steps``. No file is written if the trainer is not to write checkpoints (``enable_checkpointing=False``,
@@ -80,8 +81,14 @@ class ResumeCheckpoint(Callback):
             return
         due = time.monotonic() - self._last_time >= 60 * self.interval_minutes
         if trainer.strategy.broadcast(due) and trainer.global_step != self._written:
-            with _at_batch(trainer, batch_idx):
-                self._write(trainer)
+            try:
+                with at_batch(trainer, batch_idx):
+                    self._write(trainer)
+            except OSError as error:  # a full disk, for example
+                if trainer.world_size > 1:  # the other processes wait for this one to be done
+                    raise
+                self._last_time = time.monotonic()
+                rank_zero_warn(f"{self._path} could not be written, training goes on: {error}")
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """From here on, weights and optimizer may be changed in part."""
@@ -129,14 +136,14 @@ class ResumeCheckpoint(Callback):
         last = done >= trainer.num_training_batches
         pending = 0 if last else done % trainer.accumulate_grad_batches  # their gradients are lost: go back to before
         if trainer.validating and not pending:  # it is repeated
-            with _at_batch(trainer, done, validating=True):
+            with at_batch(trainer, done, validating=True):
                 self._write(trainer)
         elif trainer.global_step == self._written:
             return
         elif epoch.ready == epoch.completed:  # SIGTERM, which Lightning looks for at the end of an epoch, too
             self._write(trainer)
         elif epoch.started == epoch.completed + 1 and epoch.processed == epoch.completed and not last:
-            with _at_batch(trainer, done - pending):
+            with at_batch(trainer, done - pending):
                 self._write(trainer)
 
     def _write(self, trainer: Trainer) -> None:
@@ -159,7 +166,7 @@ class ResumeCheckpoint(Callback):
 
 
 @contextlib.contextmanager
-def _at_batch(trainer: Any, batch: int, validating: bool = False) -> Iterator[None]:
+def at_batch(trainer: Any, batch: int, validating: bool = False) -> Iterator[None]:
     """Have the trainer's counters say that the next thing to be done is a batch, or the validation before it.
 
     Of the states in which Lightning can be interrupted, it resumes only a few without doing or leaving out something

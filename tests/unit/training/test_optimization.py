@@ -75,6 +75,13 @@ def test_cosine_counts_steps_of_accumulated_gradients() -> None:
     assert model.rates[::2] == pytest.approx([1e-4 * (1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)])
 
 
+def test_cosine_ends_at_max_steps() -> None:
+    model = Line(lr_schedule="cosine", lr_warmup_epochs=0.5)
+    make_trainer(max_epochs=-1, max_steps=10).fit(model, DataLoader(TensorDataset(torch.randn(4, 4))))
+    expected = [1e-4 * (1 + math.cos(math.pi * step / 10)) / 2 for step in range(10)]
+    assert model.rates == pytest.approx([expected[0] / 2, *expected[1:]])
+
+
 def test_cosine_needs_an_end() -> None:
     model = Line(lr_schedule="cosine")
     with pytest.raises(ValueError, match=r"lr_schedule 'cosine'.*trainer\.max_epochs"):
