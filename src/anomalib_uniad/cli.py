@@ -8,6 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anomalib_uniad.benchmark.training import train as bench_train  # light: the rest is imported when it runs
+
 if TYPE_CHECKING:
     from anomalib_uniad.training.feature_store import CacheEntry
 
@@ -69,6 +71,10 @@ COMMANDS: dict[str, Any] = {
         "_help": "Features that trainings with feature_cache=disk have kept.",
         "ls": cache_ls,
         "clear": cache_clear,
+    },
+    "bench": {
+        "_help": "Measurements on this machine.",
+        "train": bench_train,
     },
 }
 

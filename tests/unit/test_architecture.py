@@ -36,7 +36,7 @@ ALLOWED = {
     "model": {"model"},
     "deploy": {"deploy", "model", "data.category"},
     "cli": {"cli", "training", "benchmark"},
-    "benchmark": {"benchmark", "deploy", "model", "metrics", "data", ""},
+    "benchmark": {"benchmark", "deploy", "model", "metrics", "data", "training", ""},
 }
 
 

@@ -19,6 +19,7 @@ import pandas as pd
 from jsonargparse import auto_cli
 
 import anomalib_uniad
+from anomalib_uniad.benchmark.training import tables as training
 from anomalib_uniad.metrics.table import to_markdown
 
 _BLOCK = re.compile(r"(<!-- (table|arguments): (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -129,6 +130,20 @@ def _industrial_epochs(results: Path) -> str:
     return to_markdown(pd.DataFrame(table))
 
 
+def _recipe(results: Path) -> str:
+    rows = _read(results, "recipe_epochs")
+    table: dict[str, list] = {"epoch": sorted(rows["epoch"].unique())}
+    for method, run in rows.groupby("method", sort=False):
+        by_epoch = {epoch: _spread(part) for epoch, part in run.groupby("epoch")}
+        table[f"{method} ({run['epoch'].max()} epochs)"] = [by_epoch.get(epoch, "") for epoch in table["epoch"]]
+    return to_markdown(pd.DataFrame(table))
+
+
+def _spread(rows: pd.DataFrame) -> str:
+    image = 100 * rows["image_AUROC"]
+    return _pair(rows) + (f" ({image.min():.1f} to {image.max():.1f})" if len(rows) > 1 else "")
+
+
 def _import_torch(results: Path) -> str:
     rows = _read(results, "import_torch")
     return (
@@ -137,11 +152,26 @@ def _import_torch(results: Path) -> str:
     )
 
 
+def _training(name: str, render: Callable[[pd.DataFrame], str]) -> Callable[[Path], str]:
+    return lambda results: render(training.complete(_read(results, name)))
+
+
+def _training_gpu(results: Path) -> str:
+    if not (results / "training_gpu.csv").is_file():
+        return "Not measured: there was no GPU. `anomalib-uniad bench train --parts [gpu]` does it where there is one."
+    return _training("training_gpu", training.gpu)(results)
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "quickstart": _quickstart,
     "industrial": _industrial,
     "industrial_epochs": _industrial_epochs,
+    "recipe": _recipe,
     "import_torch": _import_torch,
+    "training_speed": _training("training_speed", training.speed),
+    "training_floor": _training("training_floor", training.floor),
+    "training_scaling": _training("training_scaling", training.scaling),
+    "training_gpu": _training_gpu,
 }
 
 if __name__ == "__main__":

@@ -11,12 +11,13 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from jsonargparse import auto_cli
+from omegaconf import OmegaConf
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ def benchmark(
     recipe: Path,
     seeds: Sequence[int] | None = None,
     name: str | None = None,
+    overrides: Sequence[str] = (),
     output_dir: Path = Path("results"),
     work_dir: Path = Path("runs"),
 ) -> None:
@@ -38,16 +40,23 @@ def benchmark(
         recipe: Config for ``anomalib train``.
         seeds: Seeds for UniAD, one run each; one run as the recipe says if left out.
         name: Name of the method in the files; the recipe's name if left out.
+        overrides: Further arguments for ``anomalib train``, for example ``["--data.train_batch_size=32"]``.
         output_dir: Folder of the csv files.
         work_dir: Folder of the runs (checkpoints, heatmaps, logs).
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     group = recipe.stem.split("-")[0]
+    has_logger = OmegaConf.select(OmegaConf.load(recipe), "trainer.logger") is not None
     runs: Sequence[int | None] = seeds or [None]
     for seed in runs:
-        root = work_dir / (recipe.stem if seed is None else f"{recipe.stem}-seed{seed}")
-        arguments = ["train", "--config", str(recipe), *([] if seed is None else ["--model.seed", str(seed)])]
-        command = [str(Path(sys.executable).with_name("anomalib")), *arguments, "--default_root_dir", str(root)]
+        variant = [override.lstrip("-") for override in overrides] + ([] if seed is None else [f"seed{seed}"])
+        root = work_dir / "-".join([recipe.stem, *variant])
+        arguments = ["train", "--config", str(recipe), *overrides]
+        arguments += [] if seed is None else ["--model.seed", str(seed)]
+        folders = ["--default_root_dir", str(root)]
+        if has_logger:  # each run has its own folder, also when it logs
+            folders += ["--trainer.logger.init_args.save_dir", str(root)]
+        command = [str(Path(sys.executable).with_name("anomalib")), *arguments, *folders]
         logger.info("$ %s", shlex.join(["anomalib", *command[1:]]))
         start = time.perf_counter()
         subprocess.run(command, check=True)
@@ -96,22 +105,30 @@ def _newest(root: Path, column: str, final: bool) -> pd.DataFrame | None:
     return None
 
 
-def add_rows(path: Path, rows: pd.DataFrame) -> None:
-    """Add rows to a csv file, in place of those of the same method and seed.
+def add_rows(path: Path, rows: pd.DataFrame, same: Sequence[str] = ("method", "seed")) -> None:
+    """Add rows to a csv file, in place of those that agree in some columns, by default of the same method and seed.
 
     Args:
         path: The file; created if it does not exist.
-        rows: Rows of one method and seed.
+        rows: The rows.
+        same: The columns; empty cells agree with each other.
     """
     rows = rows.assign(seed=rows["seed"].map(_text))
     if path.is_file():
         old = pd.read_csv(path, dtype={"category": str, "seed": str})
         old["seed"] = old["seed"].map(_text)
-        same = (old["method"] == rows["method"].iloc[0]) & (old["seed"] == rows["seed"].iloc[0])
-        rows = pd.concat([old[~same], rows], ignore_index=True)
+        replaced = {_key(row, same) for row in rows.to_dict("records")}
+        kept = [_key(row, same) not in replaced for row in old.to_dict("records")]
+        rows = pd.concat([old[kept], rows], ignore_index=True) if any(kept) else rows
     path.parent.mkdir(parents=True, exist_ok=True)
     rows.to_csv(path, index=False)
     logger.info("wrote %s", path)
+
+
+def _key(row: Mapping[Hashable, Any], columns: Sequence[str]) -> tuple[str, ...]:
+    """What tells rows apart, as it stands in a csv file; numbers with and without decimals are the same."""
+    values = [row.get(column) for column in columns]
+    return tuple("" if pd.isna(v) else f"{v:g}" if isinstance(v, (int, float)) else str(v) for v in values)
 
 
 def _text(seed: Any) -> str:

@@ -109,6 +109,8 @@ class CachedDataset(Dataset):
         self._features = self._masks = None
 
     def _gather(self, features: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        if features.device.type == "cuda":  # from pinned memory: an ordinary copy would wait for the device
+            return features[index.pin_memory().to(features.device, non_blocking=True)]
         if not self._pin:
             return features[index.to(features.device)]
         out = torch.empty((len(index), *features.shape[1:]), dtype=features.dtype, pin_memory=True)

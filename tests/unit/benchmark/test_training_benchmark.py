@@ -2,6 +2,8 @@
 """What `anomalib-uniad bench train` measures, writes and shows; never how fast it is."""
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -139,7 +141,8 @@ def test_gpu_cases_run_anywhere(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
     cases = [one for one in scaling.gpu_cases((8, 64), 2) if one["compile_mode"] is None]
     assert [one["images"] for one in cases] == [3629, 3629]
-    cases = [{**cases[0], "batch_size": 2, "images": 12}]
+    assert [one["warm_up"] for one in cases] == [459, 62]
+    cases = [{**cases[0], "batch_size": 2, "images": 12, "warm_up": 1}]
     common = {
         "device": "cpu",
         "seed": 0,
@@ -225,3 +228,12 @@ def test_the_command_measures_the_parts_that_are_wanted(tmp_path: Path, monkeypa
     assert called == [(1, 3, 128, 2, False)]
     assert "There is no GPU" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_is_found_without_heavy_packages() -> None:
+    code = (
+        "import sys; from anomalib_uniad.cli import COMMANDS; from anomalib_uniad.benchmark.training import train; "
+        "assert COMMANDS['bench']['train'] is train; print([m for m in ('torch', 'pandas', 'cv2') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -248,3 +248,21 @@ def test_initialisation() -> None:
     queries = torch.cat([layer.query.flatten() for layer in model.decoder.layers])
     assert abs(queries.mean()) < 0.05
     assert abs(queries.std() - 1) < 0.05
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("tf_efficientnet_b0", 5), ("mobilenetv2_100", 5), ("resnet18", None)])
+def test_blocks_behind_the_deepest_map_are_dropped(name: str, blocks: int | None) -> None:
+    whole = Backbone(name, [0, 1, 2, 3], pre_trained=False)
+    backbone = Backbone(name, [0, 1, 2, 3], pre_trained=False)
+    backbone.load_state_dict(whole.state_dict())
+    images = torch.randn(2, 3, 64, 64)
+    backbone.check((64, 64))
+    if blocks is not None:
+        assert len(whole.features.blocks) == 7
+        assert len(backbone.features.blocks) == blocks
+    assert all(map(torch.equal, backbone(images), whole(images)))
+    backbone.load_state_dict(whole.state_dict())  # weights of a model that still has them
+    deepest = Backbone(name, [0, 4], pre_trained=False)
+    count = len(list(deepest.modules()))
+    deepest.check((64, 64))
+    assert len(list(deepest.modules())) == count

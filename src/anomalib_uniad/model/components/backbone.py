@@ -72,9 +72,10 @@ class Backbone(nn.Module):
         Raises:
             ValueError: If the backbone refuses the size or its maps are not what timm says.
         """
+        sample = torch.linspace(-2, 2, 3 * image_size[0] * image_size[1]).reshape(1, 3, *image_size)
         try:
             with torch.no_grad():
-                maps = self.features(torch.zeros(1, 3, *image_size))
+                maps = self.features(sample)
         except (RuntimeError, AssertionError, ValueError) as error:
             msg = f"The backbone {self.name!r} cannot take images of {image_size}: {error}"
             raise ValueError(msg) from error
@@ -87,6 +88,28 @@ class Backbone(nn.Module):
         ):
             msg = f"The backbone {self.name!r} gives maps of {[tuple(x.shape) for x in maps]}, not (B, C, H, W)."
             raise ValueError(msg)
+        self._drop_unused_blocks(sample, maps)
+
+    def _drop_unused_blocks(self, sample: torch.Tensor, maps: list[torch.Tensor]) -> None:
+        """Remove blocks behind the deepest map; timm does so for most models, but not for EfficientNets."""
+        blocks = getattr(self.features, "blocks", None)
+        while isinstance(blocks, nn.Sequential) and len(blocks) > 1:
+            self.features.blocks = blocks[:-1]
+            with torch.no_grad():
+                shorter = self.features(sample)
+            if len(shorter) != len(maps) or not all(map(torch.equal, shorter, maps)):
+                self.features.blocks = blocks
+                return
+            blocks = self.features.blocks
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Pass over blocks that were dropped here, but not where the weights were written."""
+        kept = len(getattr(self.features, "blocks", []))
+        start = f"{prefix}features.blocks."
+        for key in [key for key in state_dict if key.startswith(start)]:
+            if int(key.removeprefix(start).split(".")[0]) >= kept:
+                del state_dict[key]
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def train(self, mode: bool = True) -> "Backbone":  # noqa: ARG002 - frozen whatever is asked
         """Stay in evaluation mode."""
