@@ -292,6 +292,14 @@ def test_without_validation_set(tmp_path: Path) -> None:
     assert trace.seen == {("train", "CachedBatch")}
 
 
+def test_no_cache_for_a_single_batch(root: Path, tmp_path: Path) -> None:
+    trace = Trace()
+    engine = make_engine(tmp_path, trace, FeatureCache("disk", directory=tmp_path / "cache"), fast_dev_run=True)
+    engine.fit(model=small_model(), datamodule=make_multi_category(root))
+    assert {kind for _, kind in trace.seen} == {"ImageBatch"}
+    assert not (tmp_path / "cache").exists()
+
+
 def test_synthetic_anomalies_are_not_kept_on_disk(root: Path, tmp_path: Path) -> None:
     datamodule = make_mvtec(root, val_split_mode="synthetic", val_split_ratio=0.5, seed=3)
     cache = FeatureCache("disk", directory=tmp_path / "features")

@@ -223,6 +223,25 @@ def test_resumed_in_the_same_session(root: Path, tmp_path: Path, uninterrupted: 
     assert all(value.equal(uninterrupted["state"][f"weights {key}"]) for key, value in model.state_dict().items())
 
 
+def test_stopped_again_before_the_next_checkpoint(root: Path, tmp_path: Path, uninterrupted: dict) -> None:
+    latest = tmp_path / "UniAD" / "products" / "latest" / "weights" / "lightning" / "resume.ckpt"
+    with pytest.raises(RuntimeError, match="stopped"):
+        engine(tmp_path, Stop("on_train_batch_start", 5, RuntimeError)).train(
+            small_model(5, ALWAYS), datamodule=data(root)
+        )
+    first = latest.resolve()
+    seldom = 1e6
+    with pytest.raises(RuntimeError, match="stopped"):  # within the first step, where nothing new is written
+        engine(tmp_path, Stop("on_before_optimizer_step", 1, RuntimeError)).train(
+            small_model(5, seldom), datamodule=data(root), ckpt_path=latest
+        )
+    assert latest.resolve() != first
+    assert latest.read_bytes() == first.read_bytes()
+    runner, model = engine(tmp_path), small_model(5)
+    runner.train(model, datamodule=data(root), ckpt_path=latest)
+    assert all(value.equal(uninterrupted["state"][f"weights {key}"]) for key, value in model.state_dict().items())
+
+
 def test_another_checkpoint_can_be_tested_after_a_resumed_training(root: Path, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="stopped"):
         engine(tmp_path, Stop("on_train_batch_start", 5, RuntimeError)).fit(small_model(5), datamodule=data(root))

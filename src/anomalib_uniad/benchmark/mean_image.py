@@ -37,10 +37,10 @@ def mean_image(recipe: Path, output_dir: Path = Path("results")) -> None:
     model, datamodule = cli.model.eval(), cli.datamodule
     datamodule.prepare_data()
     datamodule.setup()
-    features, categories, _, _ = _extract(model, datamodule, datamodule.train_dataloader())
+    features, categories, _, _ = extract(model, datamodule, datamodule.train_dataloader())
     means = {name: features[categories == name].mean(dim=0) for name in np.unique(categories)}
     errors = {name: (features[categories == name] - mean).square().mean().item() for name, mean in means.items()}
-    features, categories, labels, masks = _extract(model, datamodule, datamodule.test_dataloader())
+    features, categories, labels, masks = extract(model, datamodule, datamodule.test_dataloader())
     maps = model.model.anomaly_map(torch.stack([means[name] for name in categories]), features)  # (M, 1, H, W)
     scores = model.model.score(maps)
     rows = []
@@ -63,16 +63,26 @@ def mean_image(recipe: Path, output_dir: Path = Path("results")) -> None:
     add_rows(output_dir / f"{recipe.stem.split('-')[0]}.csv", frame.assign(versions=versions(), command=command))
 
 
-def _extract(
+def extract(
     model: Any, datamodule: AnomalibDataModule, dataloader: torch.utils.data.DataLoader
 ) -> tuple[torch.Tensor, np.ndarray, torch.Tensor, torch.Tensor]:
-    """Features (M, C, h, w), categories (M,), labels (M,), masks (M, H, W) of all images."""
+    """Extract all images of a dataloader.
+
+    Args:
+        model: The Lightning module.
+        datamodule: The datamodule, which knows the categories.
+        dataloader: One of its dataloaders.
+
+    Returns:
+        Features (M, C, h, w), categories (M,), labels (M,), masks (M, H, W).
+    """
     parts: list[tuple] = []
     with torch.no_grad():
         for batch in tqdm(dataloader, desc="Extracting features", unit="batch"):
             images, masks = model.pre_processor.transform(batch.image, batch.gt_mask)
-            features = model.model.neck(model.model.backbone(images))
-            parts.append((features, categories_of(batch.image_path, datamodule), batch.gt_label, masks))
+            parts.append(
+                (model.model.extract(images), categories_of(batch.image_path, datamodule), batch.gt_label, masks)
+            )
     features, names, labels, masks = zip(*parts, strict=True)
     return torch.cat(features), np.concatenate(names), torch.cat(labels).int(), torch.cat(masks).int()
 

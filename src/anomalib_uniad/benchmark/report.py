@@ -132,10 +132,24 @@ def _industrial_epochs(results: Path) -> str:
 
 def _recipe(results: Path) -> str:
     rows = _read(results, "recipe_epochs")
+    rows = rows[rows["method"].isin(["paper", "fast"])]
     table: dict[str, list] = {"epoch": sorted(rows["epoch"].unique())}
     for method, run in rows.groupby("method", sort=False):
         by_epoch = {epoch: _spread(part) for epoch, part in run.groupby("epoch")}
         table[f"{method} ({run['epoch'].max()} epochs)"] = [by_epoch.get(epoch, "") for epoch in table["epoch"]]
+    return to_markdown(pd.DataFrame(table))
+
+
+def _recipe_variants(results: Path) -> str:
+    rows = _read(results, "recipe")
+    table: dict[str, list] = {"recipe": [], "epochs": [], "seeds": []}
+    table |= {str(category): [] for category in rows["category"].unique()}
+    for method, run in rows.groupby("method", sort=False):
+        table["recipe"].append(method)
+        table["epochs"].append(run["epochs"].max())
+        table["seeds"].append(", ".join(map(str, run["seed"].unique())))
+        for category, part in run.groupby("category"):
+            table[str(category)].append(_pair(part))
     return to_markdown(pd.DataFrame(table))
 
 
@@ -167,6 +181,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "industrial": _industrial,
     "industrial_epochs": _industrial_epochs,
     "recipe": _recipe,
+    "recipe_variants": _recipe_variants,
     "import_torch": _import_torch,
     "training_speed": _training("training_speed", training.speed),
     "training_floor": _training("training_floor", training.floor),

@@ -236,6 +236,11 @@ class UniAD(Recipe, AnomalibModule):  # type: ignore[misc]  # anomalib's to_onnx
         with torch.autocast(self.device.type, enabled=False):
             return super().test_step(batch, *args, **kwargs)
 
+    def predict_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Predict a batch, in full precision like validation, from which the thresholds are."""
+        with torch.autocast(self.device.type, enabled=False):
+            return super().predict_step(batch, *args, **kwargs)
+
     def _features(self, batch: Batch) -> torch.Tensor:
         """Features (B, C, h, w) of a batch: from the cache, or computed; in full precision, as is their target."""
         cached = getattr(batch, "features", None)

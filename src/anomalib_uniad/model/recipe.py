@@ -25,6 +25,8 @@ CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 class Recipe(LightningModule):
     """The part of a Lightning module that trains it; :class:`anomalib_uniad.UniAD` documents the arguments."""
 
+    _compiled: Callable[[torch.Tensor], torch.Tensor] | None = None
+
     def set_recipe(
         self,
         *,
@@ -85,16 +87,25 @@ class Recipe(LightningModule):
             return
         if self.seed is not None:
             seed_everything(self.seed, workers=True)
-        reconstruct = cast("UniADModel", self.model).reconstruct
-        self._reconstruct: Callable[[torch.Tensor], torch.Tensor] = reconstruct
         if self.compile_mode is not None:
-            self._reconstruct = torch.compile(reconstruct, mode=self.compile_mode, dynamic=False)
+            reconstruct = cast("UniADModel", self.model).reconstruct
+            self._compiled = torch.compile(reconstruct, mode=self.compile_mode, dynamic=False)
+
+    def teardown(self, stage: str) -> None:
+        """Let go of the compiled step, which cannot be copied, exported or saved."""
+        super().teardown(stage)
+        self._compiled = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the compiled step, also after a training that failed."""
+        return {**super().__getstate__(), "_compiled": None}
 
     def reconstruct(self, features: torch.Tensor) -> torch.Tensor:
         """The model's ``reconstruct``, compiled if wanted: ``(B, C, h, w)`` to ``(B, C, h, w)``."""
-        if self.compile_mode == "reduce-overhead":
-            torch.compiler.cudagraph_mark_step_begin()  # what the last step returned may be overwritten
-        return self._reconstruct(features)
+        if self._compiled is None:
+            return cast("UniADModel", self.model).reconstruct(features)
+        torch.compiler.cudagraph_mark_step_begin()  # CUDA graphs may overwrite what the last step returned
+        return self._compiled(features)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW and a schedule, by default the step of the paper (section 4.1); what is frozen is left out."""

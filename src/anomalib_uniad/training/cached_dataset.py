@@ -94,7 +94,7 @@ class CachedDataset(Dataset):
         mask = None if self._masks is None else self._masks[index]
         image_path: list[Any] = [self._image_path[row] for row in rows]
         mask_path: list[Any] = [self._mask_path[row] for row in rows]
-        # As anomalib collates: the first image decides what a batch has.
+        # A label or a mask that one image of the batch does not have, the batch does not have.
         return CachedBatch(
             image=torch.zeros(1).expand(len(rows), 3, 1, 1),
             gt_label=None if bool((label == UNKNOWN).any()) else label.bool(),

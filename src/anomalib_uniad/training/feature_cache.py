@@ -22,7 +22,7 @@ from .cached_dataset import CachedDataset, cached_dataloader, paths_of
 from .dataloaders import wrap_dataloader
 from .feature_build import FeatureBuilder, FeatureDtype, MemoryWriter
 from .feature_files import CacheWriter
-from .feature_key import describe_extractor, key_of, key_parts
+from .feature_key import describe_extractor, describe_files, digest_of, key_of, key_parts
 from .feature_store import FeatureStore
 
 
@@ -76,6 +76,9 @@ class FeatureCache(Callback):
         if stage != "fit":
             return
         self._restore()
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            rank_zero_info("fast_dev_run: images are read as they are needed, no feature cache is built.")
+            return
         datamodule = _datamodule(trainer)
         if datamodule is None:
             msg = f"The feature cache works with datamodules: give the trainer one instead of dataloaders. {checks.OFF}"
@@ -100,7 +103,9 @@ class FeatureCache(Callback):
             wrap = partial(self._wrap, session, trainer, pl_module, evaluation)
             self._undo.append(wrap_dataloader(datamodule, f"{name}_dataloader", wrap))
         # Lightning's advice to have more workers, where none have anything to do.
+        filters = list(warnings.filters)
         warnings.filterwarnings("ignore", ".*(train|val)_dataloader' does not have many workers")
+        self._undo.append(partial(_restore_filters, filters))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make sure that the weights are those from which the features were computed.
@@ -183,6 +188,10 @@ class FeatureCache(Callback):
 
         def build(writer: CacheWriter) -> None:
             builder.build(writer, partial(self._check_space, self.store.free, str(self.store.directory)))
+            files = describe_files(builder.dataset, builder.masks)
+            if digest_of(files) != meta["made_of"]["files"]:
+                msg = f"Images of {meta['dataset']} changed while their features were computed. Start again."
+                raise RuntimeError(msg)
             writer.finish(meta)
 
         try:
@@ -220,6 +229,10 @@ def _place(arrays: dict[str, np.ndarray], source: Any, device: torch.device) -> 
     cuda = device.type == "cuda"
     fits = cuda and checks.fits_on_device(arrays["features"].nbytes, torch.cuda.mem_get_info(device)[0])
     return CachedDataset(arrays, *paths_of(source), device=device if fits else None, pin=cuda and not fits)
+
+
+def _restore_filters(filters: list[Any]) -> None:
+    warnings.filters[:] = filters  # type: ignore[index]
 
 
 def _put_back(trainer: Trainer, position: int, callback: Callback) -> None:

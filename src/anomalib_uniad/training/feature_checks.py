@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a feature cache cannot work with, and whether there is room for it."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from .feature_key import check_deterministic
 
+_CONTAINER = Path("/sys/fs/cgroup")  # where Linux tells a container its limits
 OFF = "Train without the cache (feature_cache=off)."
 ADVICE = (
     "Halve it with feature_cache_dtype=float16, choose another directory with feature_cache_dir, delete caches with "
@@ -83,6 +85,14 @@ def check_dataset(dataset: Any, where: str) -> None:
     if not isinstance(dataset, AnomalibDataset) or isinstance(dataset, (AnomalibDepthDataset, AnomalibVideoDataset)):
         msg = f"The feature cache needs an image dataset of anomalib, not {type(dataset).__name__}. {OFF}"
         raise ValueError(msg)
+    reader = next(cls for cls in type(dataset).__mro__ if "__getitem__" in vars(cls))
+    if reader.__module__.split(".")[0] not in {"anomalib", "anomalib_uniad"} and not hasattr(dataset, "content_key"):
+        msg = (
+            f"{reader.__qualname__} reads its items itself (__getitem__), and the feature cache cannot see what they "
+            "depend on. If they are always the same, give the dataset an attribute content_key, a string that changes "
+            f"with their contents. {OFF}"
+        )
+        raise ValueError(msg)
     check_deterministic(dataset.augmentations, where)
 
 
@@ -132,7 +142,10 @@ def available_memory() -> int | None:
         return None
     # Not sysconf's free pages: what files use as a cache can be had as well.
     found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    return found[0] if found else None
+    with contextlib.suppress(OSError, ValueError):  # the limit of a container; the text "max" if it has none
+        limit, used = (int((_CONTAINER / name).read_text()) for name in ("memory.max", "memory.current"))
+        found.append(max(0, limit - used))
+    return min(found) if found else None
 
 
 def fits_on_device(needed: int, free: int) -> bool:

@@ -124,6 +124,9 @@ def describe_files(dataset: Any, masks: bool) -> list[Any]:
 
     Returns:
         list[Any]: Per image: the image, its label and, if wanted, its masks.
+
+    Raises:
+        ValueError: If a file is not there and there is no ``content_key``.
     """
     samples, content = dataset.samples, getattr(dataset, "content_key", None)
 
@@ -136,8 +139,13 @@ def describe_files(dataset: Any, masks: bool) -> list[Any]:
             return str(path)
         try:
             status = os.stat(path)  # noqa: PTH116 - Path.stat takes three times as long
-        except FileNotFoundError:
-            return [os.path.realpath(path), None]
+        except OSError as error:
+            msg = (
+                f"The feature cache cannot see whether {str(path)!r} has changed: {error.strerror or error}. If the "
+                "images are not files, give the dataset an attribute content_key, a string that changes with their "
+                "contents; or train without the cache (feature_cache=off)."
+            )
+            raise ValueError(msg) from error
         return [os.path.realpath(path), status.st_size, status.st_mtime_ns]
 
     labels = samples["label_index"] if "label_index" in samples else [None] * len(samples)
@@ -167,8 +175,9 @@ def key_parts(
     """
     return {
         "format": FORMAT_VERSION,
+        "dataset": f"{type(dataset).__module__}.{type(dataset).__qualname__}",
         "versions": {package: _version(package) for package in PACKAGES},
-        "files": _digest(describe_files(dataset, masks)),
+        "files": digest_of(describe_files(dataset, masks)),
         "masks": masks,
         "augmentations": describe_transform(getattr(dataset, "augmentations", None)),
         "pre_processor": describe_transform(transform),
@@ -188,7 +197,7 @@ def key_of(parts: dict[str, Any]) -> str:
         >>> key_of({"format": 1}) == key_of({"format": 2})
         False
     """
-    return _digest(parts)[:32]
+    return digest_of(parts)[:32]
 
 
 def _parts(container: Any) -> list[Any]:
@@ -208,7 +217,12 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
 
 
-def _digest(data: Any) -> str:
+def digest_of(data: Any) -> str:
+    """Digest of plain data, 64 hexadecimal digits.
+
+    Args:
+        data (Any): What json can write.
+    """
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

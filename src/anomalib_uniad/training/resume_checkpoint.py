@@ -2,6 +2,7 @@
 """The checkpoint from which an interrupted training is resumed."""
 
 import contextlib
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 FILE_NAME = "resume.ckpt"
+_ASK_EVERY = 50  # batches; several processes have to agree that it is time, which takes some
 
 
 class ResumeCheckpoint(Callback):
@@ -69,6 +71,7 @@ class ResumeCheckpoint(Callback):
         self._announced = False
         self._written = trainer.global_step  # where it was resumed, there is a file already; 0 is not worth one
         self._last_time = time.monotonic()
+        self._keep_source(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Write the file, if it is time and no gradients are waiting for their step.
@@ -78,6 +81,8 @@ class ResumeCheckpoint(Callback):
         """
         del pl_module, batch
         if self._path is None or batch_idx % trainer.accumulate_grad_batches:
+            return
+        if trainer.world_size > 1 and batch_idx % _ASK_EVERY:
             return
         due = time.monotonic() - self._last_time >= 60 * self.interval_minutes
         if trainer.strategy.broadcast(due) and trainer.global_step != self._written:
@@ -89,6 +94,22 @@ class ResumeCheckpoint(Callback):
                     raise
                 self._last_time = time.monotonic()
                 rank_zero_warn(f"{self._path} could not be written, training goes on: {error}")
+
+    def _keep_source(self, trainer: Trainer) -> None:
+        """Copy the file from which training was resumed, for the case that it is stopped again before the next one."""
+        source = trainer.ckpt_path
+        if self._path is None or not trainer.is_global_zero or not source or not Path(source).is_file():
+            return
+        if Path(source).resolve() == self._path.resolve():
+            return
+        part = self._path.with_suffix(".part")
+        try:
+            part.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, part)
+            part.replace(self._path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            rank_zero_warn(f"{self._path} could not be written, training goes on: {error}")
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """From here on, weights and optimizer may be changed in part."""

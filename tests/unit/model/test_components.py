@@ -111,6 +111,11 @@ def test_keep_mask_is_random_and_independent(probability: float, dtype: torch.dt
         assert abs(both - (1 - probability) ** 2) < 3 * error
 
 
+@pytest.mark.parametrize("probability", [0.99998, 0.999999])
+def test_keep_mask_near_one(probability: float) -> None:
+    assert keep_mask(torch.empty(100, 100), probability).mean() < 0.01
+
+
 def test_dropout_scales_what_it_keeps() -> None:
     x = torch.randn(200, 300, requires_grad=True)
     dropout = Dropout(0.25)

@@ -2,12 +2,14 @@
 """Computing features, and what is checked before."""
 
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from anomalib.data import ImageItem
+from anomalib.data.datasets.image.mvtecad import MVTecADDataset
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import Compose, Normalize, Resize
@@ -15,6 +17,7 @@ from torchvision.tv_tensors import Image, Mask
 
 from anomalib_uniad.training import feature_checks as checks
 from anomalib_uniad.training.feature_build import FeatureBuilder, MemoryWriter
+from helpers import make_mvtec_like
 
 
 class Images(Dataset):
@@ -185,6 +188,29 @@ def test_other_loaders_are_refused(loader, message: str) -> None:
 def test_other_datasets_are_refused() -> None:
     with pytest.raises(ValueError, match="needs an image dataset of anomalib, not Images"):
         checks.check_dataset(Images(), "train_augmentations")
+
+
+def test_datasets_with_their_own_reading_need_a_content_key(tmp_path: Path) -> None:
+    class Inverted(MVTecADDataset):
+        def __getitem__(self, index: int):
+            item = super().__getitem__(index)
+            return item.update(in_place=False, image=1 - item.image)
+
+    root = make_mvtec_like(tmp_path, ["bottle"], train=1, good=1, bad=1)
+    dataset = Inverted(root=root, category="bottle", split="train")
+    with pytest.raises(ValueError, match=r"Inverted reads its items itself.*content_key.*feature_cache=off"):
+        checks.check_dataset(dataset, "train_augmentations")
+    dataset.content_key = "inverted"
+    checks.check_dataset(dataset, "train_augmentations")
+
+
+def test_the_limit_of_a_container_counts(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(checks, "_CONTAINER", tmp_path)
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("4096\n")
+    free = checks.available_memory()
+    (tmp_path / "memory.max").write_text("8192\n")
+    assert free is None or (free > 8192 and checks.available_memory() == 4096)
 
 
 def test_depth_is_refused() -> None:

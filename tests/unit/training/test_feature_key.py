@@ -224,6 +224,22 @@ def test_labels_order_and_number_count(root: Path) -> None:
     assert len(keys) == 4
 
 
+def test_the_class_of_the_dataset_counts(root: Path) -> None:
+    dataset = make_dataset(root)
+    before = make_key(root, dataset)
+    dataset.__class__ = type("Inverted", (type(dataset),), {})
+    assert make_key(root, dataset) != before
+
+
+def test_images_without_files_need_a_content_key(root: Path) -> None:
+    dataset = make_dataset(root)
+    dataset._samples["image_path"] = ["archive.zip/0.png"] * len(dataset)
+    with pytest.raises(ValueError, match=r"whether 'archive\.zip/0\.png' has changed: No such file.*content_key"):
+        make_key(root, dataset)
+    dataset.content_key = "v1"
+    assert make_key(root, dataset)
+
+
 def test_contents_that_are_no_files(root: Path) -> None:
     dataset = make_dataset(root)
     dataset.content_key = "v1"

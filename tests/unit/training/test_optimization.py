@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Optimizer, schedules, clipping and compilation of the training step."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -82,6 +84,18 @@ def test_cosine_ends_at_max_steps() -> None:
     assert model.rates == pytest.approx([expected[0] / 2, *expected[1:]])
 
 
+def test_predictions_are_in_full_precision() -> None:
+    """As thresholds and scores of the validation are."""
+    model = small_model().eval()
+    batch = next(iter(image_batches(1)))
+    steps = (model.validation_step, model.test_step, model.predict_step)
+    expected = [step(batch.update(in_place=False), 0).anomaly_map for step in steps]
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = [step(batch.update(in_place=False), 0).anomaly_map for step in steps]
+    for one, other in zip(actual, expected, strict=True):
+        assert one.equal(other)
+
+
 def test_cosine_needs_an_end() -> None:
     model = Line(lr_schedule="cosine")
     with pytest.raises(ValueError, match=r"lr_schedule 'cosine'.*trainer\.max_epochs"):
@@ -142,6 +156,17 @@ def test_compiled_training_equals_eager() -> None:
         weights.append(torch.cat([p.flatten() for p in model.model.transformer.parameters()]).detach())
         assert set(model.state_dict()) == set(small_model().state_dict())
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=1e-4)  # two steps move a weight by 4e-3
+
+
+def test_a_compiled_model_can_be_saved_and_copied() -> None:
+    model = small_model(compile_mode="default")
+    model.setup("fit")
+    copied = pickle.loads(pickle.dumps(model))
+    assert copied._compiled is None
+    assert copy.deepcopy(model)._compiled is None
+    assert model._compiled is not None
+    model.teardown("fit")
+    assert model._compiled is None
 
 
 @pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])

@@ -107,7 +107,8 @@ class Backbone(nn.Module):
         kept = len(getattr(self.features, "blocks", []))
         start = f"{prefix}features.blocks."
         for key in [key for key in state_dict if key.startswith(start)]:
-            if int(key.removeprefix(start).split(".")[0]) >= kept:
+            number = key.removeprefix(start).split(".")[0]
+            if number.isdigit() and int(number) >= kept:
                 del state_dict[key]
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

@@ -27,8 +27,11 @@ def keep_mask(like: torch.Tensor, probability: float) -> torch.Tensor:
     count = like.numel()
     draws = torch.empty((count + 3) // 4, dtype=torch.int64, device=like.device).random_(-(2**63), None)
     values = draws.view(torch.int16)[:count].view(like.shape)  # uniform in [-32768, 32767]
+    dropped = round(probability * 65536)
+    if dropped > 65535:
+        return torch.zeros_like(like, requires_grad=False)
     # Straight into the data type of the product: several times faster than a mask of bools.
-    return torch.ge(values, round(probability * 65536) - 32768, out=torch.empty_like(like, requires_grad=False))
+    return torch.ge(values, dropped - 32768, out=torch.empty_like(like, requires_grad=False))
 
 
 class Dropout(nn.Dropout):
