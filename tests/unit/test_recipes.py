@@ -12,7 +12,7 @@ from anomalib_uniad import MultiCategory, UniAD
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = sorted((CONFIGS / "uniad").glob("*.yaml"))
-TRAINING = [*RECIPES, CONFIGS / "quickstart.yaml"]
+TRAINING = [*RECIPES, CONFIGS / "uniad_small" / "mvtecad.yaml", CONFIGS / "quickstart.yaml"]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_the_five_recipes_are_there() -> None:
     assert [path.stem for path in RECIPES] == ["btech", "mpdd", "mvtecad", "realiad", "visa"]
 
 
-@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TRAINING, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_config_is_accepted_and_complete(path: Path, cli: AnomalibCLI) -> None:
     parsed = cli.parser.parse_args(["train", "--config", str(path)]).train
     assert parsed.model.class_path.endswith("UniAD")
@@ -44,12 +44,12 @@ def test_config_is_accepted_and_complete(path: Path, cli: AnomalibCLI) -> None:
     assert config["data"]["init_args"].keys() == names(MultiCategory)
 
 
-@pytest.mark.parametrize("path", sorted((CONFIGS / "benchmark").glob("industrial-*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((CONFIGS / "benchmark").glob("*-*.yaml")), ids=lambda path: path.stem)
 def test_benchmark_is_accepted(path: Path, cli: AnomalibCLI) -> None:
     assert cli.parser.parse_args(["train", "--config", str(path)]).train.data.class_path.endswith("MultiCategory")
 
 
-@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TRAINING, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_argument_has_a_reason(path: Path) -> None:
     section = path.read_text().split("\nmodel:")[1].split("\ntrainer:")[0]
     assert section.count("#") >= 25

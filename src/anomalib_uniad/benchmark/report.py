@@ -153,6 +153,15 @@ def _recipe_variants(results: Path) -> str:
     return to_markdown(pd.DataFrame(table))
 
 
+def _float16_features(results: Path) -> str:
+    rows = _read(results, "float16_features")
+    table: dict[str, list] = {"category": list(rows["category"].unique())}
+    for method, run in rows.groupby("method", sort=False):
+        values = {row.category: f"{row.image_AUROC:.4f} / {row.pixel_AUROC:.4f}" for row in run.itertuples()}
+        table[str(method)] = [values[category] for category in table["category"]]
+    return f"Image / pixel AUROC:\n\n{to_markdown(pd.DataFrame(table))}"
+
+
 def _spread(rows: pd.DataFrame) -> str:
     image = 100 * rows["image_AUROC"]
     return _pair(rows) + (f" ({image.min():.1f} to {image.max():.1f})" if len(rows) > 1 else "")
@@ -182,6 +191,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "industrial_epochs": _industrial_epochs,
     "recipe": _recipe,
     "recipe_variants": _recipe_variants,
+    "float16_features": _float16_features,
     "import_torch": _import_torch,
     "training_speed": _training("training_speed", training.speed),
     "training_floor": _training("training_floor", training.floor),
