@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings for all tests: two threads, no model hub, and anomalib imported once."""
+"""Settings for all tests: one thread, no model hub, and anomalib imported once."""
 
 import os
 import warnings
@@ -12,4 +12,5 @@ with warnings.catch_warnings():  # what other packages warn about while they are
     import anomalib.models  # noqa: F401
     import torch
 
-torch.set_num_threads(2)
+# Threads that wait for each other cost more than these small models, most of all where other programs run.
+torch.set_num_threads(1)

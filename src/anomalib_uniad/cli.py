@@ -28,14 +28,14 @@ def cache_ls(directory: Path | None = None) -> None:
     store = FeatureStore(directory)
     entries, unfinished = store.entries(), store.unfinished()
     if entries:
-        names = ("key", "dataset", "backbone", "images", "dtype", "size", "created", "last used")
+        names = ("key", "dataset", "backbone", "images", "size", "last used")
         table = Table(title=f"Feature caches in {store.directory}")
         for name in names:
-            table.add_column(name, justify="right" if name in {"images", "size"} else "left")
+            table.add_column(name, justify="right" if name in {"images", "size"} else "left", overflow="fold")
         for entry in entries:
             table.add_row(*map(Text, _row(entry)))  # not plain strings: names in square brackets would be markup
         table.add_section()
-        table.add_row("", f"{len(entries)} in total", "", "", "", _megabytes(sum(entry.size for entry in entries)))
+        table.add_row("", f"{len(entries)} in total", "", "", _megabytes(sum(entry.size for entry in entries)))
         _show(table)
     else:
         _show(f"There are no feature caches in {store.directory}.")
@@ -96,15 +96,12 @@ def main(args: list[str] | None = None) -> None:
 
 def _row(entry: "CacheEntry") -> list[str]:
     features = entry.meta.get("arrays", {}).get("features", {})
-    created = entry.meta.get("created")
     return [
-        entry.key,
+        entry.key[:8],  # enough for `clear --key`, and the table fits into 80 columns
         str(entry.meta.get("dataset", "damaged")),
         str(entry.meta.get("backbone", "")),
-        str(entry.meta.get("images", "")),
-        str(features.get("dtype", "")),
+        f"{entry.meta.get('images', '')} {features.get('dtype', '')}".strip(),
         _megabytes(entry.size),
-        "" if created is None else _date(created),
         _date(entry.last_used),
     ]
 

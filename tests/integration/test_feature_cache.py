@@ -88,15 +88,6 @@ def fit(folder: Path, datamodule, cache: FeatureCache | None = None, **arguments
     return trace, model, engine
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads that wait for each other cost more than these small models."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
     # Images that are larger and smaller than the model's 64 pixels, of equal size within a category.

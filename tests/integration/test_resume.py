@@ -3,7 +3,6 @@
 
 import csv
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +45,6 @@ class SaveEverywhere(Callback):
 
     def on_train_epoch_end(self, trainer, pl_module) -> None:
         self.save(trainer, "epoch")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """As in the other processes: sums depend on the number of threads. Faster, too, for so small a model."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
