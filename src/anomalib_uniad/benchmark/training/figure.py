@@ -47,8 +47,8 @@ def draw_scaling(frame: pd.DataFrame, path: Path) -> None:
             memory = group["peak_memory_bytes"] / 1e9
             right.plot(group[column], memory, f"s{line}", color="tab:red", label=f"memory{name}")
         if len(part):
-            axes.set_ylim(0, 1.1 * part[seconds].max())
-            right.set_ylim(0, 1.1 * part["peak_memory_bytes"].max() / 1e9)
+            axes.set_ylim(bottom=0)
+            right.set_ylim(bottom=0)
         axes.set_xlabel(label)
         axes.set_ylabel(seconds.replace("_", " "), color="tab:blue")
         right.set_ylabel("peak memory, GB", color="tab:red")
