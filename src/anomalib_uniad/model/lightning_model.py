@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from anomalib import LearningType
@@ -133,7 +133,7 @@ class UniAD(Recipe, AnomalibModule):  # type: ignore[misc]  # anomalib's to_onnx
         lr_decay_factor: float = 0.1,
         gradient_clip_norm: float = 0.1,
         seed: int | None = None,
-        feature_cache: FeatureCacheMode = "off",
+        feature_cache: FeatureCacheMode | Literal[False] = "off",
         feature_cache_dtype: FeatureDtype = "float32",
         feature_cache_dir: str | Path | None = None,
         compile_mode: CompileMode | None = None,
@@ -143,6 +143,7 @@ class UniAD(Recipe, AnomalibModule):  # type: ignore[misc]  # anomalib's to_onnx
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
+        feature_cache = feature_cache or "off"  # which yaml without quotes means by off
         # Plain tuples before the hyper-parameters are collected: configs bring lists of several classes.
         layers = plain_layers(layers)
         image_size = repeat("image_size", image_size, int, 2)

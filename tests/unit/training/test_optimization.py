@@ -13,6 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader, TensorDataset
 
 from anomalib_uniad import UniAD
+from anomalib_uniad.training.feature_cache import FeatureCache
 from anomalib_uniad.training.optimization import adamw, learning_rate_factor
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -181,6 +182,13 @@ def test_compilation_gets_the_mode(mode: str, monkeypatch: pytest.MonkeyPatch) -
     model = small_model(compile_mode=mode)
     make_trainer(max_epochs=1, **model.trainer_arguments).fit(model, image_batches(1))
     assert compiled == [{"mode": mode, "dynamic": False}]
+
+
+def test_off_without_quotes() -> None:
+    """A yaml parser makes False of it."""
+    model = small_model(feature_cache=False)
+    assert model.hparams["feature_cache"] == "off"
+    assert not any(isinstance(callback, FeatureCache) for callback in model.configure_callbacks())
 
 
 @pytest.mark.parametrize(
