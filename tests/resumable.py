@@ -21,6 +21,7 @@ from torch.multiprocessing import ProcessRaisedException
 from torchvision.transforms import v2
 
 from anomalib_uniad import MultiCategory, UniAD
+from small import quiet_engine
 
 EPOCHS, INTERVAL, BATCHES = 3, 2, 3  # training, validation, batches of an epoch
 ALWAYS, NEVER = 1e-9, 1e9  # minutes
@@ -121,16 +122,7 @@ def difference(resumed: dict, whole: dict) -> list[str]:
 
 
 def engine(folder: Path, *callbacks: Callback) -> Engine:
-    return Engine(
-        callbacks=list(callbacks),
-        default_root_dir=folder,
-        max_epochs=EPOCHS,
-        check_val_every_n_epoch=INTERVAL,
-        accelerator="cpu",
-        devices=1,
-        enable_progress_bar=False,
-        logger=False,
-    )
+    return quiet_engine(folder, *callbacks, max_epochs=EPOCHS, check_val_every_n_epoch=INTERVAL)
 
 
 def run_program(root: Path, folder: Path, function: str) -> subprocess.CompletedProcess:

@@ -21,6 +21,7 @@ from anomalib_uniad import MultiCategory, UniAD
 from anomalib_uniad.training import feature_cache, feature_store
 from anomalib_uniad.training.feature_cache import FeatureCache
 from helpers import make_mvtec_like
+from small import SMALL, quiet_engine
 
 EPOCHS = 2
 
@@ -50,35 +51,11 @@ class Trace(Callback):
 
 
 def small_model(**arguments) -> UniAD:
-    return UniAD(
-        **{
-            "backbone": "resnet18",
-            "pre_trained": False,
-            "image_size": 64,
-            "hidden_dim": 16,
-            "num_heads": 2,
-            "num_encoder_layers": 1,
-            "num_decoder_layers": 1,
-            "feedforward_dim": 32,
-            "neighbor_size": 3,
-            "seed": 7,
-            "resume_interval": 0,
-            **arguments,
-        }
-    )
+    return UniAD(**{**SMALL, "feedforward_dim": 32, "seed": 7, "resume_interval": 0, **arguments})
 
 
 def make_engine(folder: Path, *callbacks: Callback, epochs: int = EPOCHS, **arguments) -> Engine:
-    return Engine(
-        default_root_dir=folder,
-        max_epochs=epochs,
-        accelerator="cpu",
-        devices=1,
-        enable_progress_bar=False,
-        logger=False,
-        callbacks=list(callbacks),
-        **arguments,
-    )
+    return quiet_engine(folder, *callbacks, max_epochs=epochs, **arguments)
 
 
 def fit(folder: Path, datamodule, cache: FeatureCache | None = None, **arguments) -> tuple[Trace, UniAD, Engine]:

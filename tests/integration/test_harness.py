@@ -13,25 +13,14 @@ from sklearn.metrics import roc_auc_score
 
 from anomalib_uniad import MultiCategory, UniAD
 from helpers import make_mvtec_like
+from small import SMALL, quiet_engine
 
 IMAGE_SIZE = (64, 80)
 
 
 def small_model(**arguments) -> UniAD:
-    return UniAD(
-        **{
-            "backbone": "resnet18",
-            "pre_trained": False,
-            "image_size": IMAGE_SIZE,
-            "hidden_dim": 16,
-            "num_heads": 2,
-            "num_encoder_layers": 1,
-            "num_decoder_layers": 2,
-            "feedforward_dim": 32,
-            "neighbor_size": 3,
-            **arguments,
-        }
-    )
+    sizes = {"image_size": IMAGE_SIZE, "num_decoder_layers": 2, "feedforward_dim": 32}
+    return UniAD(**{**SMALL, **sizes, **arguments})
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +30,7 @@ def data(tmp_path_factory) -> MultiCategory:
 
 
 def engine(folder: Path) -> Engine:
-    return Engine(
-        default_root_dir=folder, max_epochs=1, accelerator="cpu", devices=1, enable_progress_bar=False, logger=False
-    )
+    return quiet_engine(folder, max_epochs=1)
 
 
 @pytest.fixture(scope="module")
@@ -114,15 +101,7 @@ def test_metrics_do_not_depend_on_thresholds(data: MultiCategory, tmp_path: Path
 
 @pytest.mark.parametrize(("epochs", "interval"), [(1, 2), (3, 2)])
 def test_the_checkpoint_is_of_the_last_epoch(data: MultiCategory, tmp_path: Path, epochs: int, interval: int) -> None:
-    runner = Engine(
-        default_root_dir=tmp_path,
-        max_epochs=epochs,
-        check_val_every_n_epoch=interval,
-        accelerator="cpu",
-        devices=1,
-        enable_progress_bar=False,
-        logger=False,
-    )
+    runner = quiet_engine(tmp_path, max_epochs=epochs, check_val_every_n_epoch=interval)
     model = small_model(seed=1)
     runner.fit(model=model, datamodule=data)
     checkpoint = torch.load(runner.best_model_path, weights_only=True)

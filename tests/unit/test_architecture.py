@@ -31,7 +31,6 @@ ALLOWED = {
         "model.loss",
         "model.recipe",
         "metrics",
-        "training.resume",
     },
     "model": {"model"},
     "deploy": {"deploy", "model", "data.category"},

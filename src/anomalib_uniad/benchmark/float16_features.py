@@ -45,7 +45,7 @@ def float16_features(recipe: Path, checkpoint: Path, output_dir: Path = Path("re
             rows.append({"method": str(dtype), "category": name, "image_AUROC": image, "pixel_AUROC": pixel})
     frame = pd.DataFrame(rows)
     command = shlex.join(["python", "-m", "anomalib_uniad.benchmark.float16_features", str(recipe), "model.ckpt"])
-    seed, epochs = model.seed, torch.load(checkpoint, map_location="cpu", weights_only=False)["epoch"] + 1
+    seed, epochs = model.seed, torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"] + 1
     frame = frame.assign(epochs=epochs, seed=seed, device="cpu", versions=versions(), command=command)
     for _, part in frame.groupby("method", sort=False):
         add_rows(output_dir / "float16_features.csv", part)

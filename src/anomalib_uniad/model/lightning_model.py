@@ -16,7 +16,6 @@ from anomalib.visualization import Visualizer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from anomalib_uniad.metrics import PerCategoryEvaluator
-from anomalib_uniad.training.resume import ExactResume
 
 from .anomaly_map import ImageScore
 from .arguments import check_same_model, plain_layers, repeat
@@ -143,7 +142,8 @@ class UniAD(Recipe, AnomalibModule):  # type: ignore[misc]  # anomalib's to_onnx
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        feature_cache = feature_cache or "off"  # which yaml without quotes means by off
+        if feature_cache is False:
+            feature_cache = "off"  # of which yaml without quotes makes False
         # Plain tuples before the hyper-parameters are collected: configs bring lists of several classes.
         layers = plain_layers(layers)
         image_size = repeat("image_size", image_size, int, 2)
@@ -205,9 +205,6 @@ class UniAD(Recipe, AnomalibModule):  # type: ignore[misc]  # anomalib's to_onnx
         Raises:
             ValueError: If arguments differ that the weights do not show; the message lists them.
         """
-        for callback in self._training_callbacks:
-            if isinstance(callback, ExactResume):  # a test after a resumed training is of what was trained
-                callback.keep_trained_weights(self, checkpoint)
         super().on_load_checkpoint(checkpoint)
         check_same_model(checkpoint.get("hyper_parameters", {}), self.hparams)
 

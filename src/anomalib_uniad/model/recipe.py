@@ -73,7 +73,8 @@ class Recipe(LightningModule):
         self._training_callbacks: list[Callback] = [LastEpochValidation()]
         if feature_cache != "off":
             self._training_callbacks.append(FeatureCache(feature_cache, feature_cache_dtype, feature_cache_dir))
-        self._training_callbacks.append(ExactResume(seed))  # after the cache, whose dataloader it wraps
+        self._exact_resume = ExactResume(seed)
+        self._training_callbacks.append(self._exact_resume)  # after the cache, whose dataloader it wraps
         if resume_interval > 0:
             self._training_callbacks.append(ResumeCheckpoint(resume_interval))
 
@@ -90,6 +91,11 @@ class Recipe(LightningModule):
         if self.compile_mode is not None:
             reconstruct = cast("UniADModel", self.model).reconstruct
             self._compiled = torch.compile(reconstruct, mode=self.compile_mode, dynamic=False)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Have a test that follows a resumed training test what was trained."""
+        self._exact_resume.keep_trained_weights(self, checkpoint)
+        super().on_load_checkpoint(checkpoint)
 
     def teardown(self, stage: str) -> None:
         """Let go of the compiled step, which cannot be copied, exported or saved."""

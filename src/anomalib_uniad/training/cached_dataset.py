@@ -12,6 +12,8 @@ from anomalib.data import ImageBatch, ImageItem
 from anomalib.data.dataclasses.numpy import NumpyImageBatch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
+from .feature_checks import fits_on_device
+
 NO_MASK = 255  # fills the mask of an image that has none
 UNKNOWN = -1  # label of an image that has none
 
@@ -77,6 +79,19 @@ class CachedDataset(Dataset):
         self._mask_path = list(mask_path)
         self._pin = pin
 
+    @classmethod
+    def place(
+        cls,
+        arrays: dict[str, np.ndarray],
+        image_path: Sequence[str | None],
+        mask_path: Sequence[str | None],
+        device: torch.device,
+    ) -> "CachedDataset":
+        """Make one for a training on a device: there, if there is room, so that batches need no transfer."""
+        cuda = device.type == "cuda"
+        fits = cuda and fits_on_device(arrays["features"].nbytes, torch.cuda.mem_get_info(device)[0])
+        return cls(arrays, image_path, mask_path, device=device if fits else None, pin=cuda and not fits)
+
     def __len__(self) -> int:
         return len(self._labels)
 
@@ -136,7 +151,7 @@ def cached_dataloader(dataset: CachedDataset, original: DataLoader) -> DataLoade
     Returns:
         DataLoader: Without workers, as there is nothing to decode.
     """
-    common: Any = {"num_workers": 0, "collate_fn": _hand_on, "generator": original.generator}
+    common: Any = {"num_workers": 0, "collate_fn": hand_on, "generator": original.generator}
     if original.batch_size is None or type(original.batch_sampler) is not BatchSampler:  # one that the user made
         return DataLoader(dataset, batch_sampler=original.batch_sampler, **common)
     sampler: Any = original.sampler
@@ -159,5 +174,6 @@ def _path(path: Any) -> str | None:
     return str(path) if isinstance(path, (str, os.PathLike)) and str(path) else None
 
 
-def _hand_on(batch: CachedBatch) -> CachedBatch:
+def hand_on(batch: Any) -> Any:
+    """Collate function for batches that are collated already."""
     return batch

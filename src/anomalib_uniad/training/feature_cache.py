@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
-import torch
 from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -175,7 +174,8 @@ class FeatureCache(Callback):
                 "backbone": parts["extractor"]["backbone"],
                 "made_of": parts,
             }
-            self._datasets[key] = _place(self._arrays(builder, meta), source, builder.device)
+            arrays = self._arrays(builder, meta)
+            self._datasets[key] = CachedDataset.place(arrays, *paths_of(source), device=builder.device)
         return cached_dataloader(self._datasets[key], loader)
 
     def _arrays(self, builder: FeatureBuilder, meta: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -222,13 +222,6 @@ class FeatureCache(Callback):
             f"Features of {meta['dataset']} from cache {meta['key']} ({meta['images']} images, {size}), {how}."
         )
         return arrays
-
-
-def _place(arrays: dict[str, np.ndarray], source: Any, device: torch.device) -> CachedDataset:
-    """Put the features on the device if there is room, so that batches need no transfer."""
-    cuda = device.type == "cuda"
-    fits = cuda and checks.fits_on_device(arrays["features"].nbytes, torch.cuda.mem_get_info(device)[0])
-    return CachedDataset(arrays, *paths_of(source), device=device if fits else None, pin=cuda and not fits)
 
 
 def _restore_filters(filters: list[Any]) -> None:

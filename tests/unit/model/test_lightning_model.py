@@ -13,18 +13,7 @@ from omegaconf import OmegaConf
 from torchvision.transforms.v2 import Resize
 
 from anomalib_uniad import PerCategoryEvaluator, UniAD
-
-SMALL = {
-    "backbone": "resnet18",
-    "pre_trained": False,
-    "image_size": 64,
-    "hidden_dim": 16,
-    "num_heads": 2,
-    "num_encoder_layers": 1,
-    "num_decoder_layers": 1,
-    "feedforward_dim": 16,
-    "neighbor_size": 3,
-}
+from small import SMALL
 
 
 def test_it_stands_directly_under_anomalibs_base() -> None:

@@ -16,9 +16,8 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from torch.utils.data import DataLoader
 
 from anomalib_uniad.model import UniAD
-from anomalib_uniad.training.cached_dataset import CachedDataset
+from anomalib_uniad.training.cached_dataset import CachedDataset, hand_on
 from anomalib_uniad.training.feature_build import ArrayWriter
-from anomalib_uniad.training.feature_checks import fits_on_device
 
 # The model at the paper's size, without weights from a hub and without checkpoints.
 PAPER: dict[str, Any] = {"backbone": "tf_efficientnet_b4", "pre_trained": False, "resume_interval": 0}
@@ -122,16 +121,14 @@ class GeneratedFeatures(LightningDataModule):
 
     def __init__(self, arrays: dict[str, np.ndarray], batch_size: int, device: torch.device) -> None:
         super().__init__()
-        cuda = device.type == "cuda"
-        fits = cuda and fits_on_device(arrays["features"].nbytes, torch.cuda.mem_get_info(device)[0])
         paths: list[str | None] = [f"{number:05}.png" for number in range(len(arrays["labels"]))]
         without: list[str | None] = [None] * len(paths)
-        self.dataset = CachedDataset(arrays, paths, without, device=device if fits else None, pin=cuda and not fits)
+        self.dataset = CachedDataset.place(arrays, paths, without, device)
         self.batch_size = batch_size
 
     def train_dataloader(self) -> DataLoader:
         """The loader that the cache would make."""
-        return DataLoader(self.dataset, self.batch_size, shuffle=True, collate_fn=_hand_on)
+        return DataLoader(self.dataset, self.batch_size, shuffle=True, collate_fn=hand_on)
 
 
 def write_features(writer: ArrayWriter, shape: tuple[int, int, int, int], seed: int = 0) -> None:
@@ -181,7 +178,3 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _hand_on(batch: Any) -> Any:
-    return batch
