@@ -10,11 +10,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from anomalib_uniad.data import MultiCategory, SyntheticProducts
+    from anomalib_uniad.data import CIFAR10, MultiCategory, SyntheticProducts
     from anomalib_uniad.metrics import PerCategoryEvaluator
     from anomalib_uniad.model import UniAD, UniADModel
 
 _HOME = {
+    "CIFAR10": "data",
     "MultiCategory": "data",
     "PerCategoryEvaluator": "metrics",
     "SyntheticProducts": "data",
@@ -22,7 +23,7 @@ _HOME = {
     "UniADModel": "model",
 }
 
-__all__ = ["MultiCategory", "PerCategoryEvaluator", "SyntheticProducts", "UniAD", "UniADModel"]
+__all__ = ["CIFAR10", "MultiCategory", "PerCategoryEvaluator", "SyntheticProducts", "UniAD", "UniADModel"]
 
 
 def __getattr__(name: str) -> Any:

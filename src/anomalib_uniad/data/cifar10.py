@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CIFAR-10 with some of its classes as normal: whole images are to be told apart, nothing in them is outlined."""
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anomalib import TaskType
+from anomalib.data import AnomalibDataModule, AnomalibDataset, ImageItem
+from anomalib.data.utils import LabelName, Split, TestSplitMode, ValSplitMode
+from anomalib.utils.path import resolve_dataset_root
+from torchvision import datasets
+from torchvision.transforms.v2 import Transform
+from torchvision.transforms.v2.functional import to_dtype, to_image
+
+from anomalib_uniad.data.cifar10_files import CLASSES, check_files, how_to_get, read
+
+
+class CIFAR10(AnomalibDataModule):
+    """CIFAR-10, with some classes as normal and all others as anomalous.
+
+    Trains on the training images of the normal classes. All 10,000 test images are tested, in one pool: those of the
+    normal classes are normal, those of the others anomalous. There are no masks, so image-level metrics are all that
+    there is. Files and folders are those of ``torchvision.datasets.CIFAR10``. Images are 32 x 32 pixels; the model's
+    pre-processor enlarges them. They are no files of their own; the paths in batches and heatmaps are made up:
+    ``<root>/<split>/<class>/<number in the split>.png``.
+
+    Args:
+        root (Path | str | None): Folder that has ``cifar-10-batches-py`` in it, or gets it by download; ``None`` uses
+            the folder of anomalib for data sets. Defaults to ``"./datasets/CIFAR10"``.
+        normal_classes (Sequence[int | str] | int | str): Classes that are normal, as labels from 0 to 9 or as names
+            (``airplane``, ``automobile``, ``bird``, ``cat``, ``deer``, ``dog``, ``frog``, ``horse``, ``ship``,
+            ``truck``); also one string of them with commas in between. Defaults to ``(0, 1, 2, 3, 4)``.
+        train_batch_size (int): Batch size for training. Defaults to ``32``.
+        eval_batch_size (int): Batch size for validation and test. Defaults to ``32``.
+        num_workers (int): Number of workers of each dataloader. Defaults to ``8``.
+        train_augmentations (Transform | None): Augmentations of the training images. Defaults to ``None``.
+        val_augmentations (Transform | None): Augmentations of the validation images. Defaults to ``None``.
+        test_augmentations (Transform | None): Augmentations of the test images. Defaults to ``None``.
+        augmentations (Transform | None): Augmentations where none are given above. Defaults to ``None``.
+        val_split_mode (ValSplitMode | str): Where the validation set comes from: ``"same_as_test"``, ``"from_test"``,
+            ``"from_train"`` (normal images only) or ``"none"``. Defaults to ``ValSplitMode.SAME_AS_TEST``.
+        val_split_ratio (float): Part of the images that is split off for validation. Defaults to ``0.5``.
+        seed (int | None): Seed of that split. Defaults to ``None``.
+        verify (bool): Compare the files with torchvision's checksums. ``False`` reads any files of the same names and
+            format, for example a part of the data set; they are pickles, so only from somebody that you trust.
+            Defaults to ``True``.
+
+    Raises:
+        ValueError: If there are no normal classes, or no others, one is unknown or given twice, or the split mode has
+            no images to split.
+
+    Example:
+        >>> datamodule = CIFAR10(normal_classes="airplane, ship")
+        >>> datamodule.normal_classes
+        (0, 8)
+    """
+
+    def __init__(
+        self,
+        root: Path | str | None = "./datasets/CIFAR10",
+        normal_classes: Sequence[int | str] | int | str = (0, 1, 2, 3, 4),
+        train_batch_size: int = 32,
+        eval_batch_size: int = 32,
+        num_workers: int = 8,
+        train_augmentations: Transform | None = None,
+        val_augmentations: Transform | None = None,
+        test_augmentations: Transform | None = None,
+        augmentations: Transform | None = None,
+        val_split_mode: ValSplitMode | str = ValSplitMode.SAME_AS_TEST,
+        val_split_ratio: float = 0.5,
+        seed: int | None = None,
+        verify: bool = True,
+    ) -> None:
+        super().__init__(
+            train_batch_size=train_batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            train_augmentations=train_augmentations,
+            val_augmentations=val_augmentations,
+            test_augmentations=test_augmentations,
+            augmentations=augmentations,
+            test_split_mode=TestSplitMode.FROM_DIR,
+            val_split_mode=val_split_mode,
+            val_split_ratio=val_split_ratio,
+            seed=seed,
+        )
+        if self.val_split_mode in {ValSplitMode.SYNTHETIC, ValSplitMode.FROM_DIR}:
+            msg = (
+                f"CIFAR10 has no val_split_mode {self.val_split_mode.value!r}: its images are no files. "
+                "Choose same_as_test, from_test, from_train or none."
+            )
+            raise ValueError(msg)
+        self.root = Path(resolve_dataset_root(root, "CIFAR10")).expanduser()
+        self.normal_classes = _labels(normal_classes)
+        self.verify = verify
+
+    def prepare_data(self) -> None:
+        """Download the data set, if it is not there and ``verify`` says what it must be.
+
+        Raises:
+            FileNotFoundError: If it is not there and cannot be downloaded; the message says which files to put where.
+            ValueError: If one of the files is not the one that torchvision knows.
+        """
+        missing = check_files(self.root, self.verify)
+        if not missing:
+            return
+        if not self.verify:
+            raise FileNotFoundError(how_to_get(self.root, missing))
+        try:
+            datasets.CIFAR10(self.root, download=True)
+        except (OSError, RuntimeError) as error:
+            msg = f"{how_to_get(self.root, missing)} The download failed: {error}."
+            raise FileNotFoundError(msg) from error
+
+    def _setup(self, _stage: str | None = None) -> None:
+        if missing := check_files(self.root, self.verify):
+            raise FileNotFoundError(how_to_get(self.root, missing))
+        self.train_data = CIFAR10Dataset(self.root, self.normal_classes, Split.TRAIN, self.verify)
+        self.test_data = CIFAR10Dataset(self.root, self.normal_classes, Split.TEST, self.verify)
+
+
+class CIFAR10Dataset(AnomalibDataset):
+    """The training images of the normal classes, or all test images.
+
+    Args:
+        root (Path | str): Folder that has ``cifar-10-batches-py`` in it.
+        normal_classes (Sequence[int]): Labels of the normal classes.
+        split (str | Split): ``"train"`` or ``"test"``.
+        verify (bool): Compare the files with torchvision's checksums. Defaults to ``True``.
+        augmentations (Transform | None): Augmentations of the images. Defaults to ``None``.
+
+    Attributes:
+        content_key (str): Digest of the images, from which a feature cache sees that they are the same.
+
+    Raises:
+        ValueError: If the files have another content than those of CIFAR-10, or no image of a normal class.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        normal_classes: Sequence[int],
+        split: str | Split,
+        verify: bool = True,
+        augmentations: Transform | None = None,
+    ) -> None:
+        super().__init__(augmentations=augmentations)
+        split = Split(split).value
+        self._images, labels = read(Path(root), split == "train", verify)
+        self.content_key = hashlib.sha256(self._images.data).hexdigest()
+        frame = pd.DataFrame({"position": np.arange(len(labels)), "class_index": labels, "split": split})
+        frame["class_name"] = [CLASSES[label] for label in labels]
+        normal = frame["class_index"].isin(list(normal_classes))
+        if not normal.any():
+            msg = f"There is no {split} image of the normal classes {list(normal_classes)} in {root}."
+            raise ValueError(msg)
+        frame["label_index"] = np.where(normal, LabelName.NORMAL, LabelName.ABNORMAL).astype(int)
+        frame["label"] = np.where(normal, "normal", "anomalous")
+        names = zip(frame["class_name"], frame["position"], strict=True)
+        frame["image_path"] = [str(Path(root, split, name, f"{number:05d}.png")) for name, number in names]
+        frame["mask_path"] = ""
+        frame.attrs["task"] = TaskType.CLASSIFICATION.value
+        self.samples = frame[normal] if split == "train" else frame
+
+    @property
+    def samples(self) -> pd.DataFrame:
+        """Table of the images: path, split, label, class, and position in torchvision's data set."""
+        return AnomalibDataset.samples.__get__(self)
+
+    @samples.setter
+    def samples(self, samples: pd.DataFrame) -> None:
+        # anomalib looks for files; otherwise as it does it.
+        self._samples = samples.sort_values(by="image_path", ignore_index=True)
+
+    def __getitem__(self, index: int) -> ImageItem:
+        """Get an image (3, 32, 32) with values from 0 to 1, or as the augmentations leave it."""
+        row = self.samples.iloc[index]
+        image = to_dtype(to_image(self._images[row["position"]]), torch.float32, scale=True)
+        if self.augmentations:
+            image = self.augmentations(image)
+        return ImageItem(image=image, gt_label=torch.tensor(row["label_index"]), image_path=row["image_path"])
+
+    def __deepcopy__(self, memo: dict) -> "CIFAR10Dataset":
+        """Copy all but the images, which nobody changes: anomalib copies datasets to split them."""
+        memo[id(self._images)] = self._images
+        copied = copy.copy(self)
+        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return copied
+
+
+def _labels(classes: Any) -> tuple[int, ...]:
+    """Turn what the user gave as normal classes into labels."""
+    if isinstance(classes, str):
+        classes = [name.strip(" \"'") for name in classes.strip("[] ").split(",")]
+    given = [classes] if isinstance(classes, int) else list(classes)
+    labels = []
+    for item in given:
+        label = CLASSES.index(item) if item in CLASSES else item
+        label = int(label) if isinstance(label, str) and label.isdecimal() else label
+        if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < len(CLASSES):
+            msg = f"Unknown class {item!r} in normal_classes: classes are 0 to 9, or {', '.join(CLASSES)}."
+            raise ValueError(msg)
+        labels.append(label)
+    if twice := sorted({label for label in labels if labels.count(label) > 1}):
+        msg = f"Classes given twice in normal_classes: {', '.join(CLASSES[label] for label in twice)}."
+        raise ValueError(msg)
+    if not 0 < len(labels) < len(CLASSES):
+        msg = f"normal_classes must be 1 to {len(CLASSES) - 1} of the {len(CLASSES)} classes, got {len(labels)}."
+        raise ValueError(msg)
+    return tuple(labels)
