@@ -6,6 +6,8 @@ from typing import Any, cast
 
 # Arguments that change predictions, but neither names nor shapes of the weights.
 _INVISIBLE_IN_WEIGHTS = (
+    "backbone_padding",
+    "backbone_padding_mode",
     "image_size",
     "feature_stride",
     "num_heads",

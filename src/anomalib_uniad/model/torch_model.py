@@ -19,6 +19,7 @@ from .components import (
     NeighborMaskedEncoder,
     SinePosition,
 )
+from .components.padding import BackbonePadding, PaddingMode
 
 PositionEmbedding = Literal["learned", "sine"]
 
@@ -110,6 +111,8 @@ class UniADModel(nn.Module):
         layers: Sequence[int] | Sequence[str] = (0, 1, 2, 3),
         pre_trained: bool = True,
         backbone_weights: str | Path | None = None,
+        backbone_padding: BackbonePadding = "static",
+        backbone_padding_mode: PaddingMode = "zeros",
         image_size: tuple[int, int] = (224, 224),
         feature_stride: int = 16,
         hidden_dim: int = 256,
@@ -136,8 +139,10 @@ class UniADModel(nn.Module):
         self.jitter = FeatureJitter(jitter_scale, jitter_probability)
         self.anomaly_map = AnomalyMap(image_size)
         self.score = AnomalyScore(image_score, score_pool_size)
-        self.backbone = Backbone(backbone, layers, pre_trained, backbone_weights)
-        self.backbone.check(image_size)
+        self.backbone = Backbone(
+            backbone, layers, pre_trained, backbone_weights, backbone_padding, backbone_padding_mode
+        )
+        self.backbone.prepare(image_size)
         self.neck = MultiScaleNeck(self.grid_size)
         self.transformer = ReconstructionTransformer(
             in_channels=sum(self.backbone.channels),

@@ -256,7 +256,7 @@ def test_blocks_behind_the_deepest_map_are_dropped(name: str, blocks: int | None
     backbone = Backbone(name, [0, 1, 2, 3], pre_trained=False)
     backbone.load_state_dict(whole.state_dict())
     images = torch.randn(2, 3, 64, 64)
-    backbone.check((64, 64))
+    backbone.prepare((64, 64))
     if blocks is not None:
         assert len(whole.features.blocks) == 7
         assert len(backbone.features.blocks) == blocks
@@ -264,5 +264,5 @@ def test_blocks_behind_the_deepest_map_are_dropped(name: str, blocks: int | None
     backbone.load_state_dict(whole.state_dict())  # weights of a model that still has them
     deepest = Backbone(name, [0, 4], pre_trained=False)
     count = len(list(deepest.modules()))
-    deepest.check((64, 64))
+    deepest.prepare((64, 64))
     assert len(list(deepest.modules())) == count

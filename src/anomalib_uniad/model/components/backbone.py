@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import timm
 import torch
@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import anomalib_uniad.backbones  # noqa: F401 - registers this package's own backbones with timm
+
+from .padding import BackbonePadding, PaddingMode, has_same_padding, native_size, reflection_checked, set_padding
 
 
 class Backbone(nn.Module):
@@ -27,6 +29,11 @@ class Backbone(nn.Module):
             Not used when ``weights`` is given. Defaults to ``True``.
         weights (str | Path | None): Weights file, safetensors or torch, with timm's parameter names.
             Weights of parts that are not used (classifier, deeper stages) may be in it. Defaults to ``None``.
+        padding (str): How much layers with TensorFlow's SAME padding pad, as timm's ``tf_`` models have it:
+            ``"static"`` by the amounts of the resolution that the model was made for, as in the authors' code, or
+            ``"timm"`` by those of the image size. Other layers always pad by their own amounts.
+            Defaults to ``"static"``.
+        padding_mode (str): What convolutions pad with, ``"zeros"`` or ``"reflect"``. Defaults to ``"zeros"``.
 
     Attributes:
         channels (list[int]): Channels of each map.
@@ -45,9 +52,20 @@ class Backbone(nn.Module):
         layers: Sequence[int] | Sequence[str],
         pre_trained: bool = True,
         weights: str | Path | None = None,
+        padding: BackbonePadding = "static",
+        padding_mode: PaddingMode = "zeros",
     ) -> None:
         super().__init__()
+        for argument, value, choices in (
+            ("backbone_padding", padding, get_args(BackbonePadding)),
+            ("backbone_padding_mode", padding_mode, get_args(PaddingMode)),
+        ):
+            if value not in choices:
+                msg = f"{argument} must be one of {', '.join(map(repr, choices))}, got {value!r}."
+                raise ValueError(msg)
         self.name = name
+        self.padding = padding
+        self.padding_mode = padding_mode
         indices = _out_indices(name, layers)
         if weights is not None:
             state = _read_weights(Path(weights))
@@ -63,16 +81,39 @@ class Backbone(nn.Module):
         self.requires_grad_(requires_grad=False)
         self.train(mode=False)
 
-    def check(self, image_size: tuple[int, int]) -> None:
-        """Try an image, to learn of a backbone that cannot take this size before any work starts.
+    def prepare(self, image_size: tuple[int, int]) -> None:
+        """Set the padding and drop what is not used; learn of a size that cannot be taken before any work starts.
 
         Args:
             image_size (tuple[int, int]): Height and width, in pixels.
 
         Raises:
-            ValueError: If the backbone refuses the size or its maps are not what timm says.
+            ValueError: If the backbone refuses the size, its maps are not what timm says, or they cannot be padded
+                as wanted.
         """
         sample = torch.linspace(-2, 2, 3 * image_size[0] * image_size[1]).reshape(1, 3, *image_size)
+        self._check_maps(sample)
+        self._set_padding(image_size)
+        with reflection_checked(self.features):
+            self._check_maps(sample)
+
+    def _set_padding(self, image_size: tuple[int, int]) -> None:
+        size: tuple[int, int] | None = image_size
+        if has_same_padding(self.features):
+            if self.padding == "timm" and self.padding_mode == "zeros":
+                return
+            if self.padding == "static":
+                size = native_size(self.features)
+        if size is None:
+            msg = (
+                f"timm does not tell the resolution that the backbone {self.name!r} was made for, which "
+                "backbone_padding='static' needs; use 'timm'."
+            )
+            raise ValueError(msg)
+        set_padding(self.features, size, self.padding_mode)
+
+    def _check_maps(self, sample: torch.Tensor) -> None:
+        image_size = tuple(sample.shape[-2:])
         try:
             with torch.no_grad():
                 maps = self.features(sample)
