@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from anomalib import TaskType
 from anomalib.data import AnomalibDataModule, AnomalibDataset, ImageItem
-from anomalib.data.utils import LabelName, Split, TestSplitMode, ValSplitMode
+from anomalib.data.utils import LabelName, Split, ValSplitMode
 from anomalib.utils.path import resolve_dataset_root
 from torchvision import datasets
 from torchvision.transforms.v2 import Transform
@@ -85,7 +85,7 @@ class CIFAR10(AnomalibDataModule):
             val_augmentations=val_augmentations,
             test_augmentations=test_augmentations,
             augmentations=augmentations,
-            test_split_mode=TestSplitMode.FROM_DIR,
+            test_split_mode="from_dir",
             val_split_mode=val_split_mode,
             val_split_ratio=val_split_ratio,
             seed=seed,

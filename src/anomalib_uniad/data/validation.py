@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the validation images of a datamodule come from, on which thresholds are learned and checkpoints selected."""
+
+from typing import Any
+
+_DRAWN = {"from_test", "from_train", "synthetic"}  # by chance, by a ratio and a seed
+
+
+def validates_test_images(datamodule: Any) -> bool:
+    """Tell whether images are validated that are tested as well.
+
+    Args:
+        datamodule (Any): A datamodule of anomalib that is set up.
+
+    Returns:
+        bool: Whether its validation set and its test set have an image in common.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> import pandas as pd
+        >>> images = SimpleNamespace(samples=pd.DataFrame({"image_path": ["a.png"]}))
+        >>> validates_test_images(SimpleNamespace(val_data=images, test_data=images))
+        True
+    """
+    return not _paths(datamodule, "val_data").isdisjoint(_paths(datamodule, "test_data"))
+
+
+def drawn_without_seed(datamodule: Any) -> bool:
+    """Tell whether the next setup of a datamodule will draw other validation images.
+
+    Args:
+        datamodule (Any): A datamodule of anomalib.
+    """
+    return _mode(datamodule) in _DRAWN and getattr(datamodule, "seed", None) is None
+
+
+def describe_validation(datamodule: Any) -> str:
+    """Say where the validation images come from.
+
+    Args:
+        datamodule (Any): A datamodule that is set up.
+
+    Returns:
+        str: For example ``"test images (same_as_test)"``; empty if the datamodule does not tell.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> import pandas as pd
+        >>> val, test = (SimpleNamespace(samples=pd.DataFrame({"image_path": [path]})) for path in ("a.png", "b.png"))
+        >>> mode = {"val_split_mode": "from_test", "val_split_ratio": 0.5, "seed": 133}
+        >>> describe_validation(SimpleNamespace(val_data=val, test_data=test, **mode))
+        'validation images (from_test, ratio 0.5, seed 133)'
+    """
+    if not _paths(datamodule, "val_data"):
+        return ""
+    mode = _mode(datamodule)
+    parts = [mode] if mode not in {"", "none"} else []  # some have a validation set without a mode
+    if mode in _DRAWN:
+        seed = getattr(datamodule, "seed", None)
+        parts += [f"ratio {datamodule.val_split_ratio}", "no seed" if seed is None else f"seed {seed}"]
+    images = "test images" if validates_test_images(datamodule) else "validation images"
+    return f"{images} ({', '.join(parts)})" if parts else images
+
+
+def _mode(datamodule: Any) -> str:
+    mode = getattr(datamodule, "val_split_mode", None) or ""
+    return str(getattr(mode, "value", mode))
+
+
+def _paths(datamodule: Any, name: str) -> set[str]:
+    samples = getattr(getattr(datamodule, name, None), "samples", None)
+    return set() if samples is None else set(map(str, samples["image_path"]))
