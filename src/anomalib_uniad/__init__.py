@@ -10,12 +10,13 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from anomalib_uniad.data import CIFAR10, MultiCategory, SyntheticProducts
+    from anomalib_uniad.data import CIFAR10, MetaFile, MultiCategory, SyntheticProducts
     from anomalib_uniad.metrics import PerCategoryEvaluator
     from anomalib_uniad.model import UniAD, UniADModel
 
 _HOME = {
     "CIFAR10": "data",
+    "MetaFile": "data",
     "MultiCategory": "data",
     "PerCategoryEvaluator": "metrics",
     "SyntheticProducts": "data",
@@ -23,7 +24,7 @@ _HOME = {
     "UniADModel": "model",
 }
 
-__all__ = ["CIFAR10", "MultiCategory", "PerCategoryEvaluator", "SyntheticProducts", "UniAD", "UniADModel"]
+__all__ = ["CIFAR10", "MetaFile", "MultiCategory", "PerCategoryEvaluator", "SyntheticProducts", "UniAD", "UniADModel"]
 
 
 def __getattr__(name: str) -> Any:

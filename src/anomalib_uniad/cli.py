@@ -4,9 +4,10 @@
 Heavy packages are imported by the subcommands that need them.
 """
 
+import sys
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from anomalib_uniad.benchmark.training import train as bench_train  # light: the rest is imported when it runs
 
@@ -65,6 +66,79 @@ def cache_clear(directory: Path | None = None, key: str = "") -> None:
         _show(f"Freed {_megabytes(freed)} in {store.directory}.")
 
 
+def make_meta(folder: Path, output: Path | None = None, overwrite: bool = False) -> None:
+    """Write the meta files train.json and test.json of a folder in the layout of MVTec AD, as MetaFile reads them.
+
+    Args:
+        folder: Folder with the categories, or with one category alone.
+        output: Where to write them; default: the folder itself.
+        overwrite: Replace files that are there.
+    """
+    from anomalib_uniad.data.make_meta import make_meta
+
+    files, counts = make_meta(folder, output, overwrite)
+    for file, count in zip(files, counts, strict=True):
+        _show(f"Wrote {file}: {count} images.")
+
+
+def import_checkpoint(
+    checkpoint: Path,
+    output: Path,
+    overwrite: bool = False,
+    backbone: str | None = None,
+    layers: list[int] | None = None,
+    backbone_padding: Literal["static", "timm"] | None = None,
+    backbone_padding_mode: Literal["zeros", "reflect"] | None = None,
+    image_size: int | list[int] | None = None,
+    feature_stride: int | None = None,
+    num_heads: int | None = None,
+    dropout: float | None = None,
+    neighbor_size: int | list[int] | None = None,
+    neighbor_mask: bool | list[bool] | None = None,
+    jitter_scale: float | None = None,
+    jitter_probability: float | None = None,
+    image_score: Literal["max", "mean", "std"] | None = None,
+    score_pool_size: int | None = None,
+) -> None:
+    """Turn a checkpoint of the authors' code (ckpt.pth.tar) into one for anomalib, with a config beside it.
+
+    Sizes are read off the tensors; the rest is from the config in the file, else the paper's, and can be given here.
+    Nothing of the file is executed.
+
+    Args:
+        checkpoint: The authors' file.
+        output: The new checkpoint, .ckpt; the config of the model gets the same name with .yaml.
+        overwrite: Replace them if they exist.
+        backbone: The backbone's name in timm.
+        layers: Which of timm's maps of the backbone.
+        backbone_padding: Padding of the backbone; default: static, as in the authors' code.
+        backbone_padding_mode: What it pads with; default: zeros.
+        image_size: Height and width of the images, in pixels.
+        feature_stride: Pixels per token.
+        num_heads: Attention heads.
+        dropout: Dropout, if it is trained further.
+        neighbor_size: Height and width of the window that the neighbor mask hides, in tokens.
+        neighbor_mask: Where neighbors are hidden: encoder, decoder's attention to the encoder, to the previous layer.
+        jitter_scale: Strength of the feature jitter, if it is trained further.
+        jitter_probability: Probability of the feature jitter, if it is trained further.
+        image_score: Score of an image; default: max. The authors' configs for CIFAR-10 have mean.
+        score_pool_size: Side of the average pool before the maximum; default: 16.
+    """
+    given = {name: value for name, value in locals().items() if name not in {"checkpoint", "output", "overwrite"}}
+    from anomalib_uniad.deploy.import_checkpoint import import_checkpoint as write
+    from anomalib_uniad.deploy.official.summary import show
+
+    try:
+        official, config = write(checkpoint, output, overwrite, **given)
+    except (OSError, ValueError) as error:
+        sys.exit(f"import-checkpoint: {error}")
+    show(official)
+    _show(f"Wrote {output} and {config}. Use them together:")
+    _show(f"  anomalib test --config {config} --data MultiCategory --data.root FOLDER --ckpt_path {output}")
+    _show(f"  anomalib predict --config {config} --data IMAGES --ckpt_path {output}")
+    _show(f"  anomalib export --config {config} --export_type openvino --ckpt_path {output}")
+
+
 # Subcommands: names -> function, nested as deep as needed.
 COMMANDS: dict[str, Any] = {
     "cache": {
@@ -72,10 +146,12 @@ COMMANDS: dict[str, Any] = {
         "ls": cache_ls,
         "clear": cache_clear,
     },
+    "import-checkpoint": import_checkpoint,
     "bench": {
         "_help": "Measurements on this machine.",
         "train": bench_train,
     },
+    "make-meta": make_meta,
 }
 
 

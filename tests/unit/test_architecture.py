@@ -13,11 +13,12 @@ FILES = sorted(SOURCE.rglob("*.py"))
 ALLOWED = {
     "": {"data", "metrics", "model"},  # __init__: the public names, lazily
     "plugin": set(),
-    "training": {"training"},
+    "training": {"training", "data.validation"},
     "backbones": set(),
     "data.category": set(),
+    "data.validation": set(),
     "data": {"data", "metrics.evaluator"},  # the evaluator at run time only, see below
-    "metrics": {"metrics", "data.category", ""},
+    "metrics": {"metrics", "data.category", "data.validation", ""},
     "model.components": {"model.components", "backbones"},
     "model.anomaly_map": set(),
     "model.loss": set(),
@@ -25,6 +26,7 @@ ALLOWED = {
     "model.arguments": set(),
     "model.recipe": {"model.arguments", "model.torch_model", "training"},
     "model.lightning_model": {
+        "model.components.padding",
         "model.torch_model",
         "model.anomaly_map",
         "model.arguments",
@@ -34,7 +36,7 @@ ALLOWED = {
     },
     "model": {"model"},
     "deploy": {"deploy", "model", "data.category"},
-    "cli": {"cli", "training", "benchmark"},
+    "cli": {"cli", "training", "benchmark", "data"},
     "benchmark": {"benchmark", "deploy", "model", "metrics", "data", "training", ""},
 }
 

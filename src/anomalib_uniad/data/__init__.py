@@ -6,12 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from anomalib_uniad.data.cifar10 import CIFAR10
+    from anomalib_uniad.data.meta_file import MetaFile
     from anomalib_uniad.data.multi_category import MultiCategory
     from anomalib_uniad.data.synthetic_products import SyntheticProducts
 
-__all__ = ["CIFAR10", "MultiCategory", "SyntheticProducts"]
+__all__ = ["CIFAR10", "MetaFile", "MultiCategory", "SyntheticProducts"]
 
-_HOME = {"CIFAR10": "cifar10", "MultiCategory": "multi_category", "SyntheticProducts": "synthetic_products"}
+_HOME = {
+    "CIFAR10": "cifar10",
+    "MetaFile": "meta_file",
+    "MultiCategory": "multi_category",
+    "SyntheticProducts": "synthetic_products",
+}
 
 
 def __getattr__(name: str) -> Any:

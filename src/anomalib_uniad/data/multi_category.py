@@ -7,14 +7,14 @@ from typing import Any
 
 from anomalib.data import AnomalibDataModule, AnomalibDataset
 from anomalib.data.utils import TestSplitMode, ValSplitMode
-from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 from torchvision.transforms.v2 import Transform
 
-from anomalib_uniad.data.concatenation import TemporaryFolders, concatenate, move_into, replace_prefix
+from anomalib_uniad.data.concatenation import TemporaryFolders, replace_prefix
+from anomalib_uniad.data.joined import JoinedCategories
 from anomalib_uniad.data.wrapped import WrappedSource
 
 
-class MultiCategory(AnomalibDataModule):
+class MultiCategory(JoinedCategories):
     """Several categories of a dataset as one, for one model that learns them all.
 
     Wraps any image datamodule that has an argument ``category``. Each category is downloaded, read and split
@@ -116,7 +116,8 @@ class MultiCategory(AnomalibDataModule):
         self.per_category_metrics = per_category_metrics
         self.categories = self._wrapped.choose(requested)
         self.category = self.categories[0] if len(self.categories) == 1 else ""
-        self.category_by_path: dict[str, str] = {}
+        self.category_by_path = {}
+        self._folders: dict[str, Path] = {}
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -139,70 +140,21 @@ class MultiCategory(AnomalibDataModule):
         """
         self._wrapped.prepare(self.categories)
 
-    def setup(self, stage: str | None = None) -> None:
-        """Read and split the categories, and have the trainer's model report its metrics per category.
-
-        Args:
-            stage (str | None): Stage of the trainer. Defaults to ``None``.
-
-        Raises:
-            FileNotFoundError: If there is no dataset.
-            ValueError: If a category is not in the root, or its folders are not in the layout of MVTec AD
-                although the wrapped class reads that.
-        """
-        super().setup(stage)
-        trainer = getattr(self, "trainer", None)
-        if trainer is not None and self.per_category_metrics and len(self.categories) > 1:
-            # Only at run time: datamodules must not depend on metrics.
-            from anomalib_uniad.metrics.evaluator import PerCategoryEvaluator
-
-            PerCategoryEvaluator.take_over(trainer)
-
-    def val_dataloader(self) -> EVAL_DATALOADERS:
-        """Dataloader of the validation images; none if there is no validation set."""
-        return super().val_dataloader() if hasattr(self, "val_data") else []
-
     def _setup(self, _stage: str | None = None) -> None:
         self._wrapped.check_present(self.categories)
-        owner, folders = TemporaryFolders(), self._wrapped.folders()
-        subsets: dict[str, dict[str, AnomalibDataset]] = {"train": {}, "val": {}, "test": {}}
-        for category in self.categories:
-            for name, dataset in self._split(category, folders.get(category), owner).items():
-                subsets[name][category] = dataset
-        for name, datasets in subsets.items():
-            if datasets:
-                setattr(self, f"{name}_data", concatenate(datasets, owner))
-        joined = [getattr(self, f"{name}_data").samples for name, datasets in subsets.items() if datasets]
-        self.category_by_path = {
-            path: category
-            for samples in joined
-            for path, category in zip(samples.image_path, samples.category, strict=True)
-        }
+        self._folders = self._wrapped.folders()
+        super()._setup(_stage)
 
-    def _create_test_split(self) -> None:
-        """Nothing left to do: the wrapped datamodules have split each category."""
+    def _make_category(self, category: str) -> AnomalibDataModule:
+        return self._wrapped.make(category)
 
-    def _create_val_split(self) -> None:
-        """Nothing left to do: the wrapped datamodules have split each category."""
-
-    def _split(self, category: str, folder: Path | None, owner: TemporaryFolders) -> dict[str, AnomalibDataset]:
-        """Get the sets of one category; if it is one of several, it is a part of the path of each image."""
-        wrapped = self._wrapped.make(category)
-        wrapped.setup()
-        # Some classes (MVTecAD2) keep the test set that they use elsewhere than in `test_data`.
-        subsets = {"train": wrapped.train_data, "test": wrapped.test_dataloader().dataset}
-        if hasattr(wrapped, "val_data"):
-            subsets["val"] = wrapped.val_dataloader().dataset
-        temporary = owner.adopt([*subsets.values(), wrapped.test_data])
-        if len(self.categories) == 1:
-            return subsets
-
-        moved = {path: move_into(path, Path(self.name, category, "synthetic")) for path in temporary}
-        if folder is not None and folder.resolve() != folder:  # a link, which leads to paths without its name
-            moved[folder.resolve()] = folder
-        for dataset in subsets.values():
-            for old, new in moved.items():
-                dataset._samples = replace_prefix(dataset.samples, old, new)
+    def _split(self, category: str, owner: TemporaryFolders) -> dict[str, AnomalibDataset]:
+        subsets = super()._split(category, owner)
+        folder = self._folders.get(category)
+        # A link to a folder leads to paths without its name.
+        if not self.category and folder is not None and folder.resolve() != folder:
+            for dataset in subsets.values():
+                dataset._samples = replace_prefix(dataset.samples, folder.resolve(), folder)
         return subsets
 
 

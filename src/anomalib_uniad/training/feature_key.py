@@ -178,7 +178,7 @@ def key_parts(
         "dataset": f"{type(dataset).__module__}.{type(dataset).__qualname__}",
         "versions": {package: _version(package) for package in PACKAGES},
         "files": digest_of(describe_files(dataset, masks)),
-        "masks": masks,
+        "masks": masks and str(dataset.samples.attrs.get("task")),  # without masks, normal images have none either
         "augmentations": describe_transform(getattr(dataset, "augmentations", None)),
         "pre_processor": describe_transform(transform),
         "extractor": describe_extractor(model),

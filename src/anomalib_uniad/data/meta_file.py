@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images that are listed in meta files, as UniAD's authors have them."""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from anomalib import TaskType
+from anomalib.data import AnomalibDataModule
+from anomalib.data.utils import Split, TestSplitMode, ValSplitMode
+from anomalib.utils.path import generate_output_filename
+from torchvision.transforms.v2 import Transform
+
+from anomalib_uniad.data.joined import JoinedCategories
+from anomalib_uniad.data.meta_dataset import MetaFileCategory, MetaFileDataset
+from anomalib_uniad.data.meta_images import Sample, check_images, check_use, find_files, find_meta_files
+from anomalib_uniad.data.meta_problems import Problems
+from anomalib_uniad.data.meta_records import read_ader, read_lines
+
+logger = logging.getLogger(__name__)
+
+
+class MetaFile(JoinedCategories):
+    """Images of one or several categories, listed in meta files.
+
+    A meta file has one JSON object per line (UTF-8, blank lines are skipped) for each image:
+    ``{"filename": "bottle/test/crack/000.png", "label": 1, "label_name": "crack", "maskname":
+    "bottle/ground_truth/crack/000_mask.png", "clsname": "bottle"}``. The label is 0 (normal) or 1 (defective). Paths
+    are relative to ``root``. ``maskname`` may be a list of files, which are united. If it is missing, null or empty,
+    the mask is all zero for label 0 and all one for label 1; if no image of the test file has one, there are no
+    masks at all, and no pixel metrics. If ``clsname`` is missing, null or empty, the category is the fourth part
+    of ``filename`` from its end. Other keys are ignored, unless they look like a misspelt one.
+
+    Mistakes in the files are reported together, with file and line, before anything else happens: those in the text
+    and missing files when this is made, unreadable images and masks of another size in ``prepare_data``.
+
+    Args:
+        root (Path | str): Folder that the paths in the meta files are relative to.
+        train_meta (Path | str | None): Meta file of the training images. ``None`` is ``train.json`` in ``root``.
+            Defaults to ``None``.
+        test_meta (Path | str | None): Meta file of the test images. ``None`` is ``test.json`` in the folder of
+            ``train_meta``. Defaults to ``None``.
+        ader_meta (Path | str | None): A ``meta.json`` in the format of ADer instead of the two:
+            ``{"train": {category: [{"img_path", "mask_path", "cls_name", "specie_name", "anomaly"}, ...]}, "test":
+            ...}``; there, an empty ``mask_path`` is no mask. Defaults to ``None``.
+        train_batch_size (int): Batch size for training. Defaults to ``32``.
+        eval_batch_size (int): Batch size for validation and test. Defaults to ``32``.
+        num_workers (int): Number of workers of each dataloader, and of threads that check images.
+            Defaults to ``8``.
+        train_augmentations (Transform | None): Augmentations of the training images. Defaults to ``None``.
+        val_augmentations (Transform | None): Augmentations of the validation images. Defaults to ``None``.
+        test_augmentations (Transform | None): Augmentations of the test images. Defaults to ``None``.
+        augmentations (Transform | None): Augmentations where none are given above. Defaults to ``None``.
+        test_split_mode (TestSplitMode | str): ``"from_dir"`` takes the test images as they are listed;
+            ``"synthetic"`` makes synthetic defects on the normal ones instead. Defaults to ``"from_dir"``.
+        test_split_ratio (float): Part of the training images that these are made of, where a category has no
+            normal test images. Defaults to ``0.2``.
+        val_split_mode (ValSplitMode | str): Where the validation set comes from: ``"same_as_test"``,
+            ``"from_test"``, ``"from_train"``, ``"synthetic"`` (of training images) or ``"none"``.
+            Defaults to ``"same_as_test"``.
+        val_split_ratio (float): Part of each category that is split off for validation, of its normal and of its
+            defective images. Defaults to ``0.5``.
+        seed (int | None): Seed of the splits, the same for each category. Defaults to ``None``.
+        allow_outside_root (bool): Accept absolute paths, ``..`` and links that lead out of ``root``.
+            Defaults to ``False``.
+        allow_defective_train (bool): Accept training images with label 1. Defaults to ``False``.
+        verify_images (bool): Read all files before training, which finds those that are cut off or damaged: check
+            sums of PNG files are compared, other types are decoded. Otherwise only type and size of an image are
+            looked at. Defaults to ``True``.
+        per_category_metrics (bool): With several categories, have models report their metrics per category, and as
+            the mean over categories, instead of over all images in one pool. Evaluators other than anomalib's own
+            class are left as they are. Defaults to ``True``.
+
+    Raises:
+        FileNotFoundError: If the root or a meta file is not there.
+        ValueError: If there is anything wrong in the meta files, with all of it in the message; or if arguments do
+            not fit together.
+
+    Example:
+        >>> from anomalib_uniad.data import MetaFile
+        >>> datamodule = MetaFile("data/MVTec-AD/mvtec_anomaly_detection", "data/MVTec-AD/train.json")  # doctest: +SKIP
+        >>> datamodule.categories[:2]  # doctest: +SKIP
+        ['bottle', 'cable']
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        train_meta: Path | str | None = None,
+        test_meta: Path | str | None = None,
+        ader_meta: Path | str | None = None,
+        train_batch_size: int = 32,
+        eval_batch_size: int = 32,
+        num_workers: int = 8,
+        train_augmentations: Transform | None = None,
+        val_augmentations: Transform | None = None,
+        test_augmentations: Transform | None = None,
+        augmentations: Transform | None = None,
+        test_split_mode: TestSplitMode | str = TestSplitMode.FROM_DIR,
+        test_split_ratio: float = 0.2,
+        val_split_mode: ValSplitMode | str = ValSplitMode.SAME_AS_TEST,
+        val_split_ratio: float = 0.5,
+        seed: int | None = None,
+        allow_outside_root: bool = False,
+        allow_defective_train: bool = False,
+        verify_images: bool = True,
+        per_category_metrics: bool = True,
+    ) -> None:
+        super().__init__(
+            train_batch_size=train_batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            train_augmentations=train_augmentations,
+            val_augmentations=val_augmentations,
+            test_augmentations=test_augmentations,
+            augmentations=augmentations,
+            test_split_mode=test_split_mode,
+            test_split_ratio=test_split_ratio,
+            val_split_mode=val_split_mode,
+            val_split_ratio=val_split_ratio,
+            seed=seed,
+        )
+        self._check_modes()
+        self.root = Path(root).expanduser().resolve()
+        self.verify_images = verify_images
+        self.per_category_metrics = per_category_metrics
+        self._files = find_meta_files(self.root, train_meta, test_meta, ader_meta)
+        self._checked = False
+        self._listed = self._read(allow_outside_root, allow_defective_train)
+        self.categories = sorted({sample.record.category for sample in self._listed})
+        self.category_by_path = {}
+        self._name = self._name_in_paths()
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """Name of the dataset, that of the folder with all images.
+
+        anomalib names the folder of the results after it, and its visualizers keep the folders that follow it
+        in the path of an image, which tells images of the same name apart.
+        """
+        return self._name
+
+    def prepare_data(self) -> None:
+        """Check that all images and masks can be read, and that they have the same size.
+
+        Raises:
+            ValueError: If not; the message has all of them, with file and line.
+        """
+        if not self._checked:
+            problems = Problems()
+            check_images(self._listed, self.verify_images, self.num_workers, problems)
+            problems.raise_all()
+            self._checked = True
+
+    def _check_modes(self) -> None:
+        if self.test_split_mode == TestSplitMode.NONE:
+            msg = "test_split_mode is 'none', but the test images are listed: it has to be 'from_dir' or 'synthetic'."
+            raise ValueError(msg)
+        if self.val_split_mode == ValSplitMode.FROM_DIR:
+            msg = "val_split_mode is 'from_dir', but there is no meta file of validation images: split them off."
+            raise ValueError(msg)
+
+    def _read(self, allow_outside_root: bool, allow_defective_train: bool) -> list[Sample]:
+        """Read and check the meta files."""
+        problems = Problems()
+        if len(self._files) == 1:
+            records = read_ader(self._files[0], problems)
+        else:
+            train, test = self._files
+            records = [*read_lines(train, Split.TRAIN, problems), *read_lines(test, Split.TEST, problems)]
+        samples = find_files(records, self.root, allow_outside_root, problems)
+        check_use(samples, allow_defective_train, problems)
+        if problems:  # so that nobody has to correct the files twice
+            check_images(samples, self.verify_images, self.num_workers, problems)
+            problems.raise_all()
+        synthetic = self.val_split_mode == ValSplitMode.SYNTHETIC
+        if synthetic and any(s.record.label == 1 and s.record.split == Split.TRAIN for s in samples):
+            msg = "val_split_mode is 'synthetic', which needs training images without defects; there are others."
+            raise ValueError(msg)
+        whole = [s for s in samples if s.record.split == Split.TEST and s.record.label == 1 and not s.masks]
+        if whole and _has_masks(samples):
+            text = "%d defective test images have no mask (first: %s): all of their pixels count as defective"
+            logger.warning(text, len(whole), whole[0].record.place)
+        return samples
+
+    def _setup(self, _stage: str | None = None) -> None:
+        if getattr(self, "trainer", None) is None:  # a trainer has called it, in one process for all of them
+            self.prepare_data()
+        super()._setup(_stage)
+
+    def _make_category(self, category: str) -> AnomalibDataModule:
+        own = [sample for sample in self._listed if sample.record.category == category]
+        task = TaskType.SEGMENTATION if _has_masks(self._listed) else TaskType.CLASSIFICATION
+        train, test = (
+            MetaFileDataset([sample for sample in own if sample.record.split == split], task)
+            for split in (Split.TRAIN, Split.TEST)
+        )
+        return MetaFileCategory(
+            train,
+            test,
+            test_split_mode=self.test_split_mode,
+            test_split_ratio=self.test_split_ratio,
+            val_split_mode=self.val_split_mode,
+            val_split_ratio=self.val_split_ratio,
+            seed=self.seed,
+        )
+
+    def _name_in_paths(self) -> str:
+        paths = [sample.image for sample in self._listed]
+        base = Path(os.path.commonpath([self.root, *paths]))
+        if base.name:
+            return base.name
+        # Images in folders that have nothing in common.
+        name = type(self).__name__
+        files = [generate_output_filename(path, ".", name, mkdir=False) for path in paths]
+        if len(set(files)) < len(files):
+            logger.warning(
+                "The images have no common folder: heatmaps of images of the same name overwrite each other."
+            )
+        return name
+
+
+def _has_masks(samples: Sequence[Sample]) -> bool:
+    """Tell whether there are masks; those of defective training images are no use if the test has none."""
+    return any(sample.masks for sample in samples if sample.record.split == Split.TEST)
