@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import nn
 
 from anomalib_uniad.data.category import known_categories
+from anomalib_uniad.data.validation import describe_validation
 from anomalib_uniad.metrics import table
 from anomalib_uniad.metrics.per_category import CategoryMetrics, Results
 
@@ -30,7 +31,8 @@ class PerCategoryEvaluator(Evaluator):
     A category in which a metric is undefined (only normal or only defective images, no masks) is left out of
     the mean. After a test, a table of the categories is shown in the terminal and written to ``metrics.csv``
     and ``metrics.md`` in the folder of the run (``metrics-1.csv`` and so on if these exist). An undefined
-    metric has an empty cell there, with the reason in the column ``note``.
+    metric has an empty cell there, with the reason in the column ``note``. The column ``thresholds`` says on which
+    images the model has learned its thresholds and the normalisation of its scores.
 
     Args:
         val_metrics (AnomalibMetric | Sequence[AnomalibMetric] | None): Metrics after each validation. ``None``
@@ -73,6 +75,7 @@ class PerCategoryEvaluator(Evaluator):
         self._tested: CategoryMetrics | None = None
         self._results: Results | None = None
         self._loaded_epochs: int | None = None
+        self._learned_from: str | None = None  # where thresholds come from; None if there was no validation
         self._raw: InferenceBatch | None = None
         self._hook: Any = None
 
@@ -127,8 +130,10 @@ class PerCategoryEvaluator(Evaluator):
         self._validated.update(batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compute and log the validation metrics."""
+        """Compute and log the validation metrics; anomalib's post-processor learns its thresholds at the same time."""
         del pl_module
+        if not trainer.sanity_checking:
+            self._learned_from = describe_validation(getattr(trainer, "datamodule", None))
         if self._validated is not None:
             self._publish(trainer, self._validated.compute())
             self._validated = None
@@ -172,7 +177,8 @@ class PerCategoryEvaluator(Evaluator):
         if results is None or not results.metrics or not trainer.is_global_zero or trainer.barebones:
             return
         frame = table.to_frame(results)
-        run = table.describe_run(trainer, pl_module, self._loaded_epochs or trainer.current_epoch or None)
+        epochs = self._loaded_epochs or trainer.current_epoch or None
+        run = table.describe_run(trainer, pl_module, epochs, self._learned_from)
         table.show(frame, title=" on ".join(filter(None, (run["model"], run["dataset"]))))
         table.write(frame, Path(trainer.default_root_dir), run)
 
@@ -186,9 +192,15 @@ class PerCategoryEvaluator(Evaluator):
         del trainer, pl_module
         self._loaded_epochs = None
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Learn from a checkpoint for how many epochs its model was trained."""
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Write down where thresholds come from: a later test may have other validation images."""
         del trainer, pl_module
+        checkpoint["thresholds_from"] = self._learned_from
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Learn from a checkpoint for how many epochs its model was trained, and where its thresholds come from."""
+        del trainer, pl_module
+        self._learned_from = checkpoint.get("thresholds_from", "")
         progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {})
         self._loaded_epochs = progress.get("current", {}).get("ready")
 

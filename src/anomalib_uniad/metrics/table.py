@@ -105,16 +105,18 @@ def write(frame: pd.DataFrame, folder: Path, run: dict[str, Any]) -> Path:
     return csv
 
 
-def describe_run(trainer: Any, pl_module: Any, epochs: int | None) -> dict[str, Any]:
+def describe_run(trainer: Any, pl_module: Any, epochs: int | None, learned_from: str | None) -> dict[str, Any]:
     """Collect what a row of results must tell to be understood on its own.
 
     Args:
         trainer (Any): Lightning trainer.
         pl_module (Any): The model.
         epochs (int | None): Epochs that the model was trained for, ``None`` if unknown.
+        learned_from (str | None): On which images thresholds were learned, ``""`` if unknown; ``None`` if on none.
 
     Returns:
-        dict[str, Any]: model, dataset, epochs, seed, device, versions and command; empty strings if unknown.
+        dict[str, Any]: model, dataset, epochs, thresholds, seed, device, versions and command; empty strings if
+            unknown.
     """
     device = torch.device(getattr(pl_module, "device", "cpu"))
     seed = getattr(pl_module, "seed", None)
@@ -123,11 +125,19 @@ def describe_run(trainer: Any, pl_module: Any, epochs: int | None) -> dict[str, 
         "model": getattr(pl_module, "name", type(pl_module).__name__),
         "dataset": getattr(getattr(trainer, "datamodule", None), "name", ""),
         "epochs": "" if epochs is None else epochs,
+        "thresholds": "none" if learned_from is None or not _has_thresholds(pl_module) else learned_from,
         "seed": os.environ.get("PL_GLOBAL_SEED", "") if seed is None else seed,
         "device": f"{device}{name}",
         "versions": versions(),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
+
+
+def _has_thresholds(pl_module: Any) -> bool:
+    """Whether a model has a post-processor that learns thresholds or a normalisation."""
+    post_processor = getattr(pl_module, "post_processor", None)
+    flags = ("enable_thresholding", "enable_normalization")
+    return post_processor is not None and any(getattr(post_processor, flag, True) for flag in flags)
 
 
 def versions() -> str:

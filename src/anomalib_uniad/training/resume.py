@@ -147,7 +147,9 @@ class ExactResume(Callback):
             self._base_seed = state_dict["seed"]
         self._position = state_dict["position"]
 
-    def keep_trained_weights(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def keep_trained_weights(
+        self, pl_module: LightningModule, checkpoint: dict[str, Any], selected: dict[str, Any] | None = None
+    ) -> None:
         """Let the test that follows a resumed training test what was trained.
 
         anomalib's ``Engine.train(ckpt_path=...)`` gives the checkpoint to the training and then again to the test, so
@@ -158,6 +160,8 @@ class ExactResume(Callback):
         Args:
             pl_module (LightningModule): The model, from whose ``on_load_checkpoint`` this is to be called.
             checkpoint (dict[str, Any]): The checkpoint that is about to be loaded; changed in place.
+            selected (dict[str, Any] | None): ``epoch``, ``global_step`` and ``epoch_progress`` of the model's epoch,
+                if it is another one than the last. Defaults to ``None``.
         """
         trainer = pl_module._trainer  # `pl_module.trainer` raises an error if there is none
         outdated, path = self._outdated, getattr(trainer, "ckpt_path", None)
@@ -168,9 +172,13 @@ class ExactResume(Callback):
         rank_zero_info(f"Testing the weights after the training that was resumed from {path}, not those in this file.")
         checkpoint["state_dict"] = pl_module.state_dict()
         checkpoint["callbacks"] = {}  # those of the trainer are newer: model.ckpt, for example, is another file now
-        checkpoint["epoch"], checkpoint["global_step"] = trainer.current_epoch, trainer.global_step
-        progress = trainer.fit_loop.epoch_progress.state_dict()
-        checkpoint.setdefault("loops", {}).setdefault("fit_loop", {})["epoch_progress"] = progress
+        counters = selected or {
+            "epoch": trainer.current_epoch,
+            "global_step": trainer.global_step,
+            "epoch_progress": trainer.fit_loop.epoch_progress.state_dict(),
+        }
+        checkpoint["epoch"], checkpoint["global_step"] = counters["epoch"], counters["global_step"]
+        checkpoint.setdefault("loops", {}).setdefault("fit_loop", {})["epoch_progress"] = counters["epoch_progress"]
 
 
 def _may_replace_sampler(trainer: Any) -> bool:

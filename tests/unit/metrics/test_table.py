@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
+from anomalib.post_processing import PostProcessor
 
-from anomalib_uniad.metrics import PerCategoryEvaluator
+from anomalib_uniad.metrics import PerCategoryEvaluator, table
 from replay import make_batch, mixed, run
 
 pytestmark = [
@@ -48,7 +51,8 @@ def test_files(tmp_path, monkeypatch, capsys):
     results = run(PerCategoryEvaluator(), mixed(), tmp_path)
     frame = pd.read_csv(tmp_path / "metrics.csv", keep_default_na=False)
     assert list(frame) == [
-        *("category", *DEFAULT, "note", "model", "dataset", "epochs", "seed", "device", "versions", "command")
+        *("category", *DEFAULT, "note", "model", "dataset", "epochs", "thresholds", "seed", "device", "versions"),
+        "command",
     ]
     assert list(frame.category) == ["a", "b", "c", "mean"]
     assert frame.image_AUROC[0] == results["image_AUROC/a"]
@@ -57,6 +61,7 @@ def test_files(tmp_path, monkeypatch, capsys):
     assert (frame.model == "Replay").all()
     assert (frame.device == "cpu").all()
     assert (frame.epochs == "").all()
+    assert (frame.thresholds == "none").all(), "this model has none"
     assert (frame.command == "anomalib test --data.root 'my data'").all()
     assert frame.versions[0].startswith("anomalib 2.7")
     markdown = (tmp_path / "metrics.md").read_text().splitlines()
@@ -84,3 +89,17 @@ def test_names_with_markup(tmp_path, capsys):
     run(PerCategoryEvaluator(), [make_batch(["[red]", "a|b"] * 4, [0, 0, 1, 1] * 2)], tmp_path)
     assert "[red]" in capsys.readouterr().out
     assert "| a\\|b " in (tmp_path / "metrics.md").read_text()
+
+
+def test_origin_of_thresholds(tmp_path):
+    def described(learned_from, post_processor):
+        model = SimpleNamespace(device="cpu", post_processor=post_processor)
+        return table.describe_run(None, model, 1, learned_from)["thresholds"]
+
+    assert described("test images (same_as_test)", PostProcessor()) == "test images (same_as_test)"
+    assert described("", PostProcessor()) == "", "unknown"
+    assert described(None, PostProcessor()) == "none", "nothing was validated"
+    assert described("test images (same_as_test)", None) == "none"
+    idle = PostProcessor(enable_normalization=False, enable_thresholding=False)
+    assert described("test images (same_as_test)", idle) == "none"
+    assert described("x", PostProcessor(enable_normalization=False)) == "x"
