@@ -18,7 +18,7 @@ from torchvision import datasets
 from torchvision.transforms.v2 import Transform
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
-from anomalib_uniad.data.cifar10_files import CLASSES, check_files, how_to_get, read
+from anomalib_uniad.data.cifar10_files import CLASSES, check_files, how_to_get, read, write_image
 
 
 class CIFAR10(AnomalibDataModule):
@@ -27,8 +27,9 @@ class CIFAR10(AnomalibDataModule):
     Trains on the training images of the normal classes. All 10,000 test images are tested, in one pool: those of the
     normal classes are normal, those of the others anomalous. There are no masks, so image-level metrics are all that
     there is. Files and folders are those of ``torchvision.datasets.CIFAR10``. Images are 32 x 32 pixels; the model's
-    pre-processor enlarges them. They are no files of their own; the paths in batches and heatmaps are made up:
-    ``<root>/<split>/<class>/<number in the split>.png``.
+    pre-processor enlarges them. Their paths, ``<root>/<split>/<class>/<number in the split>.png``, are made up: all
+    images are read at once. But anomalib's heatmaps show an image from its file, so for a model with a visualizer, the
+    test images are written there; with 10,000 of them, ``visualizer: false`` saves time and space.
 
     Args:
         root (Path | str | None): Folder that has ``cifar-10-batches-py`` in it, or gets it by download; ``None`` uses
@@ -106,10 +107,16 @@ class CIFAR10(AnomalibDataModule):
         Raises:
             FileNotFoundError: If it is not there and cannot be downloaded; the message says which files to put where.
             ValueError: If one of the files is not the one that torchvision knows.
+            OSError: If the model has a visualizer, and test images cannot be written for it.
         """
         missing = check_files(self.root, self.verify)
-        if not missing:
-            return
+        if missing:
+            self._download(missing)
+        model = getattr(self.trainer, "lightning_module", None)
+        if getattr(model, "visualizer", None) is not None:
+            CIFAR10Dataset(self.root, self.normal_classes, Split.TEST, self.verify).write_images()
+
+    def _download(self, missing: list[str]) -> None:
         if not self.verify:
             raise FileNotFoundError(how_to_get(self.root, missing))
         try:
@@ -185,6 +192,16 @@ class CIFAR10Dataset(AnomalibDataset):
         if self.augmentations:
             image = self.augmentations(image)
         return ImageItem(image=image, gt_label=torch.tensor(row["label_index"]), image_path=row["image_path"])
+
+    def write_images(self) -> None:
+        """Write the images to their paths; those that are there already are left as they are.
+
+        Raises:
+            FileExistsError: If something else than the image is at its path.
+            OSError: If they cannot be written.
+        """
+        for path, position in zip(self.samples["image_path"], self.samples["position"], strict=True):
+            write_image(Path(path), self._images[position])
 
     def __deepcopy__(self, memo: dict) -> "CIFAR10Dataset":
         """Copy all but the images, which nobody changes: anomalib copies datasets to split them."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 from torchvision import datasets
 from torchvision.datasets.utils import check_integrity
 
@@ -102,3 +103,36 @@ def read(root: Path, train: bool, verify: bool) -> tuple[np.ndarray, np.ndarray]
         msg = f"The files in {folder} need a label from 0 to 9 for each of their {len(images)} images of bytes."
         raise ValueError(msg)
     return images, labels
+
+
+def write_image(path: Path, pixels: np.ndarray) -> None:
+    """Write an image, if it is not there yet.
+
+    Args:
+        path (Path): File; its folder is created.
+        pixels (np.ndarray): Image (h, w, 3).
+
+    Raises:
+        FileExistsError: If there is another image, or something else, at the path.
+        OSError: If it cannot be written.
+    """
+    if path.exists():
+        try:
+            same = np.array_equal(np.asarray(Image.open(path)), pixels)
+        except (UnidentifiedImageError, OSError):
+            same = False
+        if not same:
+            msg = f"{path} is not the image of CIFAR-10 that it is to show in heatmaps. Move its folder away."
+            raise FileExistsError(msg)
+        return
+    part = path.with_suffix(".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(part, "PNG")
+        part.replace(path)
+    except OSError as error:
+        msg = (
+            f"Heatmaps need {path}, which cannot be written: {error}. Turn them off (--model.visualizer false), or "
+            "copy the data set to a folder that can be written to."
+        )
+        raise OSError(msg) from error
