@@ -74,9 +74,12 @@ def make_meta(folder: Path, output: Path | None = None, overwrite: bool = False)
         output: Where to write them; default: the folder itself.
         overwrite: Replace files that are there.
     """
-    from anomalib_uniad.data.make_meta import make_meta
+    from anomalib_uniad.data.make_meta import make_meta as write
 
-    files, counts = make_meta(folder, output, overwrite)
+    try:
+        files, counts = write(folder, output, overwrite)
+    except (OSError, ValueError) as error:
+        sys.exit(f"make-meta: {error}")
     for file, count in zip(files, counts, strict=True):
         _show(f"Wrote {file}: {count} images.")
 

@@ -31,12 +31,15 @@ ALLOWED = {
         "model.anomaly_map",
         "model.arguments",
         "model.loss",
+        "model.official",
         "model.recipe",
         "metrics",
     },
+    "model.official": {"deploy.official", "model.torch_model"},
     "model": {"model"},
+    "deploy.official": {"deploy.official"},
     "deploy": {"deploy", "model", "data.category"},
-    "cli": {"cli", "training", "benchmark", "data"},
+    "cli": {"cli", "training", "benchmark", "deploy", "data"},
     "benchmark": {"benchmark", "deploy", "model", "metrics", "data", "training", ""},
 }
 

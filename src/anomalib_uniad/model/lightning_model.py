@@ -19,12 +19,14 @@ from anomalib_uniad.metrics import PerCategoryEvaluator
 
 from .anomaly_map import ImageScore
 from .arguments import check_same_model, plain_layers, repeat
+from .components.padding import BackbonePadding, PaddingMode
 from .loss import ReconstructionLoss
-from .recipe import CompileMode, FeatureCacheMode, FeatureDtype, LearningRateSchedule, Recipe
+from .official import FromOfficial
+from .recipe import CheckpointChoice, CompileMode, FeatureCacheMode, FeatureDtype, LearningRateSchedule, Recipe
 from .torch_model import PositionEmbedding, UniADModel
 
 
-class UniAD(Recipe, AnomalibModule):  # type: ignore[misc]  # anomalib's to_onnx differs from Lightning's
+class UniAD(Recipe, FromOfficial, AnomalibModule):  # type: ignore[misc]  # anomalib's to_onnx differs from Lightning's
     """UniAD, one model for many product categories (https://arxiv.org/abs/2206.03687).
 
     The defaults are the paper's recipe for MVTec-AD; with 1,000 epochs, batches of 8 and a validation every 10
@@ -40,6 +42,12 @@ class UniAD(Recipe, AnomalibModule):  # type: ignore[misc]  # anomalib's to_onnx
             Defaults to ``True``.
         backbone_weights (str | Path | None): Local weights file for the backbone (safetensors or torch, timm's
             parameter names), instead of ``pre_trained``. Defaults to ``None``.
+        backbone_padding (str): How much layers with TensorFlow's SAME padding pad, which timm's ``tf_`` models have:
+            ``"static"`` by the amounts of the resolution that the backbone was made for, as in the authors' code, or
+            ``"timm"`` by those of the image size. Other layers always pad by their own amounts.
+            Defaults to ``"static"``.
+        backbone_padding_mode (str): What the backbone's convolutions pad with: ``"zeros"``, or ``"reflect"``, the
+            mirrored map, against false positives at the border. Defaults to ``"zeros"``.
         image_size (int | Sequence[int]): Height and width to which images are resized, in pixels; a multiple
             of ``feature_stride``. Defaults to ``224``.
         feature_stride (int): Pixels per token; the token grid is ``image_size / feature_stride``.
@@ -84,6 +92,9 @@ class UniAD(Recipe, AnomalibModule):  # type: ignore[misc]  # anomalib's to_onnx
             ``"reduce-overhead"`` for CUDA graphs, ``"max-autotune"``). Defaults to ``None``, not compiled.
         resume_interval (float): Minutes between checkpoints ``resume.ckpt``, from which an interrupted training
             goes on to the same weights; 0 writes none. Defaults to ``10.0``.
+        checkpoint_selection (str): Which epoch is tested and kept in ``model.ckpt``: ``"last"``, or ``"best"``, the one
+            with the highest validation ``image_AUROC``, which needs validation images that are not tested.
+            Defaults to ``"last"``.
         pre_processor (PreProcessor | bool): ``True`` resizes to ``image_size`` and applies ImageNet mean and standard
             deviation. Defaults to ``True``.
         post_processor (PostProcessor | bool): ``True`` is anomalib's: normalised scores and thresholds, both learned
@@ -109,6 +120,8 @@ class UniAD(Recipe, AnomalibModule):  # type: ignore[misc]  # anomalib's to_onnx
         layers: Sequence[int] | Sequence[str] = (0, 1, 2, 3),
         pre_trained: bool = True,
         backbone_weights: str | Path | None = None,
+        backbone_padding: BackbonePadding = "static",
+        backbone_padding_mode: PaddingMode = "zeros",
         image_size: int | Sequence[int] = 224,
         feature_stride: int = 16,
         hidden_dim: int = 256,
@@ -137,6 +150,7 @@ class UniAD(Recipe, AnomalibModule):  # type: ignore[misc]  # anomalib's to_onnx
         feature_cache_dir: str | Path | None = None,
         compile_mode: CompileMode | None = None,
         resume_interval: float = 10.0,
+        checkpoint_selection: CheckpointChoice = "last",
         pre_processor: PreProcessor | bool = True,
         post_processor: PostProcessor | bool = True,
         evaluator: Evaluator | bool = True,
@@ -172,6 +186,7 @@ class UniAD(Recipe, AnomalibModule):  # type: ignore[misc]  # anomalib's to_onnx
             feature_cache_dir=feature_cache_dir,
             compile_mode=compile_mode,
             resume_interval=resume_interval,
+            checkpoint_selection=checkpoint_selection,
         )
         with torch.random.fork_rng(devices=[], enabled=seed is not None):  # the caller's random state stays
             if seed is not None:
@@ -181,6 +196,8 @@ class UniAD(Recipe, AnomalibModule):  # type: ignore[misc]  # anomalib's to_onnx
                 layers=layers,
                 pre_trained=pre_trained,
                 backbone_weights=backbone_weights,
+                backbone_padding=backbone_padding,
+                backbone_padding_mode=backbone_padding_mode,
                 image_size=image_size,
                 feature_stride=feature_stride,
                 hidden_dim=hidden_dim,
@@ -213,14 +230,7 @@ class UniAD(Recipe, AnomalibModule):  # type: ignore[misc]  # anomalib's to_onnx
         del args, kwargs  # These variables are not used.
         target = self._features(batch)  # (B, C, h, w)
         loss = self.loss(self.reconstruct(target), target)
-        self.log(
-            "train_loss",
-            loss.detach(),
-            on_epoch=True,
-            on_step=False,
-            prog_bar=True,
-            batch_size=len(target),
-        )
+        self.log("train_loss", loss.detach(), on_epoch=True, on_step=False, prog_bar=True, batch_size=len(target))
         return {"loss": loss}
 
     def validation_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:

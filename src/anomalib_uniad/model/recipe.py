@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How UniAD is trained: optimizer, schedule, clipping, cached features, compilation, checkpoints to resume from."""
+"""How UniAD is trained: optimizer, schedule, clipping, cached features, compilation, checkpoints."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, seed_everything
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 
+from anomalib_uniad.training.checkpoint_selection import CheckpointChoice, CheckpointSelection
 from anomalib_uniad.training.feature_cache import FeatureCache, FeatureDtype
 from anomalib_uniad.training.last_epoch import LastEpochValidation
 from anomalib_uniad.training.optimization import LearningRateSchedule, adamw, learning_rate_schedule
@@ -43,6 +44,7 @@ class Recipe(LightningModule):
         feature_cache_dir: str | Path | None,
         compile_mode: CompileMode | None,
         resume_interval: float,
+        checkpoint_selection: CheckpointChoice,
     ) -> None:
         """Check and keep the arguments.
 
@@ -61,6 +63,7 @@ class Recipe(LightningModule):
         check_choice("feature_cache_dtype", feature_cache_dtype, get_args(FeatureDtype))
         check_choice("compile_mode", compile_mode, (None, *get_args(CompileMode)))
         check_at_least("resume_interval", resume_interval, 0)
+        check_choice("checkpoint_selection", checkpoint_selection, get_args(CheckpointChoice))
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.lr_schedule = lr_schedule
@@ -77,6 +80,9 @@ class Recipe(LightningModule):
         self._training_callbacks.append(self._exact_resume)  # after the cache, whose dataloader it wraps
         if resume_interval > 0:
             self._training_callbacks.append(ResumeCheckpoint(resume_interval))
+        self._selection = CheckpointSelection() if checkpoint_selection == "best" else None
+        if self._selection is not None:
+            self._training_callbacks.append(self._selection)
 
     def configure_callbacks(self) -> list[Callback]:
         """The callbacks of the training, after those that the model has anyway."""
@@ -94,7 +100,8 @@ class Recipe(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Have a test that follows a resumed training test what was trained."""
-        self._exact_resume.keep_trained_weights(self, checkpoint)
+        selected = None if self._selection is None else self._selection.selected
+        self._exact_resume.keep_trained_weights(self, checkpoint, selected)
         super().on_load_checkpoint(checkpoint)
 
     def teardown(self, stage: str) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of the authors' implementation."""
+"""Names of the weights in the authors' reconstruction module."""
 
 import re
 from collections.abc import Mapping

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names of backbone weights in the authors' code, which are those of EfficientNet-PyTorch and torchvision, and timm's."""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+# Candidates, in timm's names. The weights that a tag stands for are not loaded; it tells the native resolution.
+EFFICIENTNETS = tuple(f"tf_efficientnet_b{number}.aa_in1k" for number in range(7))
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2")
+
+_STEM = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+_SQUEEZE = {"_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand", "_depthwise_conv": "conv_dw"}
+_PLAIN_BLOCK = {**_SQUEEZE, "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_EXPANDING_BLOCK = {
+    **_SQUEEZE,
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+
+
+def identify(state: Mapping[str, torch.Tensor]) -> tuple[str, dict[str, str]]:
+    """Find out which backbone weights belong to.
+
+    Args:
+        state (Mapping[str, torch.Tensor]): Weights of the authors' backbone, without prefix.
+
+    Returns:
+        tuple[str, dict[str, str]]: The name of the model in timm, and the name of each tensor in it; tensors that it
+        does not have are left out.
+
+    Raises:
+        ValueError: If none of the known backbones has these tensors.
+    """
+    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    is_efficientnet = "_conv_stem.weight" in state
+    best: tuple[int, str, str] | None = None
+    for name in EFFICIENTNETS if is_efficientnet else RESNETS:
+        names = {key: _timm_name(key, _depths(name)) if is_efficientnet else key for key in state}
+        expected = shapes_of(name)
+        wrong = [key for key, other in names.items() if expected.get(other, shapes[key]) != shapes[key]]
+        missing = sorted(key for key in expected if key not in set(names.values()) and not _is_head(key))
+        unknown = [key for key, other in names.items() if other not in expected]
+        if not wrong and not missing and not unknown:
+            return name, names
+        count = len(wrong) + len(missing) + len(unknown)
+        if best is None or count < best[0]:
+            examples = [f"{key} {shapes[key]} is not {expected[names[key]]}" for key in wrong[:2]]
+            examples += [f"{key} is missing" for key in missing[:2]] + [f"{key} is unknown" for key in unknown[:2]]
+            best = (count, name, ", ".join(examples))
+    candidates = EFFICIENTNETS if is_efficientnet else RESNETS
+    msg = (
+        f"The backbone in the checkpoint is none of {', '.join(candidates)}. Of {best[1]}, {best[0]} tensors differ: "
+        f"{best[2]}."
+        if best
+        else "The checkpoint has no backbone."
+    )
+    raise ValueError(msg)
+
+
+def taps_of(name: str, kwargs: Mapping[str, Any]) -> list[int] | None:
+    """Indices of timm's maps for the taps of the authors' config; None if it has none.
+
+    Args:
+        name (str): The backbone in timm.
+        kwargs (Mapping[str, Any]): Arguments of the authors' backbone: ``outblocks`` (numbers of blocks, counted
+            through all stages) or ``outlayers`` (of a ResNet, 1 to 4), and ``outstrides``.
+
+    Raises:
+        ValueError: If timm has no map there.
+    """
+    info = feature_info(name)
+    if "outblocks" in kwargs:
+        ends = _block_ends(name)
+        known = {ends[int(item["module"].split(".")[1])]: index for index, item in enumerate(info)}
+        what, wanted = "outblocks", kwargs["outblocks"]
+    elif "outlayers" in kwargs:
+        known = {layer: layer for layer in range(1, len(info))}  # timm's map 0 is that of the stem
+        what, wanted = "outlayers", kwargs["outlayers"]
+    elif "outstrides" in kwargs:
+        known = {item["reduction"]: index for index, item in enumerate(info)}
+        what, wanted = "outstrides", kwargs["outstrides"]
+    else:
+        return None
+    missing = [tap for tap in wanted if tap not in known]
+    if missing:
+        msg = f"timm's {name} has no maps at {what} {missing}, only at {sorted(known)}; give layers yourself."
+        raise ValueError(msg)
+    return sorted(known[tap] for tap in wanted)
+
+
+@cache
+def shapes_of(name: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors of a model of timm."""
+    return {key: tuple(tensor.shape) for key, tensor in _on_meta(name).state_dict().items()}
+
+
+def feature_info(name: str) -> Sequence[dict[str, Any]]:
+    """What timm tells of the maps of a model: ``num_chs``, ``reduction``, ``module``."""
+    features: Any = _on_meta(name, features_only=True)
+    return features.feature_info.info
+
+
+@cache
+def _on_meta(name: str, **kwargs: Any) -> nn.Module:
+    with torch.device("meta"):  # names and shapes only
+        return timm.create_model(name, pretrained=False, **kwargs)
+
+
+def _depths(name: str) -> list[int]:
+    blocks: Any = _on_meta(name).blocks
+    return [len(stage) for stage in blocks]
+
+
+def _block_ends(name: str) -> list[int]:
+    """Number of the last block of each stage, counted through all stages from 0."""
+    depths = _depths(name)
+    return [sum(depths[: stage + 1]) - 1 for stage in range(len(depths))]
+
+
+def _timm_name(key: str, depths: Sequence[int]) -> str:
+    """Name in timm of a tensor of EfficientNet-PyTorch; the key itself if there is none."""
+    parts = key.split(".")
+    if parts[0] != "_blocks":
+        return ".".join([_STEM.get(parts[0], parts[0]), *parts[1:]])
+    number, stage = int(parts[1]), 0
+    while stage < len(depths) and number >= depths[stage]:
+        number, stage = number - depths[stage], stage + 1
+    names = _PLAIN_BLOCK if stage == 0 else _EXPANDING_BLOCK  # the first stage does not expand
+    return ".".join(["blocks", str(stage), str(number), names.get(parts[2], parts[2]), *parts[3:]])
+
+
+def _is_head(key: str) -> bool:
+    return key.startswith(("classifier.", "fc.", "conv_head.", "bn2.")) or key.endswith("num_batches_tracked")

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading a checkpoint of the authors' code without executing anything of it."""
+
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+# How many names of tensors a message shows.
+_SHOWN = 5
+
+
+@dataclass
+class OfficialFile:
+    """Contents of a checkpoint.
+
+    Attributes:
+        state (dict[str, torch.Tensor]): All weights, without the prefix ``module.`` of distributed training.
+        arch (dict[str, dict[str, Any]]): Name of a part (``backbone``, ``neck``, ``reconstruction``) -> its ``type``
+            and ``kwargs`` in the config that it was trained with; empty if the file has none.
+        epoch (int | None): Epochs of training, if the file tells.
+    """
+
+    state: dict[str, torch.Tensor]
+    arch: dict[str, dict[str, Any]] = field(default_factory=dict)
+    epoch: int | None = None
+
+
+def read_official(path: Path) -> OfficialFile:
+    """Read a checkpoint, or a state dict alone.
+
+    Args:
+        path (Path): The file, ``ckpt.pth.tar``.
+
+    Returns:
+        OfficialFile: What is in it.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        ValueError: If it has objects of classes other than tensors, plain data and EasyDict, which are never built, or
+            is no checkpoint.
+    """
+    if not path.is_file():
+        msg = f"There is no checkpoint {str(path)!r}."
+        raise FileNotFoundError(msg)
+    content = _load(path)
+    if not isinstance(content, Mapping):
+        msg = f"{str(path)!r} holds a {type(content).__name__}, not a checkpoint with a state_dict."
+        raise ValueError(msg)
+    state = content.get("state_dict", content)
+    if "pytorch-lightning_version" in content:
+        msg = f"{str(path)!r} is a Lightning checkpoint already; use it with --ckpt_path as it is."
+        raise ValueError(msg)
+    if not isinstance(state, Mapping) or not state or not all(isinstance(x, torch.Tensor) for x in state.values()):
+        others = [str(key) for key, x in state.items() if not isinstance(x, torch.Tensor)][:_SHOWN] if state else []
+        msg = f"{str(path)!r} has no state_dict that maps names to tensors{f'; {others} are none' if others else ''}."
+        raise ValueError(msg)
+    epoch = content.get("epoch") if "state_dict" in content else None
+    return OfficialFile(
+        state={str(key).removeprefix("module."): tensor for key, tensor in state.items()},
+        arch=_parts(content.get("arch") if "state_dict" in content else None, path),
+        epoch=epoch if isinstance(epoch, int) else None,
+    )
+
+
+def _load(path: Path) -> Any:
+    # The class of a dict that can be filled, and given attributes, by the restricted unpickler stands for EasyDict. The
+    # best metric is a number of numpy, whose class is a function and the types of its data.
+    number, _ = np.float64(0).__reduce__()
+    types = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)]
+    known: list[Any] = [
+        (OrderedDict, "easydict.EasyDict"),
+        (number, "numpy.core.multiarray.scalar"),
+        (number, "numpy._core.multiarray.scalar"),
+        (np.dtype, "numpy.dtype"),
+        *types,
+    ]
+    try:
+        with torch.serialization.safe_globals(known):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
+        if foreign:
+            msg = (
+                f"{str(path)!r} holds an object of {foreign[1]}, which is not needed for weights and could run code. "
+                "Nothing of the file was executed. Write a file without it where it comes from, with "
+                "torch.save({'state_dict': ..., 'arch': ...}, ...)."
+            )
+        else:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            msg = f"{str(path)!r} cannot be read as a checkpoint of torch: {reason}"
+        raise ValueError(msg) from error
+
+
+def _parts(arch: Any, path: Path) -> dict[str, dict[str, Any]]:
+    """The list of parts of the authors' config by name."""
+    if arch is None:
+        return {}
+    arch = _plain(arch)
+    parts = arch if isinstance(arch, list) else None
+    if parts is None or not all(isinstance(part, dict) and isinstance(part.get("name"), str) for part in parts):
+        msg = f"arch in {str(path)!r} is not the authors' list of parts with names."
+        raise ValueError(msg)
+    return {part["name"]: {"type": part.get("type", ""), "kwargs": part.get("kwargs") or {}} for part in parts}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
