@@ -266,3 +266,18 @@ def test_blocks_behind_the_deepest_map_are_dropped(name: str, blocks: int | None
     count = len(list(deepest.modules()))
     deepest.prepare((64, 64))
     assert len(list(deepest.modules())) == count
+
+
+def test_transformer_backbone_at_another_size() -> None:
+    """Position embeddings follow the size of the image, in weights that come later as well."""
+    arguments = {**SMALL, "backbone": "vit_tiny_patch16_224", "layers": (3, 7)}
+    model = UniADModel(**{**arguments, "image_size": (64, 96)}).eval()
+    assert [tuple(x.shape[2:]) for x in model.backbone(torch.zeros(1, 3, 64, 96))] == [(4, 6), (4, 6)]
+    again = UniADModel(**{**arguments, "image_size": (64, 96)}).eval()
+    again.load_state_dict(model.state_dict())
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        assert torch.equal(again(images).anomaly_map, model(images).anomaly_map)
+    assert not any(parameter.requires_grad for parameter in model.backbone.parameters())
+    with pytest.raises(ValueError, match=r"patches of 14x14.*multiple of that, got \(64, 96\); \(70, 98\) is near"):
+        UniADModel(**{**arguments, "backbone": "vit_small_patch14_dinov2"})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of backbone weights in the authors' code, which are those of EfficientNet-PyTorch and torchvision, and timm's."""
+"""Names of backbone weights: in the authors' code those of EfficientNet-PyTorch and torchvision, here those of timm."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache

@@ -7,12 +7,11 @@ from typing import Any, get_args
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 import anomalib_uniad.backbones  # noqa: F401 - registers this package's own backbones with timm
 
+from .backbone_weights import load_weights, read_weights
 from .padding import BackbonePadding, PaddingMode, has_same_padding, native_size, reflection_checked, set_padding
 
 
@@ -68,9 +67,9 @@ class Backbone(nn.Module):
         self.padding_mode = padding_mode
         indices = _out_indices(name, layers)
         if weights is not None:
-            state = _read_weights(Path(weights))
+            state = read_weights(Path(weights))
             self.features = _create(name, pretrained=False, out_indices=indices)
-            _load_weights(self.features, state, name, Path(weights))
+            load_weights(self.features, state, name, Path(weights))
         elif pre_trained:
             self.features = _create_pretrained(name, indices)
         else:
@@ -82,7 +81,7 @@ class Backbone(nn.Module):
         self.train(mode=False)
 
     def prepare(self, image_size: tuple[int, int]) -> None:
-        """Set the padding and drop what is not used; learn of a size that cannot be taken before any work starts.
+        """Set image size and padding, drop what is not used; refuse sizes that cannot be taken before any work starts.
 
         Args:
             image_size (tuple[int, int]): Height and width, in pixels.
@@ -91,11 +90,33 @@ class Backbone(nn.Module):
             ValueError: If the backbone refuses the size, its maps are not what timm says, or they cannot be padded
                 as wanted.
         """
+        self._set_input_size(image_size)
         sample = torch.linspace(-2, 2, 3 * image_size[0] * image_size[1]).reshape(1, 3, *image_size)
         self._check_maps(sample)
         self._set_padding(image_size)
         with reflection_checked(self.features):
             self._check_maps(sample)
+
+    def _set_input_size(self, image_size: tuple[int, int]) -> None:
+        """Have a transformer, whose position embeddings are of one size, take images of another."""
+        transformer = getattr(self.features, "model", self.features)
+        patches: Any = getattr(transformer, "patch_embed", None)
+        if not hasattr(transformer, "set_input_size") or getattr(patches, "img_size", None) in {None, image_size}:
+            return
+        patch = patches.patch_size
+        if any(side % step for side, step in zip(image_size, patch, strict=True)):
+            near = [max(1, round(side / step)) * step for side, step in zip(image_size, patch, strict=True)]
+            msg = (
+                f"The backbone {self.name!r} has patches of {patch[0]}x{patch[1]} pixels: image_size must be a "
+                f"multiple of that, got {image_size}; {tuple(near)} is near, with a feature_stride that divides it."
+            )
+            raise ValueError(msg)
+        try:
+            transformer.set_input_size(img_size=image_size)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            msg = f"The backbone {self.name!r} cannot take images of {image_size}: {error}"
+            raise ValueError(msg) from error
+        self.requires_grad_(requires_grad=False)
 
     def _set_padding(self, image_size: tuple[int, int]) -> None:
         size: tuple[int, int] | None = image_size
@@ -214,58 +235,3 @@ def _create_pretrained(name: str, indices: list[int]) -> Any:
         "brings the weights, set pre_trained=false."
     )
     raise ConnectionError(msg) from reason
-
-
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        msg = f"backbone_weights: there is no file {str(path)!r}."
-        raise FileNotFoundError(msg)
-    try:
-        state: Any
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)  # executes nothing of the file
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError, ImportError) as error:
-        reason: Exception = error
-    except Exception as error:  # pickle.UnpicklingError and its relatives
-        reason = error
-    else:
-        if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-            state = state["state_dict"]
-        if isinstance(state, dict) and state and all(isinstance(x, torch.Tensor) for x in state.values()):
-            return state
-        reason = TypeError("it does not hold a mapping of names to tensors")
-    msg = f"backbone_weights: {str(path)!r} cannot be read as safetensors or torch weights: {reason}"
-    raise ValueError(msg) from reason
-
-
-def _load_weights(features: nn.Module, state: dict[str, torch.Tensor], name: str, path: Path) -> None:
-    """Load strictly, except for what only the whole model has (classifier, deeper stages)."""
-    wanted = features.state_dict()
-    # timm's feature extractors rename `stages.0` to `stages_0` or prefix `model.`; files have the model's names.
-    by_plain_name = {_plain_name(key): key for key in state}
-    source = {key: by_plain_name.get(_plain_name(key), key) for key in wanted}
-    optional = {key for key in wanted if key.endswith("num_batches_tracked")}
-    missing = sorted(key for key in wanted if source[key] not in state and key not in optional)
-    misshaped = [
-        f"{source[key]} {tuple(state[source[key]].shape)} instead of {tuple(tensor.shape)}"
-        for key, tensor in wanted.items()
-        if source[key] in state and state[source[key]].shape != tensor.shape
-    ]
-    with torch.device("meta"):
-        known = {*source.values(), *wanted, *timm.create_model(name, pretrained=False).state_dict()}
-    unexpected = sorted(set(state) - known)
-    problems = [
-        f"{label}: {', '.join(keys)}"
-        for label, keys in (("missing", missing), ("unexpected", unexpected), ("wrong shape", misshaped))
-        if keys
-    ]
-    if problems:
-        msg = f"backbone_weights: {str(path)!r} does not fit the backbone {name!r}. {'; '.join(problems)}."
-        raise ValueError(msg)
-    features.load_state_dict({key: state.get(source[key], tensor) for key, tensor in wanted.items()})
-
-
-def _plain_name(key: str) -> str:
-    return key.removeprefix("model.").replace(".", "_")

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Local files of backbone weights."""
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Read a file of weights; nothing of it is executed.
+
+    Args:
+        path (Path): safetensors or torch.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        ValueError: If it cannot be read.
+    """
+    if not path.is_file():
+        msg = f"backbone_weights: there is no file {str(path)!r}."
+        raise FileNotFoundError(msg)
+    try:
+        state: Any
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)  # executes nothing of the file
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError, ImportError) as error:
+        reason: Exception = error
+    except Exception as error:  # pickle.UnpicklingError and its relatives
+        reason = error
+    else:
+        if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+            state = state["state_dict"]
+        if isinstance(state, dict) and state and all(isinstance(x, torch.Tensor) for x in state.values()):
+            return state
+        reason = TypeError("it does not hold a mapping of names to tensors")
+    msg = f"backbone_weights: {str(path)!r} cannot be read as safetensors or torch weights: {reason}"
+    raise ValueError(msg) from reason
+
+
+def load_weights(features: nn.Module, state: dict[str, torch.Tensor], name: str, path: Path) -> None:
+    """Load strictly, except for what only the whole model has (classifier, deeper stages).
+
+    Args:
+        features (nn.Module): timm's feature extractor.
+        state (dict[str, torch.Tensor]): Weights, in the names of timm's whole model or of the extractor.
+        name (str): The model's name in timm.
+        path (Path): Where they are from, for messages.
+
+    Raises:
+        ValueError: If they do not fit; the message lists the tensors.
+    """
+    wanted = features.state_dict()
+    # timm's feature extractors rename `stages.0` to `stages_0` or prefix `model.`; files have the model's names.
+    by_plain_name = {_plain_name(key): key for key in state}
+    source = {key: by_plain_name.get(_plain_name(key), key) for key in wanted}
+    optional = {key for key in wanted if key.endswith("num_batches_tracked")}
+    missing = sorted(key for key in wanted if source[key] not in state and key not in optional)
+    misshaped = [
+        f"{source[key]} {tuple(state[source[key]].shape)} instead of {tuple(tensor.shape)}"
+        for key, tensor in wanted.items()
+        if source[key] in state and state[source[key]].shape != tensor.shape
+    ]
+    with torch.device("meta"):
+        known = {*source.values(), *wanted, *timm.create_model(name, pretrained=False).state_dict()}
+    unexpected = sorted(set(state) - known)
+    problems = [
+        f"{label}: {', '.join(keys)}"
+        for label, keys in (("missing", missing), ("unexpected", unexpected), ("wrong shape", misshaped))
+        if keys
+    ]
+    if problems:
+        msg = f"backbone_weights: {str(path)!r} does not fit the backbone {name!r}. {'; '.join(problems)}."
+        raise ValueError(msg)
+    features.load_state_dict({key: state.get(source[key], tensor) for key, tensor in wanted.items()})
+
+
+def _plain_name(key: str) -> str:
+    return key.removeprefix("model.").replace(".", "_")
