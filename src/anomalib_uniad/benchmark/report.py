@@ -69,7 +69,8 @@ def arguments(cls: type) -> str:
     for name, parameter in inspect.signature(cls).parameters.items():
         meaning = re.sub(r"\s*Defaults to (``[^`]*``|[^.]*)\.$", "", " ".join(documented[name].split()))
         default = parameter.default if isinstance(parameter.default, (int, float, str)) else _plain(parameter.default)
-        rows.append(f"| `{name}` | `{default}` | {meaning.replace('``', '`').replace('|', chr(92) + '|')} |")
+        default = "required" if default is parameter.empty else f"`{default}`"
+        rows.append(f"| `{name}` | {default} | {meaning.replace('``', '`').replace('|', chr(92) + '|')} |")
     return "\n".join(rows)
 
 

@@ -89,9 +89,10 @@ def find_files(records: Iterable[Record], root: Path, allow_outside_root: bool, 
         paths: list[str] = []
         for kind, name in [("image", record.image), *(("mask", mask) for mask in record.masks)]:
             path = str(root / name)
+            # Not pathlib's methods, which raise for names that are too long.
             problem = _outside(name, path, root) if not allow_outside_root else ""
-            if not problem and not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises for names too long
-                problem = "is a folder" if Path(path).is_dir() else "is not there"
+            if not problem and not os.path.isfile(path):  # noqa: PTH113
+                problem = "is a folder" if os.path.isdir(path) else "is not there"  # noqa: PTH112
                 problem += f": {show(path)}"
             if problem:
                 problems.add(record.place, f"the {kind} {show(name)} {problem}.")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from anomalib_uniad import UniAD
+from anomalib_uniad import MetaFile, UniAD
 from anomalib_uniad.benchmark import import_torch, report, runner
 
 ROOT = Path(__file__).parents[3]
@@ -47,6 +47,12 @@ def test_every_argument_is_documented() -> None:
         meaning = row.split("|")[3].strip()
         assert len(meaning) > 10, row
         assert "Defaults to" not in meaning, row
+
+
+def test_arguments_without_default() -> None:
+    rows = report.arguments(MetaFile).splitlines()
+    assert rows[2].startswith("| `root` | required | Folder that")
+    assert rows[3].startswith("| `train_meta` | `None` | Meta file")
 
 
 def test_missing_results_are_named(tmp_path: Path) -> None:
