@@ -131,6 +131,27 @@ def _industrial_epochs(results: Path) -> str:
     return to_markdown(pd.DataFrame(table))
 
 
+def _cifar10(results: Path) -> str:
+    rows = _read(results, "cifar10")
+    table: dict[str, list] = {"method": [], "epochs": [], "seeds": [], "image AUROC": [], "thresholds from": []}
+    for method, run in rows[rows["category"] == "mean"].groupby("method", sort=False):
+        table["method"].append(method)
+        table["epochs"].append(run["epochs"].max())
+        table["seeds"].append(", ".join(map(str, run["seed"])))
+        table["image AUROC"].append(f"{100 * run['image_AUROC'].mean():.1f}{_range(run['image_AUROC'])}")
+        table["thresholds from"].append(", ".join(run["thresholds"].unique()))
+    return to_markdown(pd.DataFrame(table))
+
+
+def _cifar10_epochs(results: Path) -> str:
+    rows = _read(results, "cifar10_epochs")
+    table: dict[str, list] = {"epoch": sorted(rows["epoch"].unique())}
+    for (method, seed), run in rows.groupby(["method", "seed"], sort=False):
+        values = {row.epoch: f"{100 * row.image_AUROC:.1f}" for row in run.itertuples()}
+        table[f"{method}, seed {seed}"] = [values.get(epoch, "") for epoch in table["epoch"]]
+    return f"Image AUROC in percent:\n\n{to_markdown(pd.DataFrame(table))}"
+
+
 def _recipe(results: Path) -> str:
     rows = _read(results, "recipe_epochs")
     rows = rows[rows["method"].isin(["paper", "fast"])]
@@ -164,8 +185,11 @@ def _float16_features(results: Path) -> str:
 
 
 def _spread(rows: pd.DataFrame) -> str:
-    image = 100 * rows["image_AUROC"]
-    return _pair(rows) + (f" ({image.min():.1f} to {image.max():.1f})" if len(rows) > 1 else "")
+    return _pair(rows) + _range(rows["image_AUROC"])
+
+
+def _range(values: pd.Series) -> str:
+    return f" ({100 * values.min():.1f} to {100 * values.max():.1f})" if len(values) > 1 else ""
 
 
 def _import_torch(results: Path) -> str:
@@ -190,6 +214,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "quickstart": _quickstart,
     "industrial": _industrial,
     "industrial_epochs": _industrial_epochs,
+    "cifar10": _cifar10,
+    "cifar10_epochs": _cifar10_epochs,
     "recipe": _recipe,
     "recipe_variants": _recipe_variants,
     "float16_features": _float16_features,

@@ -45,7 +45,7 @@ class CIFAR10(AnomalibDataModule):
         test_augmentations (Transform | None): Augmentations of the test images. Defaults to ``None``.
         augmentations (Transform | None): Augmentations where none are given above. Defaults to ``None``.
         val_split_mode (ValSplitMode | str): Where the validation set comes from: ``"same_as_test"``, ``"from_test"``,
-            ``"from_train"`` (normal images only) or ``"none"``. Defaults to ``ValSplitMode.SAME_AS_TEST``.
+            ``"from_train"`` (normal images only) or ``"none"``. Defaults to ``"same_as_test"``.
         val_split_ratio (float): Part of the images that is split off for validation. Defaults to ``0.5``.
         seed (int | None): Seed of that split. Defaults to ``None``.
         verify (bool): Compare the files with torchvision's checksums. ``False`` reads any files of the same names and
@@ -73,7 +73,7 @@ class CIFAR10(AnomalibDataModule):
         val_augmentations: Transform | None = None,
         test_augmentations: Transform | None = None,
         augmentations: Transform | None = None,
-        val_split_mode: ValSplitMode | str = ValSplitMode.SAME_AS_TEST,
+        val_split_mode: ValSplitMode | str = "same_as_test",
         val_split_ratio: float = 0.5,
         seed: int | None = None,
         verify: bool = True,

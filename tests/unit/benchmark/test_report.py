@@ -42,7 +42,7 @@ def test_a_stale_readme_is_found(tmp_path: Path) -> None:
 
 def test_every_argument_is_documented() -> None:
     rows = report.arguments(UniAD).splitlines()[2:]
-    assert len(rows) == 36
+    assert len(rows) == 39
     for row in rows:
         meaning = row.split("|")[3].strip()
         assert len(meaning) > 10, row
@@ -80,6 +80,25 @@ def test_tables_hold_the_numbers_of_the_files(tmp_path: Path) -> None:
     assert "25.0 / 50.0" in text
     assert "75.0 / 50.0" in text
     assert "| 01 " in text
+
+
+def test_cifar10(tmp_path: Path) -> None:
+    final = {"method": "A", "category": "mean", "epochs": 20, "thresholds": "test images (same_as_test)"}
+    rows = [{**final, "seed": seed, "image_AUROC": value} for seed, value in ((0, 0.64), (1, 0.66))]
+    rows.append({**rows[0], "category": "CIFAR10", "image_AUROC": 0.1})
+    pd.DataFrame(rows).to_csv(tmp_path / "cifar10.csv", index=False)
+    epochs = [
+        {"method": "A", "seed": seed, "epoch": epoch, "image_AUROC": 0.5 + seed / 10 + epoch / 100}
+        for seed, epoch in ((0, 10), (0, 20), (1, 10))
+    ]
+    pd.DataFrame(epochs).to_csv(tmp_path / "cifar10_epochs.csv", index=False)
+    text = report.render(
+        "<!-- table: cifar10 -->\n<!-- end -->\n<!-- table: cifar10_epochs -->\n<!-- end -->", tmp_path
+    )
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "| A | 20 | 0, 1 | 65.0 (64.0 to 66.0) | test images (same_as_test) |" in lines
+    assert "| epoch | A, seed 0 | A, seed 1 |" in lines
+    assert lines[-3:-1] == ["| 10 | 60.0 | 70.0 |", "| 20 | 70.0 | |"]
 
 
 def test_rows_of_another_run_are_kept_and_of_the_same_replaced(tmp_path: Path) -> None:
