@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,7 @@ from jsonargparse import auto_cli
 from anomalib_uniad import UniAD
 from anomalib_uniad.benchmark.runner import add_rows
 from anomalib_uniad.metrics.table import versions
+from anomalib_uniad.model.components.padding import PaddingMode
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,8 @@ def backbones(
         for size in sizes or SIZES:
             image_size = [round(side / stride) * stride for side in size]
             # Reflection once, where the size is not square; transformers pad nothing.
-            for mode in ("zeros", "reflect") if size[0] != size[1] and not name.startswith("vit") else ("zeros",):
+            both: tuple[PaddingMode, ...] = get_args(PaddingMode)
+            for mode in both if size[0] != size[1] and not name.startswith("vit") else both[:1]:
                 row = check(name, layers, image_size, stride, mode)
                 command = shlex.join(["python", "-m", "anomalib_uniad.benchmark.backbones", *sys.argv[1:]])
                 frame = pd.DataFrame([{**row, "device": "cpu", "versions": versions(), "command": command}])
@@ -76,7 +78,7 @@ def backbones(
 
 
 def check(
-    name: str, layers: Sequence[int], image_size: Sequence[int], stride: int, padding_mode: str
+    name: str, layers: Sequence[int], image_size: Sequence[int], stride: int, padding_mode: PaddingMode
 ) -> dict[str, Any]:
     """Take one model through the whole path.
 

@@ -184,6 +184,36 @@ def _float16_features(results: Path) -> str:
     return f"Image / pixel AUROC:\n\n{to_markdown(pd.DataFrame(table))}"
 
 
+def _border(results: Path) -> str:
+    rows = _read(results, "border")
+    table: dict[str, list] = {"category": list(rows["category"].unique())}
+    for (trained, tested), run in rows.groupby(["trained_with", "tested_with"], sort=False):
+        head = str(trained) if trained == tested else f"trained with {trained}, tested with {tested}"
+        ratios = dict(zip(run["category"], run["ratio"], strict=True))
+        table[head] = [f"{ratios[name]:.2f}" for name in table["category"]]
+        table[f"{head}: AUROC"] = [_pair(run[run["category"] == name]) for name in table["category"]]
+    return f"Border / inside, and image / pixel AUROC in percent:\n\n{to_markdown(pd.DataFrame(table))}"
+
+
+def _backbones(results: Path) -> str:
+    rows = _read(results, "backbones")
+    table: dict[str, list] = {}
+    for name, run in rows.groupby("backbone", sort=False):
+        sizes = dict.fromkeys(f"{row.height} x {row.width}" for row in run.itertuples())
+        cells = {
+            "backbone": name,
+            "layers": run["layers"].iloc[0],
+            "channels": run["channels"].iloc[0],
+            "parameters": f"{run['backbone_parameters'].iloc[0] / 1e6:.1f} M",
+            "image sizes": ", ".join(sizes),
+            "padding": ", ".join(run["padding_mode"].unique()),
+            "largest difference": f"{run['openvino_difference'].max():.0e}",
+        }
+        for column, cell in cells.items():
+            table.setdefault(column, []).append(cell)
+    return f"Differences are parts of the map's range:\n\n{to_markdown(pd.DataFrame(table))}"
+
+
 def _spread(rows: pd.DataFrame) -> str:
     return _pair(rows) + _range(rows["image_AUROC"])
 
@@ -211,6 +241,8 @@ def _training_gpu(results: Path) -> str:
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
+    "backbones": _backbones,
+    "border": _border,
     "quickstart": _quickstart,
     "industrial": _industrial,
     "industrial_epochs": _industrial_epochs,

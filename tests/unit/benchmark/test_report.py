@@ -140,3 +140,24 @@ def test_import_torch_is_measured(tmp_path: Path) -> None:
     row = pd.read_csv(tmp_path / "t.csv").iloc[0]
     assert 0 < row["plugin_ms"] < row["import_torch_ms"]
     assert "torch" in row["versions"]
+
+
+def test_tables_of_border_and_backbones(tmp_path: Path) -> None:
+    border = [
+        {"trained_with": a, "tested_with": b, "category": name, "ratio": r, "image_AUROC": 0.9, "pixel_AUROC": 0.8}
+        for a, b, r in (("zeros", "zeros", 1.5), ("zeros", "reflect", 1.2))
+        for name in ("screw", "tile")
+    ]
+    pd.DataFrame(border).to_csv(tmp_path / "border.csv", index=False)
+    common = {"backbone": "resnet18", "layers": "[1, 2]", "channels": 192, "backbone_parameters": 2.78e6, "width": 64}
+    rows = [
+        {**common, "height": 64, "padding_mode": "zeros", "openvino_difference": 1e-6},
+        {**common, "height": 96, "padding_mode": "reflect", "openvino_difference": 2e-5},
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "backbones.csv", index=False)
+    text = report.render("<!-- table: border -->\n<!-- end -->\n<!-- table: backbones -->\n<!-- end -->\n", tmp_path)
+    assert "trained with zeros, tested with reflect" in text
+    assert re.search(r"\| screw +\| +1\.50 \| +90\.0 / 80\.0 \| +1\.20 \|", text)
+    assert re.search(
+        r"\| resnet18 \| +\[1, 2\] \| +192 \| +2\.8 M \| +64 x 64, 96 x 64 \| +zeros, reflect \| +2e-05 \|", text
+    )

@@ -55,12 +55,12 @@ def grouped(names: Sequence[str]) -> list[str]:
     blocks: dict[str, list[int]] = {}
     modules: dict[str, list[str]] = {}
     for name in names:
-        if match := re.match(r"(.*?blocks)\.(\d+)\.", name):
+        if match := re.match(r"(.*?(?:blocks\.|layer))(\d+)\.", name):
             blocks.setdefault(match[1], []).append(int(match[2]))
         else:
             module, _, tensor = name.rpartition(".")
             modules.setdefault(module, []).append(tensor)
-    lines = [f"{name}.{min(found)} to {max(found)}: {len(found)} tensors" for name, found in blocks.items()]
+    lines = [f"{name}{min(found)} to {max(found)}: {len(found)} tensors" for name, found in blocks.items()]
     for module, tensors in modules.items():
         lines.append(f"{module}: {', '.join(sorted(tensors))}" if module else ", ".join(tensors))
     return lines
