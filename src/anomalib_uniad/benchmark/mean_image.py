@@ -46,14 +46,10 @@ def mean_image(recipe: Path, output_dir: Path = Path("results")) -> None:
     rows = []
     for name in means:
         of = torch.from_numpy(categories == name)
-        rows.append(
-            {
-                "category": name,
-                "image_AUROC": binary_auroc(scores[of], labels[of]).item(),
-                "pixel_AUROC": binary_auroc(maps[of].flatten(), masks[of].flatten()).item(),
-                "train_loss": errors[name],
-            }
-        )
+        row = {"category": name, "image_AUROC": binary_auroc(scores[of], labels[of]).item(), "train_loss": errors[name]}
+        if masks is not None:
+            row["pixel_AUROC"] = binary_auroc(maps[of].flatten(), masks[of].flatten()).item()
+        rows.append(row)
     frame = pd.DataFrame(rows)
     mean = {"category": "mean", **frame.drop(columns="category").mean().to_dict()}
     frame = pd.concat([frame, pd.DataFrame([mean])], ignore_index=True)
@@ -65,7 +61,7 @@ def mean_image(recipe: Path, output_dir: Path = Path("results")) -> None:
 
 def extract(
     model: Any, datamodule: AnomalibDataModule, dataloader: torch.utils.data.DataLoader
-) -> tuple[torch.Tensor, np.ndarray, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, np.ndarray, torch.Tensor, torch.Tensor | None]:
     """Extract all images of a dataloader.
 
     Args:
@@ -74,7 +70,7 @@ def extract(
         dataloader: One of its dataloaders.
 
     Returns:
-        Features (M, C, h, w), categories (M,), labels (M,), masks (M, H, W).
+        Features (M, C, h, w), categories (M,), labels (M,), masks (M, H, W) or None if there are none.
     """
     parts: list[tuple] = []
     with torch.no_grad():
@@ -84,7 +80,8 @@ def extract(
                 (model.model.extract(images), categories_of(batch.image_path, datamodule), batch.gt_label, masks)
             )
     features, names, labels, masks = zip(*parts, strict=True)
-    return torch.cat(features), np.concatenate(names), torch.cat(labels).int(), torch.cat(masks).int()
+    whole = None if masks[0] is None else torch.cat(masks).int()
+    return torch.cat(features), np.concatenate(names), torch.cat(labels).int(), whole
 
 
 if __name__ == "__main__":

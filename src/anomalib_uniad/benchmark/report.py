@@ -136,10 +136,10 @@ def _cifar10(results: Path) -> str:
     table: dict[str, list] = {"method": [], "epochs": [], "seeds": [], "image AUROC": [], "thresholds from": []}
     for method, run in rows[rows["category"] == "mean"].groupby("method", sort=False):
         table["method"].append(method)
-        table["epochs"].append(run["epochs"].max())
-        table["seeds"].append(", ".join(map(str, run["seed"])))
+        table["epochs"].append("" if run["epochs"].isna().all() else f"{run['epochs'].max():.0f}")
+        table["seeds"].append(", ".join(f"{seed:.0f}" for seed in run["seed"].dropna()))
         table["image AUROC"].append(f"{100 * run['image_AUROC'].mean():.1f}{_range(run['image_AUROC'])}")
-        table["thresholds from"].append(", ".join(run["thresholds"].unique()))
+        table["thresholds from"].append(", ".join(run["thresholds"].dropna().unique()))
     return to_markdown(pd.DataFrame(table))
 
 
@@ -147,7 +147,7 @@ def _cifar10_epochs(results: Path) -> str:
     rows = _read(results, "cifar10_epochs")
     table: dict[str, list] = {"epoch": sorted(rows["epoch"].unique())}
     for (method, seed), run in rows.groupby(["method", "seed"], sort=False):
-        values = {row.epoch: f"{100 * row.image_AUROC:.1f}" for row in run.itertuples()}
+        values = {epoch: f"{100 * value:.1f}" for epoch, value in zip(run["epoch"], run["image_AUROC"], strict=True)}
         table[f"{method}, seed {seed}"] = [values.get(epoch, "") for epoch in table["epoch"]]
     return f"Image AUROC in percent:\n\n{to_markdown(pd.DataFrame(table))}"
 

@@ -86,6 +86,7 @@ def test_cifar10(tmp_path: Path) -> None:
     final = {"method": "A", "category": "mean", "epochs": 20, "thresholds": "test images (same_as_test)"}
     rows = [{**final, "seed": seed, "image_AUROC": value} for seed, value in ((0, 0.64), (1, 0.66))]
     rows.append({**rows[0], "category": "CIFAR10", "image_AUROC": 0.1})
+    rows.append({"method": "yardstick", "category": "mean", "image_AUROC": 0.55})
     pd.DataFrame(rows).to_csv(tmp_path / "cifar10.csv", index=False)
     epochs = [
         {"method": "A", "seed": seed, "epoch": epoch, "image_AUROC": 0.5 + seed / 10 + epoch / 100}
@@ -97,6 +98,7 @@ def test_cifar10(tmp_path: Path) -> None:
     )
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert "| A | 20 | 0, 1 | 65.0 (64.0 to 66.0) | test images (same_as_test) |" in lines
+    assert "| yardstick | | | 55.0 | |" in lines
     assert "| epoch | A, seed 0 | A, seed 1 |" in lines
     assert lines[-3:-1] == ["| 10 | 60.0 | 70.0 |", "| 20 | 70.0 | |"]
 
