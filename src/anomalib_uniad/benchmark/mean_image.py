@@ -61,7 +61,7 @@ def mean_image(recipe: Path, output_dir: Path = Path("results")) -> None:
 
 def extract(
     model: Any, datamodule: AnomalibDataModule, dataloader: torch.utils.data.DataLoader
-) -> tuple[torch.Tensor, np.ndarray, torch.Tensor, torch.Tensor | None]:
+) -> tuple[torch.Tensor, np.ndarray, torch.Tensor, Any]:
     """Extract all images of a dataloader.
 
     Args:
