@@ -152,6 +152,16 @@ def _cifar10_epochs(results: Path) -> str:
     return f"Image AUROC in percent:\n\n{to_markdown(pd.DataFrame(table))}"
 
 
+def _score_pool(results: Path) -> str:
+    rows = _read(results, "score_pool")
+    table: dict[str, list] = {"pool, px": list(rows["size"].unique())}
+    for category, run in rows.groupby("category", sort=False):
+        values = dict(zip(run["size"], 100 * run["image_AUROC"], strict=True))
+        table[str(category)] = [f"{values[size]:.1f}" for size in table["pool, px"]]
+    table["mean"] = [f"{100 * rows[rows['size'] == size]['image_AUROC'].mean():.1f}" for size in table["pool, px"]]
+    return f"Image AUROC in percent:\n\n{to_markdown(pd.DataFrame(table))}"
+
+
 def _recipe(results: Path) -> str:
     rows = _read(results, "recipe_epochs")
     rows = rows[rows["method"].isin(["paper", "fast"])]
@@ -249,6 +259,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "cifar10": _cifar10,
     "cifar10_epochs": _cifar10_epochs,
     "recipe": _recipe,
+    "score_pool": _score_pool,
     "recipe_variants": _recipe_variants,
     "float16_features": _float16_features,
     "import_torch": _import_torch,
