@@ -89,7 +89,7 @@ def import_checkpoint(
     output: Path,
     overwrite: bool = False,
     backbone: str | None = None,
-    layers: list[int] | None = None,
+    layers: list[int] | list[str] | None = None,
     backbone_padding: Literal["static", "timm"] | None = None,
     backbone_padding_mode: Literal["zeros", "reflect"] | None = None,
     image_size: int | list[int] | None = None,
@@ -140,6 +140,10 @@ def import_checkpoint(
     _show(f"  anomalib test --config {config} --data MultiCategory --data.root FOLDER --ckpt_path {output}")
     _show(f"  anomalib predict --config {config} --data IMAGES --ckpt_path {output}")
     _show(f"  anomalib export --config {config} --export_type openvino --ckpt_path {output}")
+    _show(
+        "The authors' file has no thresholds: scores, heatmaps and AUROC are right, but whether an image is called "
+        "anomalous means nothing until thresholds are learned from your images. README, section on checkpoints: how."
+    )
 
 
 # Subcommands: names -> function, nested as deep as needed.

@@ -187,3 +187,25 @@ def test_openvino_agrees_and_keeps_the_mask(fitted, tmp_path: Path) -> None:
         assert np.abs(exported - expected).max() < 1e-3 * np.ptp(expected)
     unmasked = run(without_mask, "unmasked", images)
     assert np.abs(unmasked - expected).max() > 1e-2 * np.ptp(expected)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+@pytest.mark.filterwarnings("ignore")  # torch.onnx and openvino warn about themselves
+def test_onnx_keeps_the_padding(tmp_path: Path, mode: str) -> None:
+    """Static amounts and reflection are in the file: a model that pads otherwise gives another map."""
+    import openvino
+
+    arguments = {"backbone": "tf_efficientnet_b4", "layers": (0, 1, 2), "image_size": 128, "post_processor": False}
+    model = small_model(**arguments, backbone_padding_mode=mode).eval()
+    path = model.to_onnx(tmp_path)
+    images = torch.rand(1, 3, 128, 128)
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    exported = compiled(images.numpy())["anomaly_map"]
+    others = [{"backbone_padding": "timm"}, {"backbone_padding_mode": "zeros" if mode == "reflect" else "reflect"}]
+    for changed in [{}, *others]:
+        other = small_model(**{**arguments, "backbone_padding_mode": mode, **changed}).eval()
+        other.load_state_dict(model.state_dict())
+        with torch.no_grad():
+            expected = other(images).anomaly_map.numpy()
+        difference = np.abs(exported - expected).max() / np.ptp(expected)
+        assert difference > 1e-2 if changed else difference < 1e-3

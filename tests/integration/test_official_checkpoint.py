@@ -3,6 +3,7 @@
 
 import json
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,14 @@ from anomalib.cli import AnomalibCLI
 from anomalib.data import ImageBatch
 from anomalib.metrics import AUROC
 
-from anomalib_uniad import UniAD
+from anomalib_uniad import MultiCategory, UniAD
 from anomalib_uniad.cli import main
 from anomalib_uniad.deploy.official.backbone import shapes_of
 from anomalib_uniad.metrics.per_category import CategoryMetrics
 from anomalib_uniad.model.anomaly_map import AnomalyScore
 from helpers import make_mvtec_like
 from official import ARCH, generate, small_keys, write_official
+from small import quiet_engine
 
 GOLDEN_DIR = Path(os.environ.get("UNIAD_GOLDEN_DIR") or Path(__file__).parents[1] / "golden")
 TOLERANCE = 1e-3  # of the largest absolute value
@@ -63,6 +65,7 @@ def imported(request, tmp_path_factory) -> tuple[UniAD, torch.Tensor, dict[str, 
     mode = "reflect" if "reflect" in request.param.stem else "zeros"
     main(["import-checkpoint", str(official), str(folder / "out.ckpt"), "--backbone_padding_mode", mode])
     model = UniAD.load_from_checkpoint(folder / "out.ckpt", evaluator=False, visualizer=False).eval()
+    model.checkpoint_path = folder / "out.ckpt"
     random = np.random.default_rng([int(number) for number in np.atleast_1d(golden["image_seed"])])
     image = torch.from_numpy(random.normal(0, 1, (1, 3, *size))).float()
     return model, image, golden
@@ -96,6 +99,20 @@ def test_exported_checkpoint_gives_what_the_authors_code_gives(imported, tmp_pat
     outputs = {name: value for port, value in result.items() for name in port.get_names()}
     assert_close(torch.from_numpy(outputs["anomaly_map"]), golden["pred"], "pred")
     assert_close(torch.from_numpy(outputs["pred_score"]).reshape(-1), golden["score_max"], "score_max")
+
+
+def test_default_model_takes_the_imported_checkpoint(imported, tmp_path: Path, monkeypatch) -> None:
+    """At 224 px and with zeros, an official checkpoint is of the default model: no config is needed."""
+    model, image, golden = imported
+    if model.hparams.backbone_padding_mode != "zeros" or tuple(image.shape[2:]) != (224, 224):
+        pytest.skip("not the default model")
+    monkeypatch.chdir(tmp_path)
+    common = ["--model", "UniAD", "--model.pre_trained", "false", "--ckpt_path", str(model.checkpoint_path)]
+    AnomalibCLI(["export", *common, "--export_type", "torch"])
+    exported = next(tmp_path.rglob("*.pt"))
+    network = torch.load(exported, weights_only=False)["model"].model.eval()
+    with torch.no_grad():
+        assert_close(network(image).anomaly_map, golden["pred"], "pred")
 
 
 @pytest.mark.parametrize("name", ["backbone_padding", "backbone_padding_mode"])
@@ -177,9 +194,28 @@ def test_commands_take_the_imported_checkpoint(tmp_path: Path, monkeypatch, caps
     table = next(Path("results").rglob("metrics.csv")).read_text()
     assert "bottle" in table
     assert ",7," in table  # epochs of the authors' training
-    AnomalibCLI(["predict", *common, "--data", "data/bottle/test/broken", "--trainer.accelerator", "cpu"])
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        AnomalibCLI(["predict", *common, "--data", "data/bottle/test/broken", "--trainer.accelerator", "cpu"])
+    assert [str(item.message) for item in warned if "has no thresholds" in str(item.message)]
     AnomalibCLI(["export", *common, "--export_type", "openvino"])
     assert list(Path("results").rglob("model.xml"))
+
+
+def test_thresholds_can_be_learned(tmp_path: Path, monkeypatch) -> None:
+    """As the README says; the number of epochs stays."""
+    monkeypatch.chdir(tmp_path)
+    make_mvtec_like(tmp_path / "mydata", good=6, bad=6)
+    model = UniAD.from_official(small_official(tmp_path))
+    engine = quiet_engine(tmp_path)
+    engine.validate(model=model, datamodule=MultiCategory(root="mydata", val_split_mode="from_test", seed=0))
+    engine.trainer.save_checkpoint("with-thresholds.ckpt")
+    again = UniAD.load_from_checkpoint("with-thresholds.ckpt")
+    assert not again.post_processor.image_threshold.isnan()
+    assert again.post_processor.image_threshold == model.post_processor.image_threshold
+    saved = torch.load("with-thresholds.ckpt", weights_only=True)
+    assert saved["epoch"] == 7
+    assert saved["loops"]["fit_loop"]["epoch_progress"]["current"]["ready"] == 7
 
 
 def test_command_refuses_before_it_works(tmp_path: Path) -> None:
@@ -189,10 +225,14 @@ def test_command_refuses_before_it_works(tmp_path: Path) -> None:
         ([str(official), str(tmp_path / "no" / "out.ckpt")], "no folder .*create it first"),
         ([str(tmp_path / "gone.tar"), str(tmp_path / "out.ckpt")], r"no checkpoint '.*gone\.tar'"),
         ([str(official), str(tmp_path / "out.ckpt"), "--num_heads", "3"], "num_heads"),
+        ([str(official), "/sys/out.ckpt"], "Nothing can be written to the folder '/sys'"),
     ):
         with pytest.raises(SystemExit, match=message):
             main(["import-checkpoint", *arguments])
         assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt.pth.tar"]
+    (tmp_path / "folder.ckpt").mkdir()
+    with pytest.raises(SystemExit, match=r"folder\.ckpt' is a folder"):
+        main(["import-checkpoint", str(official), str(tmp_path / "folder.ckpt"), "--overwrite", "true"])
     (tmp_path / "out.yaml").write_text("mine")
     with pytest.raises(SystemExit, match=r"out\.yaml' exists; choose another name"):
         main(["import-checkpoint", str(official), str(tmp_path / "out.ckpt")])

@@ -6,19 +6,21 @@
 The backbones have random weights, so nothing is downloaded; the maps of an exported model are compared with torch's.
 """
 
-import copy
 import logging
 import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import pandas as pd
 import torch
+from anomalib.data import ImageBatch
 from jsonargparse import auto_cli
+from lightning.pytorch import Callback, Trainer
+from torch.utils.data import DataLoader
 
 from anomalib_uniad import UniAD
 from anomalib_uniad.benchmark.runner import add_rows
@@ -44,6 +46,7 @@ SMALL: dict[str, Any] = {
     "feedforward_dim": 128,
     "neighbor_size": 3,
     "dropout": 0.0,
+    "jitter_probability": 0.0,  # so that the loss tells what the step has changed
     "seed": 0,
 }
 
@@ -109,17 +112,21 @@ def check(
     )
     height, width = image_size
     images = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
-    target = model.model.extract(images)
-    network = copy.deepcopy(model.model.transformer).train()  # the step is only tried
-    tokens = target.flatten(2).transpose(1, 2)  # (B, N, C)
-    optimizer = torch.optim.AdamW(network.parameters(), 1e-4)
+    batch = ImageBatch(image=images, gt_label=torch.zeros(2, dtype=torch.bool))
     losses = []
-    for _ in range(2):
-        loss = (network(tokens) - tokens).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    for _ in range(2):  # the second time to see what the first step has changed
+        trainer = Trainer(
+            accelerator="cpu",
+            max_epochs=1,
+            callbacks=[cast("Callback", model.pre_processor)],
+            gradient_clip_val=model.gradient_clip_norm,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(model, DataLoader(cast("Any", [batch]), batch_size=None))
+        losses.append(trainer.callback_metrics["train_loss"].item())
     model = model.eval()
     with torch.no_grad():
         expected = model(images[:1]).anomaly_map.numpy()

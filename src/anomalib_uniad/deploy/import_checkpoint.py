@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a checkpoint of the authors' code to one that anomalib takes."""
 
-import os
+import logging
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from lightning.pytorch import Callback, Trainer
@@ -28,29 +29,14 @@ def import_checkpoint(
         tuple[OfficialCheckpoint, Path]: What was found in the file, and the config.
 
     Raises:
-        FileExistsError: If one of the new files exists.
-        FileNotFoundError: If ``checkpoint`` or the folder of ``output`` does not exist.
+        OSError: If one of the new files exists or cannot be written, or ``checkpoint`` is not there.
         ValueError: If ``output`` does not end in ``.ckpt``, or ``checkpoint`` cannot be used.
     """
     config = output.with_suffix(".yaml")
     _check_output((output, config), overwrite)
     model = UniAD.from_official(checkpoint, **arguments)
-    official = model.official
-    if official is None:
-        msg = "UniAD.from_official has kept nothing of the checkpoint."
-        raise RuntimeError(msg)
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
-        callbacks=[model.evaluator] if isinstance(model.evaluator, Callback) else None,  # it keeps notes there
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.strategy.connect(model)
-    progress: Any = trainer.fit_loop.epoch_progress.current  # for the tables, which tell how long a model was trained
-    progress.ready = progress.started = progress.processed = progress.completed = official.epoch or 0
+    official = cast("OfficialCheckpoint", model.official)
+    trainer = _quiet_trainer(model)
     _replace(output, trainer.save_checkpoint)
     arguments_of_model = {**official.arguments, "pre_trained": False}  # the weights are in the checkpoint
     text = yaml.safe_dump({"model": {"class_path": "UniAD", "init_args": arguments_of_model}}, sort_keys=False)
@@ -58,8 +44,29 @@ def import_checkpoint(
     return official, config
 
 
+def _quiet_trainer(model: UniAD) -> Trainer:
+    """A trainer that only writes the checkpoint, and says nothing of devices that it does not use."""
+    lightning = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = lightning.level
+    lightning.setLevel(logging.WARNING)
+    try:
+        trainer = Trainer(
+            accelerator="cpu",
+            devices=1,
+            callbacks=[model.evaluator] if isinstance(model.evaluator, Callback) else None,  # it keeps notes there
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    finally:
+        lightning.setLevel(level)
+    trainer.strategy.connect(model)
+    return trainer
+
+
 def _check_output(paths: tuple[Path, Path], overwrite: bool) -> None:
-    """Refuse to write where something is, or where there is no folder, before any work."""
+    """Refuse to write where something is, or where nothing can be written, before any work."""
     output = paths[0]
     if output.suffix != ".ckpt":
         msg = f"The name of the checkpoint must end in .ckpt, as anomalib expects; got {str(output)!r}."
@@ -68,16 +75,23 @@ def _check_output(paths: tuple[Path, Path], overwrite: bool) -> None:
         msg = f"There is no folder {str(output.parent)!r} for {output.name}; create it first."
         raise FileNotFoundError(msg)
     for path in paths:
+        if path.is_dir():
+            msg = f"{str(path)!r} is a folder; choose another name."
+            raise FileExistsError(msg)
         if path.exists() and not overwrite:
             msg = f"{str(path)!r} exists; choose another name, or replace it with overwrite."
             raise FileExistsError(msg)
+    try:
+        with tempfile.NamedTemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        msg = f"Nothing can be written to the folder {str(output.parent.resolve())!r}: {error.strerror or error}."
+        raise OSError(msg) from error
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file under another name first, so that there is never half of it."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
+    """Write a file in a folder of its own first, so that there is never half of it."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}") as folder:
+        temporary = Path(folder, path.name)
         write(temporary)
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -104,7 +104,10 @@ def check_same_model(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None
         if name in saved and name in given and _plain(saved[name]) != _plain(given[name])
     ]
     if different:
-        msg = f"The checkpoint is of another model; give the arguments of its training. {'; '.join(different)}."
+        msg = (
+            "The checkpoint is of another model; give the arguments of its training (for an imported checkpoint, the "
+            f"config beside it, with --config). {'; '.join(different)}."
+        )
         raise ValueError(msg)
 
 

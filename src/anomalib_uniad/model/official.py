@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """UniAD from checkpoints of the authors' code."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import torch
 from lightning.pytorch import LightningModule
-from torch import nn
+from lightning.pytorch.utilities import rank_zero_warn
 
 from anomalib_uniad.deploy.official import OfficialCheckpoint, load_official
 
@@ -46,29 +44,35 @@ class FromOfficial(LightningModule):
         official = load_official(path, given)
         model = cls(**{**given, **official.arguments, "pre_trained": False, "backbone_weights": None})
         network = cast("UniADModel", model.model)
-        _load(network.transformer, official.transformer, path)
+        try:
+            network.transformer.load_state_dict(official.transformer)
+        except RuntimeError as error:  # lists what is missing, unknown or of another shape
+            msg = f"{str(path)!r} does not fit the model. {error}"
+            raise ValueError(msg) from error
         wanted = network.backbone.features.state_dict()
-        _load(network.backbone.features, {k: v for k, v in official.backbone.items() if k in wanted}, path)
+        needed = {name: tensor for name, tensor in official.backbone.items() if name in wanted}
+        network.backbone.features.load_state_dict(needed, strict=False)  # only counters of batches may be missing
         official.unused += [official.names[name] for name in official.backbone if name not in wanted]
+        official.used = len(needed) + len(official.transformer)
+        official.backbone, official.transformer = {}, {}
         model.official = official
         return model
 
+    def on_predict_start(self) -> None:
+        """Warn if there are no thresholds, without which anomalib calls nearly every image anomalous."""
+        super().on_predict_start()
+        post_processor: Any = getattr(self, "post_processor", None)
+        if getattr(post_processor, "enable_thresholding", False) and post_processor._image_threshold.isnan():
+            rank_zero_warn(
+                "The model has no thresholds: it was never validated, like a checkpoint of the authors' code. Scores "
+                "and heatmaps are right, labels mean nothing. Validate it on your images and save it to have them."
+            )
 
-def _load(module: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:
-    wanted = module.state_dict()
-    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
-    unknown = [key for key in state if key not in wanted]
-    misshaped = [
-        f"{key} {tuple(tensor.shape)} instead of {tuple(wanted[key].shape)}"
-        for key, tensor in state.items()
-        if key in wanted and tensor.shape != wanted[key].shape
-    ]
-    problems = [
-        f"{label}: {', '.join(keys)}"
-        for label, keys in (("missing", missing), ("unknown", unknown), ("wrong shape", misshaped))
-        if keys
-    ]
-    if problems:
-        msg = f"{str(path)!r} does not fit {type(module).__name__}. {'; '.join(problems)}."
-        raise ValueError(msg)
-    module.load_state_dict(state, strict=False)  # all there, counters of batches apart
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write down for how many epochs the authors' code has trained it, as long as it is not trained further."""
+        super().on_save_checkpoint(checkpoint)
+        epochs = None if self.official is None else self.official.epoch
+        if epochs and not checkpoint["epoch"]:
+            checkpoint["epoch"] = epochs
+            progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+            progress.update(dict.fromkeys(progress, epochs))

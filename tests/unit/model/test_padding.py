@@ -146,6 +146,20 @@ def test_padding_that_cannot_be_changed(mode: str) -> None:
     Backbone(name, [0, 4], pre_trained=False, padding="timm").prepare((64, 64))
 
 
+def test_convolutions_with_a_padding_of_their_own_keep_it() -> None:
+    layer = torch.nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular")
+    images = torch.randn(1, 3, 8, 8)
+    expected = layer(images)
+    assert not set_padding(torch.nn.Sequential(layer), (8, 8), "reflect")
+    assert torch.equal(layer(images), expected)
+
+
+def test_reflection_where_nothing_is_padded() -> None:
+    backbone = Backbone("vit_tiny_patch16_224", [3], pre_trained=False, padding_mode="reflect")
+    with pytest.raises(ValueError, match=r"'vit_tiny_patch16_224' pads nothing; leave backbone_padding_mode"):
+        backbone.prepare((64, 64))
+
+
 def test_backbone_without_a_native_resolution(monkeypatch) -> None:
     backbone = Backbone("tf_efficientnet_b0", [0, 1], pre_trained=False)
     monkeypatch.setattr(backbone.features, "pretrained_cfg", {})

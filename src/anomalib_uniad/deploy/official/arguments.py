@@ -11,6 +11,7 @@ import torch
 
 from . import backbone as backbones
 
+_WHOLE = ("num_heads", "feature_stride")
 _LAYER = re.compile(r"^transformer\.(encoder|decoder)\.layers\.(\d+)\.")
 
 
@@ -64,10 +65,7 @@ def arguments_of(
     """
     kwargs, result = arch.get("reconstruction", {}).get("kwargs", {}), Arguments()
     _refuse_other_transformers(kwargs)
-    if given.get("backbone") is None:
-        result.put("backbone", tensors=backbone)
-    else:  # the same network under another tag
-        result.put("backbone", given=given["backbone"])
+    _put_backbone(result, backbone, arch, given)
     hidden_dim, channels = state["input_proj.weight"].shape
     layers = arch.get("backbone", {}).get("kwargs", {})
     result.put(
@@ -78,20 +76,22 @@ def arguments_of(
     )
     _check_channels(backbone, result.values["layers"], channels)
     stride, grid = _grid(state, arch, given)
-    result.put("image_size", tensors=[size * stride for size in grid], given=_pair(given.get("image_size")))
+    in_arch = [size * stride for size in _pair(kwargs.get("feature_size")) or []] or None
+    in_tensors = [size * stride for size in grid]
+    result.put("image_size", tensors=in_tensors, given=_pair(given.get("image_size")), arch=in_arch)
     result.put("feature_stride", given=given.get("feature_stride"), arch=_neck_stride(arch), default=16)
     counts = dict.fromkeys(("encoder", "decoder"), 0)
     for key in state:
         if match := _LAYER.match(key):
             counts[match[1]] = max(counts[match[1]], int(match[2]) + 1)
     feedforward_dim = state["transformer.encoder.layers.0.linear1.weight"].shape[0]
-    for name, tensors, in_arch in (
+    for name, tensors, name_in_arch in (
         ("hidden_dim", hidden_dim, "hidden_dim"),
         ("num_encoder_layers", counts["encoder"], "num_encoder_layers"),
         ("num_decoder_layers", counts["decoder"], "num_decoder_layers"),
         ("feedforward_dim", feedforward_dim, "dim_feedforward"),
     ):
-        result.put(name, tensors=tensors, given=given.get(name), arch=kwargs.get(in_arch))
+        result.put(name, tensors=tensors, given=given.get(name), arch=kwargs.get(name_in_arch))
     learned = "pos_embed.row_embed.weight" in state
     position = "learned" if learned else "sine"
     result.put(
@@ -108,7 +108,33 @@ def arguments_of(
         ("score_pool_size", 16),
     ):
         result.put(name, given=given.get(name), default=default)
+    for name in (*_WHOLE, "dropout", "jitter_scale", "jitter_probability"):
+        value = result.values[name]
+        if isinstance(value, bool) or not isinstance(value, int if name in _WHOLE else (int, float)):
+            msg = f"{name} ({result.sources[name]}) is {value!r}, not a number."
+            raise ValueError(msg)
     return result
+
+
+def _put_backbone(
+    result: Arguments, backbone: str, arch: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any]
+) -> None:
+    def network(name: str) -> str:
+        return name.split(".")[0].removeprefix("tf_")  # without the tag of timm's weights
+
+    in_arch = str(arch.get("backbone", {}).get("type", "")).rpartition(".")[2]
+    known = {network(name) for name in (*backbones.EFFICIENTNETS, *backbones.RESNETS)}
+    if in_arch in known and in_arch != network(backbone):
+        msg = f"The backbone's tensors are of {network(backbone)}, but the config in the file (arch) says {in_arch}."
+        raise ValueError(msg)
+    name = given.get("backbone")
+    if name is not None and name.split(".")[0] != backbone.split(".")[0]:
+        msg = f"backbone: the tensors of the file are of {backbone}, but you gave {name}, which is another network."
+        raise ValueError(msg)
+    if name is None:
+        result.put("backbone", tensors=backbone)
+    else:  # the same network under another tag
+        result.put("backbone", given=name)
 
 
 def _put_neighbors(result: Arguments, kwargs: Mapping[str, Any], given: Mapping[str, Any]) -> None:

@@ -93,7 +93,11 @@ def taps_of(name: str, kwargs: Mapping[str, Any]) -> list[int] | None:
     if missing:
         msg = f"timm's {name} has no maps at {what} {missing}, only at {sorted(known)}; give layers yourself."
         raise ValueError(msg)
-    return sorted(known[tap] for tap in wanted)
+    taps = [known[tap] for tap in wanted]
+    if taps != sorted(set(taps)):  # the authors' code joins their channels in this order, timm from shallow to deep
+        msg = f"{what} {wanted} are not in the order of the backbone, or repeated; maps are taken shallow to deep."
+        raise ValueError(msg)
+    return taps
 
 
 @cache

@@ -33,6 +33,7 @@ class OfficialCheckpoint:
         names (dict[str, str]): Name of a tensor of the backbone in timm -> its name in the file.
         unused (list[str]): Names in the file of tensors that the model does not have.
         epoch (int | None): Epochs of training, if the file tells.
+        used (int): Number of tensors in the model; known when they are loaded, which are then let go of.
     """
 
     arguments: dict[str, Any]
@@ -42,6 +43,7 @@ class OfficialCheckpoint:
     names: dict[str, str]
     unused: list[str]
     epoch: int | None = None
+    used: int = 0
 
 
 def load_official(path: Path, given: Mapping[str, Any]) -> OfficialCheckpoint:
@@ -67,16 +69,24 @@ def load_official(path: Path, given: Mapping[str, Any]) -> OfficialCheckpoint:
             parts[part][name] = tensor
         else:
             unused.append(key)
-    missing = [f"reconstruction.{name}" for name in _NEEDED if name not in parts["reconstruction"]]
+    matrices = {name for name, tensor in parts["reconstruction"].items() if tensor.dim() == 2}
+    missing = [f"reconstruction.{name}" for name in _NEEDED if name not in matrices]
     if missing or not parts["backbone"]:
         missing += [] if parts["backbone"] else ["backbone.*"]
-        msg = f"{str(path)!r} is not a whole UniAD of the authors' code: it has no {', '.join(missing)}."
+        what = ", ".join(missing)
+        msg = f"{str(path)!r} is not a whole UniAD of the authors' code: it has no {what}, or in another shape."
         raise ValueError(msg)
     try:
         backbone, names = identify(parts["backbone"])
         found: Arguments = arguments_of(parts["reconstruction"], content.arch, backbone, given)
     except ValueError as error:
         msg = f"{str(path)!r}: {error}"
+        raise ValueError(msg) from error
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        msg = (
+            f"{str(path)!r}: tensors or config (arch) are not as the authors' code writes them "
+            f"({type(error).__name__}: {error})."
+        )
         raise ValueError(msg) from error
     return OfficialCheckpoint(
         arguments=found.values,

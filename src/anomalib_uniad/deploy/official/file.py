@@ -2,6 +2,7 @@
 """Reading a checkpoint of the authors' code without executing anything of it."""
 
 import re
+import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -60,6 +61,12 @@ def read_official(path: Path) -> OfficialFile:
         others = [str(key) for key, x in state.items() if not isinstance(x, torch.Tensor)][:_SHOWN] if state else []
         msg = f"{str(path)!r} has no state_dict that maps names to tensors{f'; {others} are none' if others else ''}."
         raise ValueError(msg)
+    broken = [str(key) for key, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if broken:
+        msg = (
+            f"{str(path)!r} is damaged: values of {', '.join(broken[:_SHOWN])} are not finite ({len(broken)} tensors)."
+        )
+        raise ValueError(msg)
     epoch = content.get("epoch") if "state_dict" in content else None
     return OfficialFile(
         state={str(key).removeprefix("module."): tensor for key, tensor in state.items()},
@@ -80,6 +87,12 @@ def _load(path: Path) -> Any:
         (np.dtype, "numpy.dtype"),
         *types,
     ]
+    if zipfile.is_zipfile(path):  # torch does not compare the check sums in it
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            msg = f"{str(path)!r} is damaged: the check sum of {damaged} in it is another one. Copy it again."
+            raise ValueError(msg)
     try:
         with torch.serialization.safe_globals(known):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -106,6 +119,10 @@ def _parts(arch: Any, path: Path) -> dict[str, dict[str, Any]]:
     if parts is None or not all(isinstance(part, dict) and isinstance(part.get("name"), str) for part in parts):
         msg = f"arch in {str(path)!r} is not the authors' list of parts with names."
         raise ValueError(msg)
+    for part in parts:
+        if not isinstance(part.get("kwargs") or {}, dict):
+            msg = f"arch in {str(path)!r}: the kwargs of {part['name']} are {part['kwargs']!r}, not a dict."
+            raise ValueError(msg)
     return {part["name"]: {"type": part.get("type", ""), "kwargs": part.get("kwargs") or {}} for part in parts}
 
 

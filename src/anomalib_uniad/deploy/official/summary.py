@@ -33,9 +33,8 @@ def show(official: OfficialCheckpoint, console: Console | None = None) -> None:
     for name, value in official.arguments.items():
         table.add_row(Text(name), Text(str(value)), Text(_SOURCES[official.sources[name]]))
     console.print(table)
-    used = len(official.backbone) + len(official.transformer) - sum(x.startswith("backbone.") for x in official.unused)
     trained = "" if official.epoch is None else f", trained for {official.epoch} epochs"
-    console.print(f"{used} tensors are used{trained}.", soft_wrap=True)
+    console.print(f"{official.used} tensors are used{trained}.", soft_wrap=True)
     if official.unused:
         console.print(f"{len(official.unused)} tensors are not used:", soft_wrap=True)
     for line in grouped(official.unused):

@@ -131,7 +131,9 @@ class Backbone(nn.Module):
                 "backbone_padding='static' needs; use 'timm'."
             )
             raise ValueError(msg)
-        set_padding(self.features, size, self.padding_mode)
+        if not set_padding(self.features, size, self.padding_mode) and self.padding_mode == "reflect":
+            msg = f"The backbone {self.name!r} pads nothing; leave backbone_padding_mode at 'zeros'."
+            raise ValueError(msg)
 
     def _check_maps(self, sample: torch.Tensor) -> None:
         image_size = tuple(sample.shape[-2:])

@@ -92,7 +92,7 @@ def native_size(features: nn.Module) -> tuple[int, int] | None:
     return None if size is None else (size[1], size[2])
 
 
-def set_padding(features: nn.Module, size: tuple[int, int], mode: PaddingMode) -> None:
+def set_padding(features: nn.Module, size: tuple[int, int], mode: PaddingMode) -> bool:
     """Have all layers of a backbone pad by fixed amounts.
 
     Layers with SAME padding get the amounts of images of ``size``: for kernel ``k``, stride ``s`` and input ``i``,
@@ -105,27 +105,34 @@ def set_padding(features: nn.Module, size: tuple[int, int], mode: PaddingMode) -
         mode (str): What convolutions pad with, ``"zeros"`` or ``"reflect"`` (the map's own values, mirrored at its
             border).
 
+    Returns:
+        bool: Whether there was anything to change.
+
     Raises:
         ValueError: If the padding of a layer cannot be changed; the message names it.
     """
-    sizes = _input_sizes(features, size)
+    sizes, changed = _input_sizes(features, size), False
     for name, layer in features.named_modules():
         if type(layer) in _DYNAMIC:
             if name in sizes:  # otherwise not reached: its output is not used
                 amounts = _same_amounts(cast("Any", layer), sizes[name])
                 _replace(layer, _DYNAMIC[type(layer)], amounts, mode)
+                changed = True
         elif getattr(layer, "dynamic_padding", False) or (mode == "reflect" and _is_unknown_convolution(layer)):
             msg = (
                 f"The padding of {type(layer).__name__} ({name}) cannot be changed; use backbone_padding='timm' with "
                 "backbone_padding_mode='zeros'."
             )
             raise ValueError(msg)
-        elif mode == "reflect" and type(layer) in _FIXED:
+        elif mode == "reflect" and type(layer) in _FIXED and cast("Any", layer).padding_mode == "zeros":
             amounts = list(cast("Any", layer)._reversed_padding_repeated_twice)  # also if it is given in words
             if any(amounts):
                 _replace(layer, _FIXED[type(layer)], amounts, mode)
+                changed = True
         elif mode == "reflect" and isinstance(layer, nn.ConstantPad2d) and layer.value == 0:
             layer.__class__ = nn.ReflectionPad2d  # type: ignore[assignment]
+            changed = True
+    return changed
 
 
 def _replace(layer: nn.Module, padded: type[_Padded], amounts: Sequence[int], mode: PaddingMode) -> None:
