@@ -21,6 +21,8 @@ class Known:
     size: tuple[int, int] | None  # None: cannot be read
     real: str = ""  # what a link leads to
     marks: bool = True  # not all black
+    content: str = ""  # whose hard link or copy it is
+    deep: bool = False  # 16 bit: a mask, but no image
 
 
 SMALL, WIDE = (8, 8), (6, 10)
@@ -39,6 +41,10 @@ FILES = {
     "bad/of/many/text.png": Known(None),
     "bad/of/many/cut_off.png": Known(None),
     "bad/of/many/cut_off.jpg": Known(None),
+    "bad/of/many/deep.png": Known(SMALL, deep=True),
+    "bad/of/many/float.tif": Known(None),
+    "bottle/test/good/copy.png": Known(SMALL, content="bottle/train/good/1.png"),
+    "bottle/test/good/hard_link.png": Known(SMALL, content="bottle/train/good/2.png"),
 }
 
 
@@ -49,6 +55,14 @@ def make_folder(root: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         if known.real:
             path.symlink_to(root / known.real)
+        elif name.endswith("copy.png"):
+            path.write_bytes((root / known.content).read_bytes())
+        elif known.content:
+            path.hardlink_to(root / known.content)
+        elif known.deep:
+            Image.fromarray(np.arange(64, dtype=np.uint16).reshape(known.size) * 1000).save(path)
+        elif name.endswith(".tif"):
+            Image.fromarray(np.full(SMALL, 0.5, dtype=np.float32)).save(path)
         elif name.startswith("masks/"):
             mask = np.zeros(known.size, dtype=np.uint8)
             mask[number % 3 : 4, 2:5] = 255 * known.marks
@@ -60,7 +74,7 @@ def make_folder(root: Path) -> Path:
             path.write_bytes(path.read_bytes()[:-200])
         else:
             write_image(path, known.size, number)
-    write_image(root.parent / "outside.png", SMALL)
+    write_image(root.parent / "outside.png", SMALL, seed=99)
     (root / "bad/of/many/out.png").symlink_to(root.parent / "outside.png")
     return root
 
@@ -124,6 +138,7 @@ def judge(train: bytes, test: bytes) -> tuple[set[Line], dict[str, set[Row]]]:
     wrong: set[Line] = set()
     rows: dict[str, set[Row]] = {"train": set(), "test": set()}
     owner: dict[str, Line] = {}
+    trained = set()  # contents of training images
     for name, data in (("train", train), ("test", test)):
         lines = data[3:].split(b"\n") if data[:3] == b"\xef\xbb\xbf" else data.split(b"\n")
         filled = [(number, line) for number, line in enumerate(lines, 1) if line.translate(None, b" \t\r")]
@@ -134,6 +149,11 @@ def judge(train: bytes, test: bytes) -> tuple[set[Line], dict[str, set[Row]]]:
             if not sound:
                 wrong.add((name, number))
             if real is not None and owner.setdefault(real, (name, number)) != (name, number):
+                wrong.add((name, number))
+            content = FILES[real].content or real if real is not None else None
+            if name == "train":
+                trained.add(content)
+            elif content is not None and content in trained:
                 wrong.add((name, number))
             if row is not None:
                 rows[name].add(row)
@@ -154,12 +174,13 @@ def _judge_line(line: bytes, split: str) -> tuple[bool, Row | None, str | None]:
         return False, None, None
     if not isinstance(record, dict):
         return False, None, None
-    sound = not strange and {"filename", "label", "label_name"} <= set(record)
+    sound = not strange and {"filename", "label"} <= set(record)
     known = ["filename", "label", "label_name", "maskname", "clsname"]
     for key in set(record) - set(known):
         sound &= all(difflib.SequenceMatcher(a=key.lower(), b=k).ratio() < 0.8 for k in known if k not in record)
     label, masks, category = record.get("label"), record.get("maskname"), record.get("clsname")
-    sound &= repr(label) in ("0", "1") and (split == "test" or label == 0) and _is_name(record.get("label_name"))
+    sound &= repr(label) in ("0", "1") and (split == "test" or label == 0)
+    sound &= record.get("label_name") in (None, "") or _is_name(record["label_name"])
     masks = [] if masks is None or masks == "" else masks if isinstance(masks, list) and masks else [masks]
     sound &= all(map(_is_name, masks)) and (category is None or category == "" or _is_name(category))
     filename = record.get("filename")
@@ -179,11 +200,13 @@ def _judge_line(line: bytes, split: str) -> tuple[bool, Row | None, str | None]:
     if image is None or None in found:
         return False, None, None
     real = image.real or str(PurePosixPath(filename))
-    sound &= image.size is not None and all(mask is not None and mask.size == image.size for mask in found)
+    sound &= image.size is not None and not image.deep
+    sound &= all(mask is not None and mask.size == image.size for mask in found)
     sound &= real not in [
         mask.real or str(PurePosixPath(path)) for path, mask in zip(masks, found, strict=True) if mask
     ]
     sound &= not (label == 0 and any(mask is not None and mask.marks for mask in found))
+    sound &= not (label == 1 and found and not any(mask is not None and mask.marks for mask in found))
     row = (str(PurePosixPath(filename)), label, tuple(str(PurePosixPath(mask)) for mask in masks), category)
     return bool(sound), row if sound else None, real
 

@@ -56,6 +56,7 @@ def test_cached_features_are_those_of_the_images(root: Path, tmp_path: Path) -> 
     assert len(list((tmp_path / "features").rglob("features*"))) >= 2, "of training and validation images"
 
 
+@pytest.mark.filterwarnings("ignore:The model has no thresholds")
 def test_heatmaps_have_names_of_their_own(tmp_path: Path) -> None:
     root = make_cifar(tmp_path / "CIFAR10", train=1)
     quiet_engine(tmp_path / "none").predict(model(), datamodule=data(root))

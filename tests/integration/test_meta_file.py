@@ -102,3 +102,15 @@ def test_command_line(root: Path) -> None:
     assert type(made) is MetaFile
     assert made.categories == ["bottle", "cable"]
     assert made.val_split_mode == "from_test"
+    parsed = command_line.parser.parse_args(["train", *model, *data[:3], "nothing"])
+    made = command_line.subcommand_parsers["train"].instantiate_classes(parsed.train).data
+    with pytest.raises(FileNotFoundError, match=r"The root .*nothing is not there"):  # not one of the parser
+        made.prepare_data()
+
+
+def test_mistakes_in_the_text_leave_no_results(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "test.json").write_text((root / "test.json").read_text().replace('"label": 1', '"label": 2', 1))
+    datamodule = make(MetaFile, root, train_meta=root / "train.json", test_meta=tmp_path / "test.json")
+    with pytest.raises(ValueError, match=r"^1 problem in .*\n.*test\.json, line \d+: label is 2"):
+        train(tmp_path / "results", datamodule)
+    assert not (tmp_path / "results").exists()

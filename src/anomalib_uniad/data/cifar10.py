@@ -3,7 +3,7 @@
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import Transform
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
 from anomalib_uniad.data.cifar10_files import CLASSES, check_files, how_to_get, read, write_image
+from anomalib_uniad.data.ratios import check_ratios
 
 
 class CIFAR10(AnomalibDataModule):
@@ -49,12 +50,12 @@ class CIFAR10(AnomalibDataModule):
         val_split_ratio (float): Part of the images that is split off for validation. Defaults to ``0.5``.
         seed (int | None): Seed of that split. Defaults to ``None``.
         verify (bool): Compare the files with torchvision's checksums. ``False`` reads any files of the same names and
-            format, for example a part of the data set; they are pickles, so only from somebody that you trust.
-            Defaults to ``True``.
+            format, for example a part of the data set; only from somebody that you trust, although whatever is no
+            array, text, number or container of them in these pickles is refused. Defaults to ``True``.
 
     Raises:
-        ValueError: If there are no normal classes, or no others, one is unknown or given twice, or the split mode has
-            no images to split.
+        ValueError: If there are no normal classes, or no others, one is unknown or given twice, the split mode has
+            no images to split, or its ratio is not between 0 and 1.
 
     Example:
         >>> datamodule = CIFAR10(normal_classes="airplane, ship")
@@ -78,6 +79,7 @@ class CIFAR10(AnomalibDataModule):
         seed: int | None = None,
         verify: bool = True,
     ) -> None:
+        check_ratios(val_split_ratio=val_split_ratio)
         super().__init__(
             train_batch_size=train_batch_size,
             eval_batch_size=eval_batch_size,
@@ -215,7 +217,7 @@ def _labels(classes: Any) -> tuple[int, ...]:
     """Turn what the user gave as normal classes into labels."""
     if isinstance(classes, str):
         classes = [name.strip(" \"'") for name in classes.strip("[] ").split(",")]
-    given = [classes] if isinstance(classes, int) else list(classes)
+    given = list(classes) if isinstance(classes, Iterable) else [classes]
     labels = []
     for item in given:
         label = CLASSES.index(item) if item in CLASSES else item

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of CIFAR-10, read by torchvision."""
+"""The files of CIFAR-10, as torchvision knows them, read without running what is in them."""
 
 import pickle
 from collections.abc import Sequence
@@ -13,18 +13,6 @@ from torchvision.datasets.utils import check_integrity
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 """Names of the classes, in the order of their labels."""
-
-
-class _Unverified(datasets.CIFAR10):
-    """torchvision's loader without checksums; that the files are there is still looked at."""
-
-    train_list = [[name, None] for name, _ in datasets.CIFAR10.train_list]
-    test_list = [[name, None] for name, _ in datasets.CIFAR10.test_list]
-    meta = {**datasets.CIFAR10.meta, "md5": None}
-
-
-def _loader(verify: bool) -> type[datasets.CIFAR10]:
-    return datasets.CIFAR10 if verify else _Unverified
 
 
 def check_files(root: Path, verify: bool) -> list[str]:
@@ -44,15 +32,16 @@ def check_files(root: Path, verify: bool) -> list[str]:
     if root.exists() and not root.is_dir():
         msg = f"The root {root} is a file: set `root` to the folder that has {datasets.CIFAR10.base_folder} in it."
         raise ValueError(msg)
-    loader = _loader(verify)
+    loader = datasets.CIFAR10
     folder = root / loader.base_folder
     files: list[list[Any]] = [*loader.train_list, *loader.test_list, [loader.meta["filename"], loader.meta["md5"]]]
     there = [(name, md5) for name, md5 in files if (folder / name).is_file()]
-    wrong = [name for name, md5 in there if not check_integrity(folder / name, md5)]
+    wrong = [name for name, md5 in there if verify and not check_integrity(folder / name, md5)]
     if wrong:
         msg = (
-            f"{', '.join(wrong)} in {folder} is not as torchvision knows it: damaged, or a part of the data set. Set "
-            "`verify` to false to read it as it is, or move the folder away to have it downloaded again."
+            f"{', '.join(wrong)} in {folder} is not as torchvision knows it: damaged, a part of the data set, or "
+            "something else. Move the folder away to have it downloaded again, or, if you know where it comes from and "
+            "trust that, set `verify` to false to read it as it is."
         )
         raise ValueError(msg)
     return sorted({name for name, _ in files} - {name for name, _ in there})
@@ -73,7 +62,7 @@ def how_to_get(root: Path, missing: Sequence[str]) -> str:
 
 
 def read(root: Path, train: bool, verify: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Read one split with torchvision's loader.
+    """Read one split.
 
     Args:
         root (Path): Folder that has ``cifar-10-batches-py`` in it.
@@ -87,22 +76,82 @@ def read(root: Path, train: bool, verify: bool) -> tuple[np.ndarray, np.ndarray]
         ValueError: If the files have another content than those of CIFAR-10.
     """
     folder = root / datasets.CIFAR10.base_folder
+    batches = datasets.CIFAR10.train_list if train else datasets.CIFAR10.test_list
+    parts = [_read_batch(folder / name, md5 if verify else None) for name, md5 in batches]
+    meta = datasets.CIFAR10.meta
+    names = _load(folder / meta["filename"], meta["md5"] if verify else None, meta["key"])[0]
+    if names != list(CLASSES):
+        msg = f"The classes in {folder / meta['filename']} are {names!r}; those of CIFAR-10 are {list(CLASSES)}."
+        raise ValueError(msg)
+    images, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return np.ascontiguousarray(images.transpose(0, 2, 3, 1)), labels
+
+
+def _read_batch(file: Path, md5: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Read images (n, 3, 32, 32) and labels (n,)."""
+    pixels, given = _load(file, md5, "data", "labels")
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (3072,):
+        msg = f"The data in {file} are no images of CIFAR-10: they have to be an array (n, 3072) of bytes."
+        raise ValueError(msg)
     try:
-        source = _loader(verify)(root, train=train)
-        labels = np.asarray(source.targets, dtype=int)
-        names = tuple(source.classes)
-    except (pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, AttributeError) as error:
-        msg = f"The {'training' if train else 'test'} files in {folder} cannot be read as CIFAR-10: {error!r}."
+        labels = np.asarray(given)
+    except ValueError:  # a list of lists of different lengths
+        labels = np.asarray(None)
+    known = labels.shape == pixels.shape[:1] and (labels.dtype.kind in "iu" or not len(labels))
+    if not known or not np.isin(labels, np.arange(len(CLASSES))).all():
+        msg = f"The labels in {file} have to be whole numbers from 0 to 9, one for each of its {len(pixels)} images."
+        raise ValueError(msg)
+    return pixels.reshape(-1, 3, 32, 32), labels.astype(int)
+
+
+def _load(file: Path, md5: str | None, *keys: str) -> list[Any]:
+    """Read values of the dictionary in a file, which is not trusted."""
+    if not check_integrity(file, md5):
+        msg = f"{file} is not there." if md5 is None else f"{file} is not there, or not as torchvision knows it."
+        raise ValueError(msg)
+    try:
+        with file.open("rb") as stream:
+            content = _Unpickler(stream, encoding="latin1").load()
+        return [content[key] for key in keys]
+    except Exception as error:  # damaged pickles raise anything
+        msg = f"{file} cannot be read as CIFAR-10: {error!r}."
         raise ValueError(msg) from error
-    if names != CLASSES:
-        msg = f"The classes in {folder} are {', '.join(names)}; those of CIFAR-10 are {', '.join(CLASSES)}."
-        raise ValueError(msg)
-    images = np.ascontiguousarray(source.data)
-    known = labels.shape == (len(images),) and bool(np.isin(labels, np.arange(len(CLASSES))).all())
-    if not known or images.dtype != np.uint8:
-        msg = f"The files in {folder} need a label from 0 to 9 for each of their {len(images)} images of bytes."
-        raise ValueError(msg)
-    return images, labels
+
+
+def _from_buffer(buffer: Any, dtype: Any, shape: Any, order: Any, *_rest: Any) -> np.ndarray:
+    return np.frombuffer(buffer, dtype=dtype).reshape(shape, order=order)
+
+
+def _to_bytes(text: str, _encoding: str = "latin1") -> bytes:
+    return text.encode("latin1")  # numpy's choice; others would have Python look for a module
+
+
+_numpy_functions = {
+    "_reconstruct": np.empty(0).__reduce__()[0],  # in a module whose name depends on the version of numpy
+    "scalar": np.int64(0).__reduce__()[0],
+    "_frombuffer": _from_buffer,
+}
+_SAFE = {
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): _to_bytes,
+    **{
+        (f"numpy.{core}.{module}", name): _numpy_functions[name]
+        for core in ("core", "_core")
+        for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
+    },
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads arrays, text, numbers and containers of them, and refuses whatever else a pickle can make or call."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Look up what the pickle names; only what arrays are made of is there."""
+        if (module, name) not in _SAFE:
+            msg = f"it has {module}.{name}, which has no place in a data set and is not loaded"
+            raise pickle.UnpicklingError(msg)
+        return _SAFE[module, name]
 
 
 def write_image(path: Path, pixels: np.ndarray) -> None:

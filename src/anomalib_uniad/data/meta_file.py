@@ -4,6 +4,7 @@
 import logging
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from anomalib import TaskType
@@ -14,9 +15,11 @@ from torchvision.transforms.v2 import Transform
 
 from anomalib_uniad.data.joined import JoinedCategories
 from anomalib_uniad.data.meta_dataset import MetaFileCategory, MetaFileDataset
-from anomalib_uniad.data.meta_images import Sample, check_images, check_use, find_files, find_meta_files
+from anomalib_uniad.data.meta_images import Sample, check_images, find_files, find_meta_files
 from anomalib_uniad.data.meta_problems import Problems
 from anomalib_uniad.data.meta_records import read_ader, read_lines
+from anomalib_uniad.data.meta_use import check_copies, check_use, report_categories
+from anomalib_uniad.data.ratios import check_ratios
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +30,15 @@ class MetaFile(JoinedCategories):
     A meta file has one JSON object per line (UTF-8, blank lines are skipped) for each image:
     ``{"filename": "bottle/test/crack/000.png", "label": 1, "label_name": "crack", "maskname":
     "bottle/ground_truth/crack/000_mask.png", "clsname": "bottle"}``. The label is 0 (normal) or 1 (defective). Paths
-    are relative to ``root``. ``maskname`` may be a list of files, which are united. If it is missing, null or empty,
-    the mask is all zero for label 0 and all one for label 1; if no image of the test file has one, there are no
-    masks at all, and no pixel metrics. If ``clsname`` is missing, null or empty, the category is the fourth part
-    of ``filename`` from its end. Other keys are ignored, unless they look like a misspelt one.
+    are relative to ``root``. The other keys may be missing, null or empty: ``label_name`` is ``"good"`` or
+    ``"defective"`` then, and the category, ``clsname``, the fourth part of ``filename`` from its end. ``maskname``
+    may be a list of files, which are united; without it, the mask is all zero for label 0 and all one for label 1, and
+    if no image of the test file has one, there are no masks at all, and no pixel metrics. Keys besides these are
+    ignored, unless they look like a misspelt one.
 
-    Mistakes in the files are reported together, with file and line, before anything else happens: those in the text
-    and missing files when this is made, unreadable images and masks of another size in ``prepare_data``.
+    The meta files are read when something of them is asked for, at the latest in ``prepare_data``, which also looks
+    at all images and masks. Mistakes are reported together, with file and line, and those in the text before a folder
+    for results is made.
 
     Args:
         root (Path | str): Folder that the paths in the meta files are relative to.
@@ -65,17 +70,16 @@ class MetaFile(JoinedCategories):
         allow_outside_root (bool): Accept absolute paths, ``..`` and links that lead out of ``root``.
             Defaults to ``False``.
         allow_defective_train (bool): Accept training images with label 1. Defaults to ``False``.
-        verify_images (bool): Read all files before training, which finds those that are cut off or damaged: check
-            sums of PNG files are compared, other types are decoded. Otherwise only type and size of an image are
-            looked at. Defaults to ``True``.
+        verify_images (bool): Read all files before training, which finds those that are cut off or damaged (check
+            sums of PNG files are compared, other types are decoded), masks that contradict the label, and copies of
+            training images among the test images. Otherwise only type and size of an image are looked at.
+            Defaults to ``True``.
         per_category_metrics (bool): With several categories, have models report their metrics per category, and as
             the mean over categories, instead of over all images in one pool. Evaluators other than anomalib's own
             class are left as they are. Defaults to ``True``.
 
     Raises:
-        FileNotFoundError: If the root or a meta file is not there.
-        ValueError: If there is anything wrong in the meta files, with all of it in the message; or if arguments do
-            not fit together.
+        ValueError: If arguments are wrong or do not fit together.
 
     Example:
         >>> from anomalib_uniad.data import MetaFile
@@ -107,6 +111,7 @@ class MetaFile(JoinedCategories):
         verify_images: bool = True,
         per_category_metrics: bool = True,
     ) -> None:
+        check_ratios(test_split_ratio=test_split_ratio, val_split_ratio=val_split_ratio)
         super().__init__(
             train_batch_size=train_batch_size,
             eval_batch_size=eval_batch_size,
@@ -125,31 +130,42 @@ class MetaFile(JoinedCategories):
         self.root = Path(root).expanduser().resolve()
         self.verify_images = verify_images
         self.per_category_metrics = per_category_metrics
-        self._files = find_meta_files(self.root, train_meta, test_meta, ader_meta)
-        self._checked = False
-        self._listed = self._read(allow_outside_root, allow_defective_train)
-        self.categories = sorted({sample.record.category for sample in self._listed})
         self.category_by_path = {}
-        self._name = self._name_in_paths()
+        self._meta = train_meta, test_meta, ader_meta
+        self._allowed = allow_outside_root, allow_defective_train
+        self._checked = False
+
+    @cached_property
+    def categories(self) -> list[str]:  # type: ignore[override]
+        """Names of the categories, sorted.
+
+        Raises:
+            FileNotFoundError: If the root or a meta file is not there.
+            ValueError: If there is anything wrong in the meta files; see :meth:`prepare_data`.
+        """
+        return sorted({sample.record.category for sample in self._listed})
 
     @property
     def name(self) -> str:  # type: ignore[override]
         """Name of the dataset, that of the folder with all images.
 
         anomalib names the folder of the results after it, and its visualizers keep the folders that follow it
-        in the path of an image, which tells images of the same name apart.
+        in the path of an image, which tells images of the same name apart. It asks before it makes that folder, so
+        mistakes in the text of the meta files are reported here.
         """
-        return self._name
+        return self._name_in_paths
 
     def prepare_data(self) -> None:
-        """Check that all images and masks can be read, and that they have the same size.
+        """Read the meta files, and check that all images and masks can be read and fit to each other.
 
         Raises:
-            ValueError: If not; the message has all of them, with file and line.
+            FileNotFoundError: If the root or a meta file is not there.
+            ValueError: If there is anything wrong in the meta files or images; the message has all of it, with file
+                and line.
         """
         if not self._checked:
             problems = Problems()
-            check_images(self._listed, self.verify_images, self.num_workers, problems)
+            self._check_files(self._listed, problems)
             problems.raise_all()
             self._checked = True
 
@@ -161,18 +177,28 @@ class MetaFile(JoinedCategories):
             msg = "val_split_mode is 'from_dir', but there is no meta file of validation images: split them off."
             raise ValueError(msg)
 
-    def _read(self, allow_outside_root: bool, allow_defective_train: bool) -> list[Sample]:
-        """Read and check the meta files."""
-        problems = Problems()
-        if len(self._files) == 1:
-            records = read_ader(self._files[0], problems)
+    def _check_files(self, samples: Sequence[Sample], problems: Problems) -> None:
+        check_images(samples, self.verify_images, self.num_workers, problems)
+        if self.verify_images:
+            check_copies(samples, self.num_workers, problems)
+
+    @cached_property
+    def _listed(self) -> list[Sample]:
+        """Read and check the meta files.
+
+        Not in the constructor: the command line would bury what it raises in messages of its own.
+        """
+        problems, files = Problems(), find_meta_files(self.root, *self._meta)
+        allow_outside_root, allow_defective_train = self._allowed
+        if len(files) == 1:
+            records = read_ader(files[0], problems)
         else:
-            train, test = self._files
+            train, test = files
             records = [*read_lines(train, Split.TRAIN, problems), *read_lines(test, Split.TEST, problems)]
         samples = find_files(records, self.root, allow_outside_root, problems)
         check_use(samples, allow_defective_train, problems)
         if problems:  # so that nobody has to correct the files twice
-            check_images(samples, self.verify_images, self.num_workers, problems)
+            self._check_files(samples, problems)
             problems.raise_all()
         synthetic = self.val_split_mode == ValSplitMode.SYNTHETIC
         if synthetic and any(s.record.label == 1 and s.record.split == Split.TRAIN for s in samples):
@@ -182,6 +208,7 @@ class MetaFile(JoinedCategories):
         if whole and _has_masks(samples):
             text = "%d defective test images have no mask (first: %s): all of their pixels count as defective"
             logger.warning(text, len(whole), whole[0].record.place)
+        report_categories(samples)
         return samples
 
     def _setup(self, _stage: str | None = None) -> None:
@@ -206,6 +233,7 @@ class MetaFile(JoinedCategories):
             seed=self.seed,
         )
 
+    @cached_property
     def _name_in_paths(self) -> str:
         paths = [sample.image for sample in self._listed]
         base = Path(os.path.commonpath([self.root, *paths]))

@@ -2,12 +2,11 @@
 """The files of a dataset with meta files: where they are, and whether images and masks can be read."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from anomalib.data.utils import Split
 from PIL import Image
 from tqdm import tqdm
 
@@ -29,6 +28,20 @@ class Sample:
     record: Record
     image: str
     masks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a file has: width and height, and of a mask that was read to its end, whether it marks anything."""
+
+    size: tuple[int, int]
+    marks: bool | None = None
+
+
+# Pillow makes 8 bits of them by cutting off what is above 255, and the decimals. A mask is whatever is not zero then.
+_CUT_IMAGES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
+_CUT_MASKS = frozenset({"F"})
+_ADVICE = "convert it to 8 bit first"
 
 
 def find_meta_files(
@@ -103,62 +116,47 @@ def find_files(records: Iterable[Record], root: Path, allow_outside_root: bool, 
     return samples
 
 
-def check_use(samples: Sequence[Sample], allow_defective_train: bool, problems: Problems) -> None:
-    """Refuse images that are used twice, defective images for training, and images as their own masks.
-
-    Args:
-        samples (Sequence[Sample]): Samples of all splits; those for training come first.
-        allow_defective_train (bool): Whether defective images may be used for training.
-        problems (Problems): Gets what is wrong.
-    """
-    first: dict[str, Record] = {}  # by what links lead to: another name makes no other image
-    for sample in samples:
-        record, real = sample.record, os.path.realpath(sample.image)
-        other = first.setdefault(real, record)
-        if other is not record:
-            leak = "" if other.split == record.split else " A test image must not be used for training."
-            problems.add(record.place, f"the image {show(record.image)} is the one of {other.place} again.{leak}")
-        if real in map(os.path.realpath, sample.masks):
-            problems.add(record.place, f"the mask of {show(record.image)} is the image itself.")
-        if record.label == 1 and record.split == Split.TRAIN and not allow_defective_train:
-            problems.add(
-                record.place,
-                f"the image {show(record.image)} is defective (label 1), but training is on normal ones: remove it, "
-                "or set allow_defective_train=True.",
-            )
-
-
 def check_images(samples: Sequence[Sample], whole: bool, threads: int, problems: Problems) -> None:
-    """Refuse images and masks that cannot be read, and masks that do not fit to their image.
+    """Refuse images and masks that cannot be read, and masks that do not fit to their image or its label.
 
     Args:
         samples (Sequence[Sample]): The samples.
         whole (bool): Whether to read files to their end, which finds those that are cut off or damaged: the check
-            sums of PNG files are compared, other types are decoded. Otherwise only the head is read.
+            sums of PNG files are compared, other types are decoded, and so are masks. Otherwise only the head is read.
         threads (int): Number of files to read at once.
         problems (Problems): Gets what is wrong.
     """
-    paths = list(dict.fromkeys(path for sample in samples for path in (sample.image, *sample.masks)))
+    parts = [[(sample.image, False), *((mask, True) for mask in sample.masks)] for sample in samples]
+    files = list(dict.fromkeys(file for part in parts for file in part))
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        looked = pool.map(lambda path: _look(path, whole), paths)
+        looked = pool.map(lambda file: _look(file[0], file[1], whole), files)
         # Only shown if it takes a while.
-        results = dict(zip(paths, tqdm(looked, "Checking images", len(paths), unit="file", delay=3), strict=True))
-    for sample in samples:
-        place, size = sample.record.place, results[sample.image]
-        if isinstance(size, str):
-            problems.add(place, f"the image {show(sample.record.image)} cannot be read: {size}.")
-        for name, path in zip(sample.record.masks, sample.masks, strict=True):
-            found = results[path]
-            if isinstance(found, str):
-                problems.add(place, f"the mask {show(name)} cannot be read: {found}.")
-            elif not isinstance(size, str) and found != size:
-                problems.add(
-                    place,
-                    f"the mask {show(name)} has {_pixels(found)}, but its image {show(sample.record.image)} has "
-                    f"{_pixels(size)}.",
-                )
-            elif sample.record.label == 0 and whole and _marks_something(path):
-                problems.add(place, f"the label is 0 (normal), but the mask {show(name)} has defective pixels.")
+        results = dict(zip(files, tqdm(looked, "Checking images", len(files), unit="file", delay=3), strict=True))
+    for sample, part in zip(samples, parts, strict=True):
+        for text in _judge(sample.record, *(results[file] for file in part)):
+            problems.add(sample.record.place, text)
+
+
+def _judge(record: Record, image: _Seen | str, *masks: _Seen | str) -> Iterator[str]:
+    """Say what is wrong with an image and its masks."""
+    if isinstance(image, str):
+        yield f"the image {show(record.image)} cannot be read: {image}."
+    empty = 0
+    for name, mask in zip(record.masks, masks, strict=True):
+        if isinstance(mask, str):
+            yield f"the mask {show(name)} cannot be read: {mask}."
+        elif not isinstance(image, str) and mask.size != image.size:
+            yield (
+                f"the mask {show(name)} has {_pixels(mask.size)}, but its image {show(record.image)} has "
+                f"{_pixels(image.size)}."
+            )
+        elif record.label == 0 and mask.marks:
+            yield f"the label is 0 (normal), but the mask {show(name)} has defective pixels."
+        else:
+            empty += mask.marks is False
+    if record.label == 1 and masks and empty == len(masks):
+        names = " and ".join(map(show, record.masks))
+        yield f"the label is 1 (defective), but there is no defective pixel in the mask {names}."
 
 
 def _outside(name: str, path: str, root: Path) -> str:
@@ -173,21 +171,23 @@ def _outside(name: str, path: str, root: Path) -> str:
     return ""
 
 
-def _look(path: str, whole: bool) -> tuple[int, int] | str:
-    """Return width and height of an image, or why it cannot be read."""
+def _look(path: str, is_mask: bool, whole: bool) -> _Seen | str:
+    """Look at an image or a mask; if it cannot be read, say why."""
     try:
         with Image.open(path) as image:
             size = image.size
+            if image.mode in (_CUT_MASKS if is_mask else _CUT_IMAGES):
+                return f"it has more than 8 bits (Pillow's mode {image.mode}), which would be cut off: {_ADVICE}"
             if not whole:
-                return size
+                return _Seen(size)
             if image.format == "PNG":
                 image.verify()
             else:
                 image.draft(image.mode, (1, 1))  # JPEG: decode all of it, but to the smallest size
                 image.load()
+        return _Seen(size, _marks_something(path) if is_mask else None)
     except Exception as error:  # decoders raise anything from OSError to struct.error
         return f"{type(error).__name__}: {error}"
-    return size
 
 
 def _marks_something(path: str) -> bool:

@@ -23,7 +23,7 @@ class Record:
         split (Split): Training or test.
         image (str): Path of the image as written there.
         label (int | None): 0 (normal) or 1 (defective); ``None`` if what is there is a problem.
-        label_name (str): What it is called.
+        label_name (str): What it is called; "good" or "defective" if that is not given.
         masks (tuple[str, ...]): Paths of the masks as written there; empty if there are none.
         category (str): Its category.
     """
@@ -51,7 +51,8 @@ class _Keys:
         return self.image, self.label, self.label_name, self.masks, self.category
 
 
-_LINES = _Keys("filename", "label", "label_name", "maskname", "clsname", optional=("maskname", "clsname"))
+_LINES = _Keys("filename", "label", "label_name", "maskname", "clsname", ("label_name", "maskname", "clsname"))
+_LABEL_NAMES = {0: "good", 1: "defective", None: ""}
 _ADER = _Keys("img_path", "anomaly", "specie_name", "mask_path", "cls_name")
 
 
@@ -84,6 +85,10 @@ def read_lines(file: Path, split: Split, problems: Problems) -> list[Record]:
             if isinstance(content, dict) and content.keys() >= {"train", "test"}:
                 problems.add(place, "is in the format of ADer's meta.json: give it as `ader_meta`.")
                 return []
+            empty = False
+            if isinstance(content, list) and any(isinstance(item, dict) for item in content):
+                problems.add(place, "is a JSON array; it has to be one object per line, for each image.")
+                continue
             record = _record(content, place, split, _LINES, problems)
             records += [record] if record else []
         empty = False
@@ -181,6 +186,7 @@ def _record(content: Any, place: Place, split: Split, keys: _Keys, problems: Pro
         if keys.label in content:
             refuse(f"{keys.label} is {show(label)}, it has to be the number 0 (normal) or 1 (defective).")
         label = None
+    label_name = label_name or _LABEL_NAMES[label]
     masks: tuple[str, ...] = ()
     given = content.get(keys.masks)
     if given not in (None, ""):

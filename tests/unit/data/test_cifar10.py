@@ -70,12 +70,17 @@ def test_ways_to_name_classes(given) -> None:
         ({"normal_classes": "cat, cow"}, "Unknown class 'cow'"),
         ({"normal_classes": [True]}, "Unknown class True"),
         ({"normal_classes": [0.5]}, r"Unknown class 0\.5"),
+        ({"normal_classes": 1.5}, r"Unknown class 1\.5 in normal_classes"),
+        ({"normal_classes": None}, "Unknown class None in normal_classes"),
         ({"normal_classes": ""}, "Unknown class ''"),
         ({"normal_classes": [3, "cat"]}, "given twice in normal_classes: cat"),
         ({"normal_classes": []}, "must be 1 to 9 of the 10 classes, got 0"),
         ({"normal_classes": range(10)}, "must be 1 to 9 of the 10 classes, got 10"),
         ({"val_split_mode": "synthetic"}, "no val_split_mode 'synthetic': its images are no files"),
         ({"val_split_mode": "from_dir"}, "no val_split_mode 'from_dir'"),
+        ({"val_split_ratio": 1.5}, r"^val_split_ratio is 1\.5, it has to be a number between 0 and 1"),
+        ({"val_split_ratio": 0.0}, r"^val_split_ratio is 0\.0"),
+        ({"val_split_ratio": True}, "^val_split_ratio is True"),
     ],
 )
 def test_wrong_arguments(arguments: dict, message: str) -> None:
@@ -126,8 +131,12 @@ def test_batches_are_of_the_size_of_the_augmentations(root: Path) -> None:
 
 def test_a_part_of_the_data_set_has_to_be_asked_for(root: Path) -> None:
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
-    with pytest.raises(ValueError, match=rf"data_batch_1, .* in .*{FOLDER} is not as torchvision knows it.*`verify`"):
+    with pytest.raises(
+        ValueError, match=rf"data_batch_1, .* in .*{FOLDER} is not as torchvision knows it.*trust.*`verify`"
+    ):
         CIFAR10(root).prepare_data()
+    with pytest.raises(ValueError, match=r"test_batch is not there, or not as torchvision knows it"):
+        CIFAR10Dataset(root, [0], "test")
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
 
 
@@ -168,22 +177,50 @@ def damaged(root: Path, name: str, content) -> Path:
 
 
 IMAGES = np.zeros((2, 3072), np.uint8)
+WHOLE = "have to be whole numbers from"
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("test_batch", b"", "test files in .* cannot be read as CIFAR-10: EOFError"),
-        ("data_batch_2", b"no pickle", "training files in .* cannot be read as CIFAR-10: UnpicklingError"),
+        ("test_batch", b"", r"/test_batch cannot be read as CIFAR-10: EOFError"),
+        ("data_batch_2", b"no pickle", r"/data_batch_2 cannot be read as CIFAR-10: UnpicklingError"),
         ("test_batch", {"images": IMAGES}, "cannot be read as CIFAR-10: KeyError"),
         ("test_batch", [1, 2], "cannot be read as CIFAR-10: TypeError"),
-        ("test_batch", {"data": IMAGES[:, :5], "labels": [0, 1]}, "cannot be read as CIFAR-10: ValueError"),
-        ("test_batch", {"data": IMAGES, "labels": [0]}, "need a label from 0 to 9 for each of their 2 images"),
-        ("test_batch", {"data": IMAGES, "labels": [0, 10]}, "need a label from 0 to 9"),
-        ("test_batch", {"data": IMAGES, "labels": ["a", "b"]}, "cannot be read as CIFAR-10: ValueError"),
-        ("test_batch", {"data": IMAGES.astype(float), "labels": [0, 1]}, "2 images of bytes"),
-        ("batches.meta", {"label_names": ["cow"]}, "The classes in .* are cow; those of CIFAR-10 are airplane"),
-        ("batches.meta", {}, "cannot be read as CIFAR-10: KeyError"),
+        (
+            "test_batch",
+            {"data": IMAGES[:, :5], "labels": [0, 1]},
+            r"/test_batch are no images of CIFAR-10: .* \(n, 3072\)",
+        ),
+        (
+            "test_batch",
+            {"data": IMAGES.astype(float), "labels": [0, 1]},
+            "data in .*/test_batch are no images of CIFAR-10",
+        ),
+        ("test_batch", {"data": IMAGES.tolist(), "labels": [0, 1]}, "data in .*/test_batch are no images of CIFAR-10"),
+        ("data_batch_2", {"data": IMAGES, "labels": [0]}, f"data_batch_2 {WHOLE} 0 to 9, one for each of its 2 images"),
+        ("test_batch", {"data": IMAGES, "labels": [0, 10]}, f"/test_batch {WHOLE}"),
+        ("test_batch", {"data": IMAGES, "labels": [0, 0.5]}, f"/test_batch {WHOLE}"),
+        ("test_batch", {"data": IMAGES, "labels": [False, True]}, f"/test_batch {WHOLE}"),
+        ("test_batch", {"data": IMAGES, "labels": ["a", "b"]}, f"/test_batch {WHOLE}"),
+        ("test_batch", {"data": IMAGES, "labels": [[0], [0, 1]]}, f"/test_batch {WHOLE}"),
+        ("test_batch", {"data": IMAGES, "labels": None}, f"/test_batch {WHOLE}"),
+        (
+            "test_batch",
+            b"cmodule_of_nobody\nThing\n.",
+            "/test_batch cannot be read as CIFAR-10: .*module_of_nobody.Thing",
+        ),
+        (
+            "test_batch",
+            b"cbuiltins\neval\n.",
+            r"it has builtins\.eval, which has no place in a data set and is not loaded",
+        ),
+        (
+            "batches.meta",
+            {"label_names": ["cow"]},
+            r"The classes in .*batches.meta are \['cow'\]; .* \['airplane', 'auto",
+        ),
+        ("batches.meta", {}, "/batches.meta cannot be read as CIFAR-10: KeyError"),
         ("test_batch", {"data": IMAGES, "labels": [8, 9]}, r"no test image of the normal classes \[0, 1, 2, 3, 4\]"),
     ],
 )
@@ -191,6 +228,57 @@ def test_damaged_files(tmp_path: Path, name: str, content, message: str) -> None
     damaged(make_cifar(tmp_path), name, content)
     with pytest.raises(ValueError, match=message):
         make(tmp_path)
+
+
+class Opens:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("name", ["data_batch_4", "test_batch", "batches.meta"])
+def test_nothing_in_the_files_is_executed(tmp_path: Path, name: str) -> None:
+    made = tmp_path / "made"
+    content = {"data": IMAGES, "labels": [0, 1], "label_names": NAMES, "more": Opens(made)}
+    damaged(make_cifar(tmp_path), name, content)
+    with pytest.raises(
+        ValueError, match=rf"/{name} cannot be read as CIFAR-10: .*it has _?io\.open, which has no place"
+    ):
+        make(tmp_path)
+    with pytest.raises(ValueError, match=rf"{name}.* is not as torchvision knows it"):
+        make(tmp_path, verify=True)
+    assert not made.exists()
+    pickle.loads((tmp_path / FOLDER / name).read_bytes())["more"].close()
+    assert made.exists(), "the danger is real"
+
+
+def as_python_2_wrote_it(pixels: np.ndarray) -> bytes:
+    """The original files are such: arrays of numpy 1 with their bytes as text."""
+    raw = pixels.tobytes()
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR(K\x01K\x02M\x00\x0c\x86"
+    dtype = b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
+    text = b"T" + len(raw).to_bytes(4, "little") + raw
+    return b"\x80\x02}(U\x04data" + array + dtype + text + b"tbU\x06labels](K\x03K\x07eu."
+
+
+@pytest.mark.parametrize("way", [0, 2, 4, 5, "numpy 1", "Python 2"])
+def test_ways_to_write_the_files(tmp_path: Path, way: int | str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3072), dtype=np.uint8)
+    content = {"data": pixels, "labels": [np.int64(3), 7], "batch_label": b"test", "filenames": ["a.png", "b.png"]}
+    data = pickle.dumps(content, protocol=way if isinstance(way, int) else 2)
+    if way == "numpy 1":
+        data = data.replace(b"numpy._core.", b"numpy.core.")
+    elif way == "Python 2":
+        data = as_python_2_wrote_it(pixels)
+    damaged(make_cifar(tmp_path), "test_batch", data)
+    dataset = make(tmp_path, normal_classes=[3]).test_data
+    assert dataset.samples.sort_values("position")["class_index"].tolist() == [3, 7]
+    expected = pixels.reshape(2, 3, 32, 32).transpose(0, 2, 3, 1)
+    np.testing.assert_array_equal(dataset._images, expected)
 
 
 def test_missing_and_misplaced(tmp_path: Path) -> None:

@@ -106,5 +106,5 @@ def test_a_link_to_a_category_keeps_its_name(root: Path, tmp_path: Path) -> None
     (tmp_path / "chosen" / "first").symlink_to(root / "bottle")
     make_meta(tmp_path / "chosen")
     with pytest.raises(ValueError, match="is a link that leaves the root"):
-        MetaFile(tmp_path / "chosen")
+        MetaFile(tmp_path / "chosen").prepare_data()
     assert MetaFile(tmp_path / "chosen", allow_outside_root=True).categories == ["first"]

@@ -98,6 +98,56 @@ class TestSamples:
         assert "1 defective test images have no mask (first:" in caplog.text
         assert "test.json, line 5): all of their pixels count as defective" in caplog.text
 
+    def test_names_of_labels_are_optional(self, meta):
+        test = without(changed(TEST, 1, label_name=""), 0, "label_name")
+        test = without(changed(test, 3, label_name=None), 2, "label_name")
+        train = without(TRAIN, 0, "label_name")
+        datamodule = meta(train, test)
+        labels = {
+            name: dict(zip(files_of(datamodule, name), getattr(datamodule, name).samples.label, strict=True))
+            for name in ("train_data", "test_data")
+        }
+        assert set(labels["train_data"].values()) == {"good"}
+        assert labels["test_data"]["bottle/test/good/0.png", "bottle"] == "good"
+        assert labels["test_data"]["bottle/test/crack/0.png", "bottle"] == "defective"
+        assert labels["test_data"]["bottle/test/crack/2.png", "bottle"] == "crack"
+        assert sorted(labels["test_data"].values()) == [
+            "crack",
+            "cut",
+            "defective",
+            "defective",
+            "good",
+            "good",
+            "good",
+        ]
+
+    def test_deep_masks_mark_what_is_not_zero(self, meta):
+        """Unlike images, masks of 16 bit lose nothing."""
+        datamodule = meta(test=changed(TEST, 2, maskname="bad/of/many/deep.png"))
+        item = next(item for item in datamodule.test_data if item.image_path.endswith("crack/0.png"))
+        assert item.gt_mask.flatten().tolist() == [0] + 63 * [1]
+
+    def test_copies_within_a_split_are_counted(self, meta, caplog):
+        copies = [{**TRAIN[0], "filename": f"bottle/test/good/{name}.png"} for name in ("copy", "hard_link")]
+        assert len(meta([*TRAIN, *copies]).train_data) == 8
+        text = "2 training images are copies of others, so they count twice (first: "
+        assert text in caplog.text
+        assert "train.json, line 7 is that of " in caplog.text
+        assert "test images are copies" not in caplog.text
+
+    def test_categories_in_one_split_only(self, meta, caplog):
+        caplog.set_level("INFO")
+        meta(test=changed(TEST, 5, clsname="cabel"))
+        text = caplog.text.replace("\n", " ")
+        assert "WARNING" in text
+        assert "Categories with no training images, so the model does not learn them: 'cabel' (first: /" in text
+        assert "test.json, line 6). Are their names misspelt?" in text
+        assert "no test images" not in text
+        caplog.clear()
+        meta(test=TEST[:5])
+        assert "Categories with no test images: 'cable' (first: /" in caplog.text
+        assert "no training images" not in caplog.text
+
     def test_no_masks_at_all(self, meta, caplog):
         datamodule = meta(test=[{k: v for k, v in record.items() if k != "maskname"} for record in TEST])
         batch = next(iter(datamodule.test_dataloader()))
@@ -116,8 +166,8 @@ class TestSamples:
     def test_names_that_are_not_ascii(self, tmp_path):
         record = {"filename": "größe/train/gut/ä ö.png", "label": 0, "label_name": "gut"}
         test = {**record, "filename": "größe/test/gut/ä ö.png"}
-        for item in (record, test):
-            write_image(tmp_path / "日本" / item["filename"], (8, 8))
+        for seed, item in enumerate((record, test)):
+            write_image(tmp_path / "日本" / item["filename"], (8, 8), seed)
         (tmp_path / "日本" / "train.json").write_bytes(to_lines([record]))
         (tmp_path / "日本" / "test.json").write_bytes(to_lines([test]))
         datamodule = MetaFile(tmp_path / "日本", num_workers=0)
@@ -257,7 +307,7 @@ class TestOutputFiles:
         for place, category in zip(["x/b/good/0.png", "y/b/good/0.png"], categories, strict=True):
             write_image(folder / place, (8, 8))
             test.append({"filename": place, "label": 0, "label_name": "good", "clsname": category})
-        write_image(folder / "0.png", (8, 8))
+        write_image(folder / "0.png", (8, 8), seed=1)
         train = [{"filename": "0.png", "label": 0, "label_name": "good", "clsname": categories[0]}]
         assert len(set(outputs(meta(train, test, folder=folder)))) == 2
 
@@ -265,7 +315,7 @@ class TestOutputFiles:
         write_image(tmp_path / "x/one/b/good/0.png", (8, 8))
         write_image(tmp_path / "x/two/b/good/0.png", (8, 8))
         (tmp_path / "x" / "root").mkdir()
-        write_image(tmp_path / "x/root/0.png", (8, 8))
+        write_image(tmp_path / "x/root/0.png", (8, 8), seed=1)
         good = {"label": 0, "label_name": "good", "clsname": "b"}
         test = [
             {"filename": str(tmp_path / "x/one/b/good/0.png"), **good},
@@ -290,7 +340,8 @@ class TestRefused:
             (changed(TEST, 2, label=True), r"line 3: label is True, it has to be the number 0 \(normal\) or 1"),
             (changed(TEST, 2, label=1.0), r"line 3: label is 1\.0"),
             (changed(TEST, 2, label="1"), r"line 3: label is '1'"),
-            (changed(TEST, 2, label_name=None), r"line 3: label_name is None, it has to be a string"),
+            (changed(TEST, 2, label_name=1), r"line 3: label_name is 1, it has to be a string"),
+            (json.dumps(TEST).encode(), r"line 1: is a JSON array; it has to be one object per line"),
             (changed(TEST, 2, filename=""), r"line 3: filename is '', it must not be empty"),
             (changed(TEST, 2, maskname=[]), r"line 3: maskname is \[\], it has to be a string"),
             (changed(TEST, 2, maskname=["masks/bottle_1.png", 1]), r"line 3: maskname is 1, it has to be"),
@@ -329,6 +380,20 @@ class TestRefused:
                 changed(TEST, 2, maskname="masks/cable_0.png"),
                 r"line 3: the mask 'masks/cable_0\.png' has 10 x 6 pixels, but its image '.*' has 8 x 8 pixels",
             ),
+            (
+                changed(TEST, 2, maskname="masks/black.png"),
+                r"line 3: the label is 1 \(defective\), but .* no defective pixel in the mask 'masks/black\.png'\.",
+            ),
+            (
+                changed(TEST, 2, maskname=["masks/black.png", "./masks/black.png"]),
+                r"line 3: .* no defective pixel in the mask 'masks/black\.png' and '\./masks/black\.png'\.",
+            ),
+            (
+                changed(TEST, 2, filename="bad/of/many/deep.png"),
+                r"line 3: the image 'bad/of/many/deep\.png' cannot be read: it has more than 8 bits \(Pillow's mode "
+                r"I(;16)?\), which would be cut off: convert it to 8 bit first\.",
+            ),
+            (changed(TEST, 2, maskname="bad/of/many/float.tif"), r"line 3: the mask .* mode F\), .* 8 bit first"),
             (changed(TEST, 2, label=0), r"line 3: the label is 0 \(normal\), but the mask .* has defective pixels"),
             (changed(TEST, 2, maskname=TEST[2]["filename"]), r"line 3: the mask of '.*' is the image itself"),
             ([*TEST, TEST[0]], r"line 8: the image '.*' is the one of .*test\.json, line 1 again\.$"),
@@ -339,6 +404,14 @@ class TestRefused:
             (
                 [*TEST, {**TRAIN[0], "filename": "bottle/train/good/link.png"}],
                 r"line 8: .*link\.png' is the one of .*train\.json, line 1 again",
+            ),
+            (
+                [*TEST, {**TRAIN[0], "filename": "bottle/test/good/hard_link.png"}],
+                r"line 8: .*hard_link\.png' is the one of .*train\.json, line 3 again\. A test image must not be used",
+            ),
+            (
+                [*TEST, {**TRAIN[0], "filename": "bottle/test/good/copy.png"}],
+                r"line 8: .*copy\.png' is a copy of the one of .*train\.json, line 2\. A test image must not be used",
             ),
         ],
     )
@@ -381,7 +454,8 @@ class TestRefused:
         (tmp_path / "train.json").write_bytes(to_lines(TRAIN))
         bad = {"filename": "bad/of/many/text.png", "label": 0, "label_name": "good"}
         (tmp_path / "test.json").write_bytes(to_lines([*TEST, bad]))
-        datamodule = MetaFile(root, tmp_path / "train.json")  # the text is right
+        datamodule = MetaFile(root, tmp_path / "train.json", num_workers=0)
+        assert datamodule.name == "products", "the text is right"
         for call in (datamodule.prepare_data, datamodule.setup):
             with pytest.raises(ValueError, match=r"1 problem in (.|\n)*line 8: the image .*text\.png' cannot be read"):
                 call()
@@ -398,12 +472,20 @@ class TestRefused:
             meta(test=changed(TEST, 2, filename="bad/of/many/text.png", maskname=None), verify_images=False)
         with pytest.raises(ValueError, match="has 10 x 6 pixels"):
             meta(test=changed(TEST, 2, maskname="masks/cable_0.png"), verify_images=False)
+        with pytest.raises(ValueError, match="convert it to 8 bit first"):
+            meta(test=changed(TEST, 2, filename="bad/of/many/deep.png"), verify_images=False)
+        copy = {**TRAIN[0], "filename": "bottle/test/good/copy.png"}
+        assert len(meta(test=[*TEST, copy], verify_images=False).test_data) == 8
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
             ({"test_split_mode": "none"}, "test_split_mode is 'none', but the test images are listed"),
             ({"val_split_mode": "from_dir"}, "val_split_mode is 'from_dir', but there is no meta file of validation"),
+            ({"val_split_ratio": 1.5}, r"^val_split_ratio is 1\.5, it has to be a number between 0 and 1"),
+            ({"val_split_ratio": 0}, "^val_split_ratio is 0, "),
+            ({"test_split_ratio": float("nan")}, "^test_split_ratio is nan, "),
+            ({"test_split_ratio": None}, "^test_split_ratio is None, "),
             ({"ader_meta": "meta.json"}, "set ader_meta, or train_meta and test_meta"),
         ],
     )
@@ -413,12 +495,25 @@ class TestRefused:
 
     def test_missing_files(self, root, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"There is no meta file .*train\.json and no .*test\.json\. Paths"):
-            MetaFile(root)
+            MetaFile(root).prepare_data()
         with pytest.raises(FileNotFoundError, match=r"The root .*/nothing is not there"):
-            MetaFile(tmp_path / "nothing")
+            MetaFile(tmp_path / "nothing").prepare_data()
         (tmp_path / "one.json").write_bytes(to_lines(TRAIN))
         with pytest.raises(ValueError, match="train_meta and test_meta are the same file"):
-            MetaFile(root, tmp_path / "one.json", tmp_path / "one.json")
+            MetaFile(root, tmp_path / "one.json", tmp_path / "one.json").prepare_data()
+
+    @pytest.mark.parametrize("ask", ["name", "categories", "prepare_data", "setup"])
+    def test_the_text_is_read_when_it_is_needed(self, root, tmp_path, ask):
+        (tmp_path / "train.json").write_bytes(to_lines(TRAIN))
+        bad = {"filename": "bad/of/many/text.png", "label": 0}
+        (tmp_path / "test.json").write_bytes(to_lines([*changed(TEST, 2, label=3), bad]))
+        datamodule = MetaFile(root, tmp_path / "train.json", num_workers=0)
+        for _ in range(2):
+            with pytest.raises(
+                ValueError, match=r"^2 problems in .*\n.*line 3: label is 3(.|\n)*line 8: .* read: Unid"
+            ):
+                value = getattr(datamodule, ask)
+                value()
 
 
 class TestAderRefused:
@@ -482,7 +577,7 @@ class TestAderRefused:
 
 def test_masks_are_read_by_value_not_by_brightness(tmp_path, meta):
     write_image(tmp_path / "r/a/test/x/0.png", (8, 8))
-    write_image(tmp_path / "r/a/train/good/0.png", (8, 8))
+    write_image(tmp_path / "r/a/train/good/0.png", (8, 8), seed=1)
     write_mask(tmp_path / "r/m.png", np.eye(8, dtype=np.uint8))  # 1, not 255
     test = [{"filename": "a/test/x/0.png", "label": 1, "label_name": "x", "maskname": "m.png"}]
     train = [{"filename": "a/train/good/0.png", "label": 0, "label_name": "good"}]

@@ -44,6 +44,10 @@ BAD_PATHS = [
     "bad/of/many/cut_off.png",
     "bad/of/many/cut_off.jpg",
     "bad/of/many/out.png",
+    "bad/of/many/deep.png",
+    "bad/of/many/float.tif",
+    "bottle/test/good/copy.png",
+    "bottle/test/good/hard_link.png",
     "bad/of/many",
     "../outside.png",
     "bottle/../bottle/train/good/0.png",
@@ -288,7 +292,8 @@ def test_damaged_lines(root: Path) -> None:
             with pytest.raises(ValueError, match=r"problems? in ") as error:
                 load(root)
             blamed = lines_in(str(error.value), root)
-            assert blamed == wrong or ("more" in str(error.value) and blamed <= wrong)
+            cut = re.search(r"and \d+ more$|one JSON document over several lines", str(error.value))
+            assert blamed == wrong or (cut and blamed and blamed <= wrong)
         else:
             undamaged.add((train, test))
             datamodule = load(root)
