@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from anomalib.cli.cli import AnomalibCLI
 from jsonargparse import auto_cli
 from torchmetrics.functional.classification import binary_auroc
 
-from anomalib_uniad.benchmark.mean_image import extract
+from anomalib_uniad.benchmark.mean_image import extract, load_trained
 from anomalib_uniad.benchmark.runner import add_rows
 from anomalib_uniad.metrics.table import versions
 
@@ -28,10 +27,7 @@ def float16_features(recipe: Path, checkpoint: Path, output_dir: Path = Path("re
         checkpoint: What the recipe trained.
         output_dir: Folder of the csv file.
     """
-    cli = AnomalibCLI(["fit", "--config", str(recipe)], run=False)
-    model, datamodule = type(cli.model).load_from_checkpoint(checkpoint).eval(), cli.datamodule
-    datamodule.prepare_data()
-    datamodule.setup()
+    model, datamodule, epochs = load_trained(recipe, checkpoint)
     features, categories, labels, masks = extract(model, datamodule, datamodule.test_dataloader())
     rows = []
     for dtype in (torch.float32, torch.float16):
@@ -45,8 +41,7 @@ def float16_features(recipe: Path, checkpoint: Path, output_dir: Path = Path("re
             rows.append({"method": str(dtype), "category": name, "image_AUROC": image, "pixel_AUROC": pixel})
     frame = pd.DataFrame(rows)
     command = shlex.join(["python", "-m", "anomalib_uniad.benchmark.float16_features", str(recipe), "model.ckpt"])
-    seed, epochs = model.seed, torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"] + 1
-    frame = frame.assign(epochs=epochs, seed=seed, device="cpu", versions=versions(), command=command)
+    frame = frame.assign(epochs=epochs, seed=model.seed, device="cpu", versions=versions(), command=command)
     for _, part in frame.groupby("method", sort=False):
         add_rows(output_dir / "float16_features.csv", part)
 

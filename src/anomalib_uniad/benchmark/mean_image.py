@@ -59,6 +59,23 @@ def mean_image(recipe: Path, output_dir: Path = Path("results")) -> None:
     add_rows(output_dir / f"{recipe.stem.split('-')[0]}.csv", frame.assign(versions=versions(), command=command))
 
 
+def load_trained(recipe: Path, checkpoint: Path) -> tuple[Any, Any, int]:
+    """Load a trained UniAD, and the data of its recipe.
+
+    Args:
+        recipe: Config for ``anomalib train`` with UniAD.
+        checkpoint: What the recipe trained.
+
+    Returns:
+        The model, in evaluation mode; the datamodule, set up; and the epochs of the training.
+    """
+    cli = AnomalibCLI(["fit", "--config", str(recipe)], run=False)
+    model, datamodule = type(cli.model).load_from_checkpoint(checkpoint).eval(), cli.datamodule
+    datamodule.prepare_data()
+    datamodule.setup()
+    return model, datamodule, torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"] + 1
+
+
 def extract(
     model: Any, datamodule: AnomalibDataModule, dataloader: torch.utils.data.DataLoader
 ) -> tuple[torch.Tensor, np.ndarray, torch.Tensor, Any]:

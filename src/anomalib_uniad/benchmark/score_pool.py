@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from anomalib.cli.cli import AnomalibCLI
 from jsonargparse import auto_cli
 from torchmetrics.functional.classification import binary_auroc
 
-from anomalib_uniad.benchmark.mean_image import extract
+from anomalib_uniad.benchmark.mean_image import extract, load_trained
 from anomalib_uniad.benchmark.runner import add_rows
 from anomalib_uniad.metrics.table import versions
 from anomalib_uniad.model.anomaly_map import AnomalyScore
@@ -31,10 +30,7 @@ def score_pool(
         sizes: Sides of the pool, in pixels.
         output_dir: Folder of the csv file.
     """
-    cli = AnomalibCLI(["fit", "--config", str(recipe)], run=False)
-    model, datamodule = type(cli.model).load_from_checkpoint(checkpoint).eval(), cli.datamodule
-    datamodule.prepare_data()
-    datamodule.setup()
+    model, datamodule, epochs = load_trained(recipe, checkpoint)
     features, categories, labels, _ = extract(model, datamodule, datamodule.test_dataloader())
     with torch.no_grad():
         maps = model.model.predict(features).anomaly_map
@@ -45,7 +41,6 @@ def score_pool(
             of = torch.from_numpy(categories == name)
             rows.append({"size": size, "category": name, "image_AUROC": binary_auroc(scores[of], labels[of]).item()})
     frame = pd.DataFrame(rows)
-    epochs = torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"] + 1
     command = shlex.join(["python", "-m", "anomalib_uniad.benchmark.score_pool", str(recipe), "model.ckpt"])
     frame = frame.assign(epochs=epochs, seed=model.seed, device="cpu", versions=versions(), command=command)
     add_rows(output_dir / "score_pool.csv", frame, ("size", "seed"))
