@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What padding by reflection buys: anomaly scores of normal images at the border against the inside.
 
-    python -m anomalib_uniad.benchmark.border configs/benchmark/border-uniad.yaml --zeros a.ckpt --reflect b.ckpt
+    python -m anomalib_uniad.benchmark.border configs/benchmark/border-uniad.yaml zeros.ckpt reflect.ckpt
 
 The two checkpoints are of the same recipe and seed, trained with ``backbone_padding_mode`` zeros and reflect. Each is
 tested with both fillings, so that rows also tell the effect on the same weights.
@@ -73,7 +73,7 @@ def border(recipe: Path, zeros: Path, reflect: Path, output_dir: Path = Path("re
                         "seed": arguments["seed"],
                     }
                 )
-    checkpoints = ["--zeros", "a.ckpt", "--reflect", "b.ckpt"]  # without the folders of the machine
+    checkpoints = [f"{mode}.ckpt" for mode in MODES]  # without the folders of the machine
     command = shlex.join(["python", "-m", "anomalib_uniad.benchmark.border", str(recipe), *checkpoints])
     frame = pd.DataFrame(rows).assign(device="cpu", versions=versions(), command=command)
     add_rows(output_dir / "border.csv", frame, ("trained_with", "tested_with", "category", "seed"))

@@ -196,13 +196,17 @@ def _float16_features(results: Path) -> str:
 
 def _border(results: Path) -> str:
     rows = _read(results, "border")
-    table: dict[str, list] = {"category": list(rows["category"].unique())}
+    table: dict[str, list] = {"trained with": [], "tested with": []}
     for (trained, tested), run in rows.groupby(["trained_with", "tested_with"], sort=False):
-        head = str(trained) if trained == tested else f"trained with {trained}, tested with {tested}"
-        ratios = dict(zip(run["category"], run["ratio"], strict=True))
-        table[head] = [f"{ratios[name]:.2f}" for name in table["category"]]
-        table[f"{head}: AUROC"] = [_pair(run[run["category"] == name]) for name in table["category"]]
-    return f"Border / inside, and image / pixel AUROC in percent:\n\n{to_markdown(pd.DataFrame(table))}"
+        table["trained with"].append(trained)
+        table["tested with"].append(tested)
+        for category, part in run.groupby("category", sort=False):
+            table.setdefault(str(category), []).append(f"{part['ratio'].mean():.2f} ({_pair(part)})")
+    epochs = rows["epochs"].iloc[0]
+    return (
+        f"{to_markdown(pd.DataFrame(table))}\n\nIn parentheses: image / pixel AUROC in percent. Trained for {epochs} "
+        "epochs."
+    )
 
 
 def _backbones(results: Path) -> str:

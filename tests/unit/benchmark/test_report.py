@@ -145,8 +145,17 @@ def test_import_torch_is_measured(tmp_path: Path) -> None:
 
 
 def test_tables_of_border_and_backbones(tmp_path: Path) -> None:
+    run = {"epochs": 20}
     border = [
-        {"trained_with": a, "tested_with": b, "category": name, "ratio": r, "image_AUROC": 0.9, "pixel_AUROC": 0.8}
+        {
+            "trained_with": a,
+            "tested_with": b,
+            "category": name,
+            "ratio": r,
+            "image_AUROC": 0.9,
+            "pixel_AUROC": 0.8,
+            **run,
+        }
         for a, b, r in (("zeros", "zeros", 1.5), ("zeros", "reflect", 1.2))
         for name in ("screw", "tile")
     ]
@@ -158,8 +167,8 @@ def test_tables_of_border_and_backbones(tmp_path: Path) -> None:
     ]
     pd.DataFrame(rows).to_csv(tmp_path / "backbones.csv", index=False)
     text = report.render("<!-- table: border -->\n<!-- end -->\n<!-- table: backbones -->\n<!-- end -->\n", tmp_path)
-    assert "trained with zeros, tested with reflect" in text
-    assert re.search(r"\| screw +\| +1\.50 \| +90\.0 / 80\.0 \| +1\.20 \|", text)
+    assert re.search(r"\| +zeros \| +reflect \| 1\.20 \(90\.0 / 80\.0\) \| 1\.20 \(90\.0 / 80\.0\) \|", text)
+    assert "Trained for 20 epochs" in text
     assert re.search(
         r"\| resnet18 \| +\[1, 2\] \| +192 \| +2\.8 M \| +64 x 64, 96 x 64 \| +zeros, reflect \| +2e-05 \|", text
     )
