@@ -9,6 +9,7 @@ from anomalib.data.transforms import ExportableCenterCrop
 from torch import nn
 from torchvision.transforms import InterpolationMode, v2
 
+from anomalib_uniad import UniADModel
 from anomalib_uniad.training import feature_key
 from anomalib_uniad.training.feature_key import (
     check_deterministic,
@@ -306,3 +307,25 @@ class MyResize(v2.Resize):
 def test_random_and_unknown_transforms_are_refused(transform, name: str) -> None:
     with pytest.raises(ValueError, match=rf"val_augmentations has {name}, .* \(feature_cache=off\)"):
         check_deterministic(transform, "val_augmentations")
+
+
+def test_padding_of_the_backbone_counts() -> None:
+    """The weights do not show it."""
+    size = {"image_size": (64, 64), "neighbor_size": (3, 3), "hidden_dim": 16, "num_heads": 2, "feedforward_dim": 16}
+    torch.manual_seed(0)
+    first = UniADModel("tf_efficientnet_b0", pre_trained=False, **size)
+    described = [describe_extractor(first)]
+    for padding, mode in (("timm", "zeros"), ("static", "reflect"), ("timm", "reflect")):
+        model = UniADModel(
+            "tf_efficientnet_b0",
+            pre_trained=False,
+            backbone_padding=padding,
+            backbone_padding_mode=mode,
+            **size,
+        )
+        model.load_state_dict(first.state_dict())
+        described.append(describe_extractor(model))
+    assert len({part["weights"] for part in described}) == 1
+    structures = [part["structure"] for part in described]
+    assert len(set(structures[:3])) == 3  # at 64 px, both amounts are the same for this backbone
+    assert structures[3] == structures[2]
