@@ -105,8 +105,8 @@ def _load(path: Path) -> Any:
                 "torch.save({'state_dict': ..., 'arch': ...}, ...)."
             )
         else:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            msg = f"{str(path)!r} cannot be read as a checkpoint of torch: {reason}"
+            # Not torch's own text, which recommends to load the file without restrictions.
+            msg = f"{str(path)!r} cannot be read as a checkpoint of torch: it is another kind of file, or damaged."
         raise ValueError(msg) from error
 
 
