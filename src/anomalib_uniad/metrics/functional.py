@@ -71,8 +71,7 @@ def rank(positives: Floats, negatives: Floats, weights: Floats | None = None) ->
     # Ascending, so that the search goes through memory in one direction.
     at_least = count - np.searchsorted(negatives, thresholds[::-1], side="left")[::-1]
     above = count - np.searchsorted(negatives, thresholds[::-1], side="right")[::-1]
-    ends = [scores for scores in (descending[[0, -1]] if len(last) else [], negatives[[0, -1]] if count else [])]
-    extremes = np.concatenate([np.asarray(scores, dtype=np.float64) for scores in ends])
+    ends = [*descending[:1], *descending[-1:], *negatives[:1], *negatives[-1:]]
     # The next lower positive, the last has none; and the next lower negative, where there is one.
     below = np.append(thresholds[1:], thresholds[-1:])
     if count:
@@ -90,8 +89,8 @@ def rank(positives: Floats, negatives: Floats, weights: Floats | None = None) ->
         overlap=total[last].astype(np.float64),
         positives=len(descending),
         negatives=count,
-        highest=float(extremes.max()) if len(extremes) else float("nan"),
-        lowest=float(extremes.min()) if len(extremes) else float("nan"),
+        highest=float(max(ends, default=np.nan)),
+        lowest=float(min(ends, default=np.nan)),
     )
 
 
@@ -158,7 +157,7 @@ def f1_threshold(ranking: Ranking) -> float:
         ranking (Ranking): The counts.
 
     Returns:
-        float: The threshold; NaN without any samples.
+        float: The threshold; NaN without any samples. Nothing is below a score of -inf, which stays normal.
 
     Example:
         >>> f1_threshold(rank(np.array([0.9, 0.6]), np.array([0.5, 0.1])))
@@ -167,20 +166,22 @@ def f1_threshold(ranking: Ranking) -> float:
     if not ranking.positives:
         return ranking.highest
     if not ranking.negatives:
-        return float(np.nextafter(np.asarray(ranking.lowest, dtype=ranking.thresholds.dtype), -np.inf))
+        return float(_just_below(ranking.thresholds[-1]))
     f1 = _f1(ranking)
     best = len(f1) - 1 - int(f1[::-1].argmax())  # of several equal ones the lowest, as in anomalib
     high, low = ranking.thresholds[best], ranking.below[best]
-    # Rounded to the scores' own type, as this is what it will be compared with.
-    middle = (low / 2 + high / 2).astype(high.dtype)
-    return float(middle if middle < high else np.nextafter(high, -np.inf, dtype=high.dtype))
+    with np.errstate(invalid="ignore"):  # there is nothing halfway between -inf and inf
+        # Rounded to the scores' own type, as this is what it will be compared with.
+        middle = (low / 2 + high / 2).astype(high.dtype)
+    return float(middle if middle < high else _just_below(high))
 
 
 def aupro(ranking: Ranking, fpr_limit: float = 0.3) -> float:
     """Area under the curve of the per-region overlap, up to a false positive rate (MVTec AD, IJCV 2021, section 5.3).
 
     Args:
-        ranking (Ranking): Counts of pixels, with weights of one over the size of their region.
+        ranking (Ranking): Counts of at least one positive and one negative pixel, with weights of one over the size
+            of their region.
         fpr_limit (float): Highest false positive rate. Defaults to ``0.3``.
 
     Returns:
@@ -237,6 +238,12 @@ def precision_recall_curve(ranking: Ranking) -> tuple[Floats, Floats]:
     """
     precision = ranking.true_positives / (ranking.true_positives + ranking.false_positives)
     return precision, ranking.true_positives / ranking.positives
+
+
+def _just_below(score: np.floating) -> np.floating:
+    """Return the next lower number of the same type."""
+    with np.errstate(over="ignore"):  # below the lowest finite number is -inf
+        return np.nextafter(score, -np.inf, dtype=score.dtype)
 
 
 def _f1(ranking: Ranking) -> Floats:
