@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Metrics of which there is one copy per category."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,89 +9,66 @@ from anomalib.data import ImageBatch
 from anomalib.metrics import AnomalibMetric
 
 from anomalib_uniad.data.category import categories_of, known_categories
+from anomalib_uniad.metrics.distributed import part, world_size
+from anomalib_uniad.metrics.exact import LEVELS, Level, from_ranking, level_of
+from anomalib_uniad.metrics.functional import Ranking
+from anomalib_uniad.metrics.resolution import PixelResolution, at_original_size
+from anomalib_uniad.metrics.results import ONE_KIND, Results, Seen, joined_over_processes, undefined
+from anomalib_uniad.metrics.scores import ScorePool
 
-# What a batch lacks if one of its fields is missing; other fields are predictions.
-_MISSING = {"gt_label": "no labels", "gt_mask": "no masks"}
-# What is there if all values of a target are 0, and if all are 1.
-_ONE_KIND = {
-    "gt_label": ("only normal images", "only defective images"),
-    "gt_mask": ("no defective pixels", "only defective pixels"),
-}
-
-
-@dataclass
-class Results:
-    """Metrics of each category.
-
-    Attributes:
-        metrics (list[str]): Names of the metrics.
-        categories (list[str]): Names of the categories.
-        values (dict[tuple[str, str], torch.Tensor]): (metric, category) -> value, a scalar; only where the
-            metric is defined.
-        reasons (dict[tuple[str, str], str]): (metric, category) -> why the metric is undefined there.
-    """
-
-    metrics: list[str]
-    categories: list[str]
-    values: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
-    reasons: dict[tuple[str, str], str] = field(default_factory=dict)
-
-    def of(self, metric: str) -> dict[str, torch.Tensor]:
-        """Return the values of a metric by category, without the categories in which it is undefined."""
-        return {name: self.values[metric, name] for name in self.categories if (metric, name) in self.values}
-
-    def mean(self, metric: str) -> torch.Tensor | None:
-        """Return the mean of a metric over the categories in which it is defined; ``None`` if there are none."""
-        values = list(self.of(metric).values())
-        if len(values) < 2:
-            return values[0] if values else None
-        return torch.stack([value.float() for value in values]).mean()
-
-    def logged(self) -> dict[str, torch.Tensor]:
-        """Return what is logged: the means, and with several categories ``<metric>/<category>`` as well."""
-        named: dict[str, torch.Tensor] = {}
-        for metric in self.metrics:
-            mean = self.mean(metric)
-            if mean is not None:
-                named[metric] = mean
-            if len(self.categories) > 1:
-                named.update({f"{metric}/{name}": value for name, value in self.of(metric).items()})
-        return named
-
-
-@dataclass
-class _Seen:
-    """What a category has shown so far; plain data, so that processes can exchange it."""
-
-    images: int = 0
-    updated: set[str] = field(default_factory=set)  # names of metrics
-    missing: dict[str, str] = field(default_factory=dict)  # metric -> field
-    kinds: dict[str, set[bool]] = field(default_factory=dict)  # target -> values that occurred
-
-    def add(self, other: "_Seen") -> None:
-        self.images += other.images
-        self.updated |= other.updated
-        self.missing |= other.missing
-        for target, kinds in other.kinds.items():
-            self.kinds.setdefault(target, set()).update(kinds)
+Finished = Callable[[str, Results, Mapping[Level, Ranking]], None]
 
 
 class CategoryMetrics:
-    """Metrics of which there is one copy per category.
+    """Metrics of which there is a value per category.
+
+    AUROC, AP, F1max and AUPRO of a category are computed together from one exact ranking of its scores; of other
+    metrics there is a copy per category.
 
     Args:
         metrics (Iterable[AnomalibMetric]): The metrics; they are copied and stay as they are.
         datamodule (Any): Where the images are from; tells their categories. Defaults to ``None``.
+        levels (Iterable[Level]): Levels to rank even if no metric needs it. Defaults to ``()``.
+        pixel_resolution (PixelResolution): Size at which maps are compared with masks. Defaults to ``"model"``.
+        expected (Mapping[str, int] | None): Number of images of each category, if all will come and each once: with
+            the last image of a category its values are computed, and its scores dropped. Defaults to ``None``.
+        finished (Finished | None): Called with each category, the results so far and the category's rankings.
+            Defaults to ``None``.
+        device (torch.device | None): Device over which processes exchange tensors. Defaults to ``None``, the CPU.
     """
 
-    def __init__(self, metrics: Iterable[AnomalibMetric], datamodule: Any = None) -> None:
+    def __init__(
+        self,
+        metrics: Iterable[AnomalibMetric],
+        datamodule: Any = None,
+        levels: Iterable[Level] = (),
+        pixel_resolution: PixelResolution = "model",
+        expected: Mapping[str, int] | None = None,
+        finished: Finished | None = None,
+        device: torch.device | None = None,
+    ) -> None:
         self._metrics: dict[str, Any] = {metric.name: metric for metric in metrics}
+        self._ranked = {name: rule for name, m in self._metrics.items() if (rule := from_ranking(m)) is not None}
+        wanted = {level_of(self._metrics[name]) for name in self._ranked} | set(levels)
+        self._levels: list[Level] = [level for level in LEVELS if level in wanted]
         self._datamodule = datamodule
         self._known = known_categories(datamodule)
         if datamodule is not None and not self._known:  # anomalib's Folder and others that have no categories
             self._known = [getattr(datamodule, "name", "all")]
+        self._original = pixel_resolution == "original"
+        self._expected = expected if expected is not None and world_size() == 1 else {}
+        self._finished = finished
+        self._device = device
+        self._pools: dict[tuple[Level, str], ScorePool] = {}
         self._copies: dict[tuple[str, str], Any] = {}
-        self._seen: dict[str, _Seen] = {}
+        self._seen: dict[str, Seen] = {}
+        self._results = Results(list(self._metrics), [])
+
+    def categories(self, batch: ImageBatch) -> list[str]:
+        """Return the category of each image of a batch."""
+        if len(self._known) == 1:
+            return self._known * len(batch)
+        return categories_of(batch.image_path or [None] * len(batch), self._datamodule)
 
     def update(self, batch: ImageBatch) -> None:
         """Update the metrics of each category with its part of a batch.
@@ -103,13 +79,12 @@ class CategoryMetrics:
         Raises:
             ValueError: If the batch lacks a field of a strict metric.
         """
-        if len(self._known) == 1:
-            names = self._known * len(batch)
-        else:
-            names = categories_of(batch.image_path or [None] * len(batch), self._datamodule)
+        names = self.categories(batch)
         for name in dict.fromkeys(names):
             rows = [row for row, other in enumerate(names) if other == name]
-            self._update(name, batch if len(rows) == len(names) else _part(batch, rows))
+            self._update(name, batch if len(rows) == len(names) else part(batch, rows))
+            if self._seen[name].images == self._expected.get(name):
+                self._finish(name, self._seen[name])
 
     def compute(self) -> Results:
         """Compute the metrics of each category, over all processes.
@@ -117,35 +92,77 @@ class CategoryMetrics:
         Returns:
             Results: Values where the metrics are defined, and reasons where they are not.
         """
-        seen = _gather(self._seen)
-        # All processes go through the same copies in the same order, as each of them waits for the others.
+        seen = joined_over_processes(self._seen)
+        # All processes go through the same categories in the same order, as each of them waits for the others.
         categories = [*self._known, *sorted(set(seen) - set(self._known))]
-        results = Results(list(self._metrics), categories)
         for category in categories:
-            for name, metric in self._metrics.items():
-                reason = _undefined(metric, seen.get(category, _Seen()))
-                value = None if reason else self._compute(name, category)
-                if isinstance(value, torch.Tensor) and value.numel() == 1 and not value.isnan():
-                    results.values[name, category] = value.detach().reshape(())
-                else:
-                    results.reasons[name, category] = reason or "not a number"
-        return results
+            if category not in self._results.images:
+                self._finish(category, seen.get(category, Seen()))
+        self._results.categories = categories
+        return self._results
 
     def _update(self, category: str, batch: ImageBatch) -> None:
-        seen = self._seen.setdefault(category, _Seen())
+        seen = self._seen.setdefault(category, Seen())
         seen.images += len(batch)
         for name, metric in self._metrics.items():
-            self._copy(name, category).update(batch)  # raises if a field is missing and the metric is strict
             lacking = [key for key in metric.fields if getattr(batch, key, None) is None]
+            if lacking and metric.strict:
+                msg = (
+                    f"{name} needs {lacking[0]}, but the batch does not have a value for field with name {lacking[0]}."
+                )
+                raise ValueError(msg)
             if lacking:
                 seen.missing.setdefault(name, lacking[-1])
             else:
                 seen.updated.add(name)
-        for target in {metric.fields[-1] for metric in self._metrics.values()} & set(_ONE_KIND):
+        for target in {metric.fields[-1] for metric in self._metrics.values()} & set(ONE_KIND):
             values = getattr(batch, target, None)
             if values is not None:
                 kinds = seen.kinds.setdefault(target, set())
                 kinds.update(kind for kind in {True, False} - kinds if bool((values.bool() == kind).any()))
+        pixel = [name for name, metric in self._metrics.items() if metric.fields[-1] == "gt_mask"]
+        self._update_metrics(category, batch, seen, [name for name in self._metrics if name not in pixel], "image")
+        resized = at_original_size(batch) if self._original and batch.anomaly_map is not None else [batch]
+        for part_of_batch in resized:
+            self._update_metrics(category, part_of_batch, seen, pixel, "pixel")
+
+    def _update_metrics(self, category: str, batch: ImageBatch, seen: Seen, names: list[str], level: Level) -> None:
+        scores, targets = (getattr(batch, name, None) for name in LEVELS[level])
+        if level in self._levels and scores is not None and targets is not None:
+            pool = self._pools.setdefault((level, category), ScorePool())
+            (pool.add if level == "image" else pool.add_maps)(scores, targets)
+            seen.levels.add(level)
+            if pool.has_nan:
+                seen.nan.add(level)
+        for name in names:
+            if name in seen.updated and name not in self._ranked:
+                self._copy(name, category).update(batch)
+
+    def _finish(self, category: str, seen: Seen) -> None:
+        rankings: dict[Level, Ranking] = {}
+        for level in self._levels:
+            if level in seen.levels - seen.nan:
+                pool = self._pools.pop((level, category), None) or ScorePool()
+                rankings[level] = pool.rank(self._device)
+                pool.clear()
+        self._results.images[category] = seen.images
+        for name, metric in self._metrics.items():
+            reason = undefined(metric, seen)
+            if not reason and name in self._ranked and level_of(metric) in seen.nan:
+                reason = "scores that are not numbers"
+            value = None if reason else self._value(name, category, rankings)
+            if isinstance(value, torch.Tensor) and value.numel() == 1 and not value.isnan():
+                self._results.values[name, category] = value.detach().reshape(())
+            else:
+                self._results.reasons[name, category] = reason or "not a number"
+        if self._finished is not None:
+            self._finished(category, self._results, rankings)
+
+    def _value(self, name: str, category: str, rankings: Mapping[Level, Ranking]) -> Any:
+        if name in self._ranked:
+            level = level_of(self._metrics[name])
+            return torch.tensor(self._ranked[name](rankings[level]), dtype=torch.float64) if level else None
+        return self._compute(name, category)
 
     def _copy(self, name: str, category: str) -> Any:
         if (name, category) not in self._copies:
@@ -170,44 +187,3 @@ class CategoryMetrics:
                         setattr(metric, state, [value[0][:0]])
             metric._update_count = 1
         return metric.compute()
-
-
-def _undefined(metric: Any, seen: _Seen) -> str:
-    """Say why a metric is undefined for what has been seen of a category; empty if it is defined."""
-    if not seen.images:
-        return "no images"
-    if metric.name not in seen.updated:
-        lacking = seen.missing.get(metric.name, "")
-        return _MISSING.get(lacking, f"no {lacking} from the model")
-    target = metric.fields[-1]
-    kinds = seen.kinds.get(target, set())
-    if target in _ONE_KIND and len(kinds) == 1:
-        return _ONE_KIND[target][next(iter(kinds))]
-    return ""
-
-
-def _part(batch: ImageBatch, rows: Sequence[int]) -> ImageBatch:
-    """Return some images of a batch as a batch of the same class."""
-    count = len(batch)
-    part: dict[str, Any] = {}
-    for item in fields(batch):
-        value = getattr(batch, item.name)
-        if isinstance(value, torch.Tensor) and value.ndim and len(value) == count:
-            part[item.name] = value[list(rows)]
-        elif isinstance(value, list) and len(value) == count:
-            part[item.name] = [value[row] for row in rows]
-    return batch.update(in_place=False, **part)
-
-
-def _gather(seen: dict[str, _Seen]) -> dict[str, _Seen]:
-    """Join what all processes have seen."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if not distributed or torch.distributed.get_world_size() == 1:
-        return seen
-    everywhere: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everywhere, seen)
-    joined: dict[str, _Seen] = {}
-    for other in everywhere:
-        for category, part in other.items():
-            joined.setdefault(category, _Seen()).add(part)
-    return joined

@@ -57,7 +57,11 @@ def show(frame: pd.DataFrame, title: str) -> None:
         frame (pd.DataFrame): Table as of :func:`to_frame`.
         title (str): What is above it.
     """
-    Console().print(_render(frame, title))
+    console = Console(highlight=False)
+    console.print(_render(frame.drop(columns="note"), title))  # which would leave no room for the numbers
+    for category, note in zip(frame["category"], frame["note"], strict=True):
+        if note:
+            console.print(Text(f"{category}: {note}"))
 
 
 def to_markdown(frame: pd.DataFrame) -> str:
@@ -80,32 +84,14 @@ def to_markdown(frame: pd.DataFrame) -> str:
     return "\n".join(line.rstrip() for line in target.getvalue().splitlines() if line.strip())
 
 
-def write(frame: pd.DataFrame, folder: Path, run: dict[str, Any]) -> Path:
-    """Write a table to ``metrics.csv`` and ``metrics.md``, or ``metrics-1.csv`` and so on if these exist.
-
-    Args:
-        frame (pd.DataFrame): Table as of :func:`to_frame`.
-        folder (Path): Where to write; created if it does not exist.
-        run (dict[str, Any]): What the run was; a column of each row of the csv, so that each tells its origin.
-
-    Returns:
-        Path: The csv.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    number = 0
-    while True:
-        csv = folder / (f"metrics-{number}.csv" if number else "metrics.csv")
-        markdown = csv.with_suffix(".md")
-        if not csv.exists() and not markdown.exists():
-            break
-        number += 1
-    frame.assign(**run).to_csv(csv, index=False, mode="x")
-    about = [f"- {name}: {value}" for name, value in run.items() if value != ""]
-    markdown.write_text("\n".join([to_markdown(frame), "", *about, ""]), encoding="utf-8")
-    return csv
-
-
-def describe_run(trainer: Any, pl_module: Any, epochs: int | None, learned_from: str | None) -> dict[str, Any]:
+def describe_run(
+    trainer: Any,
+    pl_module: Any,
+    epochs: int | None,
+    learned_from: str | None,
+    scope: str = "global",
+    pixel_resolution: str = "model",
+) -> dict[str, Any]:
     """Collect what a row of results must tell to be understood on its own.
 
     Args:
@@ -113,10 +99,12 @@ def describe_run(trainer: Any, pl_module: Any, epochs: int | None, learned_from:
         pl_module (Any): The model.
         epochs (int | None): Epochs that the model was trained for, ``None`` if unknown.
         learned_from (str | None): On which images thresholds were learned, ``""`` if unknown; ``None`` if on none.
+        scope (str): Whether decisions are by one threshold, ``"global"``, or by that of the ``"category"``.
+        pixel_resolution (str): At which size pixels were compared. Defaults to ``"model"``.
 
     Returns:
-        dict[str, Any]: model, dataset, epochs, thresholds, seed, device, versions and command; empty strings if
-            unknown.
+        dict[str, Any]: model, dataset, epochs, thresholds, decisions, pixel_resolution, seed, device, versions and
+            command; empty strings if unknown.
     """
     device = torch.device(getattr(pl_module, "device", "cpu"))
     seed = getattr(pl_module, "seed", None)
@@ -126,6 +114,8 @@ def describe_run(trainer: Any, pl_module: Any, epochs: int | None, learned_from:
         "dataset": getattr(getattr(trainer, "datamodule", None), "name", ""),
         "epochs": "" if epochs is None else epochs,
         "thresholds": "none" if learned_from is None or not _has_thresholds(pl_module) else learned_from,
+        "decisions": scope,
+        "pixel_resolution": pixel_resolution,
         "seed": os.environ.get("PL_GLOBAL_SEED", "") if seed is None else seed,
         "device": f"{device}{name}",
         "versions": versions(),
@@ -150,10 +140,13 @@ def _join(notes: dict[str, list[str]]) -> str:
 
 
 def _render(frame: pd.DataFrame, title: str | None = None, markdown: bool = False) -> Table:
-    table = Table(title=title, box=box.MARKDOWN if markdown else box.HEAVY_HEAD)
-    columns = [name for name in frame.columns if name != "note" or frame["note"].any()]
+    # In the terminal, nine metrics have to fit into 80 columns.
+    table = Table(title=title, box=box.MARKDOWN) if markdown else Table(title=title, box=box.SIMPLE_HEAD, padding=0)
+    columns = [name for name in frame.columns if name != "note" or frame["note"].astype(bool).any()]
     for name in columns:
-        table.add_column(Text(name), justify="left" if name in ("category", "note") else "right")
+        heading = name if markdown else name.replace("_", "_\n", 1)
+        left = name in ("category", "note")
+        table.add_column(Text(heading), justify="left" if left else "right", overflow="fold" if left else "ellipsis")
     for index, row in enumerate(frame[columns].itertuples(index=False)):
         cells = [_cell(value) for value in row]
         if markdown:

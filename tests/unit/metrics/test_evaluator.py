@@ -8,14 +8,17 @@ import pytest
 import torch
 from anomalib.metrics import AUPR, AUPRO, AUROC, Evaluator, F1Max, F1Score
 from anomalib.models.components import AnomalibModule
-from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, roc_auc_score, roc_curve
 
 from anomalib_uniad.metrics import PerCategoryEvaluator
 from anomalib_uniad.metrics.per_category import CategoryMetrics
 from replay import Replay, make_batch, mixed, run
 
 IMAGE = {"fields": ["pred_score", "gt_label"], "prefix": "image_"}
-DEFAULT = ["image_AUROC", "image_F1Score", "pixel_AUROC", "pixel_F1Score"]
+DEFAULT = [
+    *("image_AUROC", "image_AP", "image_F1Max", "pixel_AUROC", "pixel_AP", "pixel_F1Max", "pixel_AUPRO"),
+    *("image_F1Score", "pixel_F1Score"),
+]
 
 
 def by_category(batches) -> dict[str, dict[str, np.ndarray]]:
@@ -51,9 +54,19 @@ def test_values_per_category_and_mean(tmp_path, scale):
         expected[f"image_F1Score/{name}"] = f1_score(part["gt_label"], part["pred_label"])
         expected[f"pixel_AUROC/{name}"] = roc_auc_score(part["gt_mask"], part["anomaly_map"])
         expected[f"pixel_F1Score/{name}"] = f1_score(part["gt_mask"], part["pred_mask"])
+        for level, target, score in (("image", "gt_label", "pred_score"), ("pixel", "gt_mask", "anomaly_map")):
+            expected[f"{level}_AP/{name}"] = average_precision_score(part[target], part[score])
+            precision, recall, _ = precision_recall_curve(part[target], part[score])
+            expected[f"{level}_F1Max/{name}"] = np.nanmax(2 * precision * recall / (precision + recall + 1e-30))
+        # A single square per defective image, so regions are images, and all of the same size.
+        false, overlap, _ = roc_curve(part["gt_mask"], part["anomaly_map"])
+        limit = np.linspace(0, 0.3, 100_001)
+        expected[f"pixel_AUPRO/{name}"] = np.trapezoid(np.interp(limit, false, overlap), limit) / 0.3
     for metric in DEFAULT:
         expected[metric] = np.mean([expected[f"{metric}/{name}"] for name in "abc"])
-    assert results == pytest.approx(expected, abs=1e-6)
+    assert results.keys() == expected.keys()
+    for name, value in expected.items():
+        assert results[name] == pytest.approx(value, abs=1e-4 if "AUPRO" in name else 1e-6), name
 
 
 def test_other_metrics(tmp_path):
@@ -74,14 +87,16 @@ def test_other_metrics(tmp_path):
 def test_one_category_is_logged_as_by_anomalib(tmp_path):
     batches = [make_batch(["a"] * 6, [0, 1, 0, 1, 1, 0], seed) for seed in range(3)]
     stock = run(AnomalibModule.configure_evaluator(), batches, tmp_path)
-    assert run(PerCategoryEvaluator(), batches, tmp_path) == stock
-    assert list(stock) == DEFAULT
+    own = run(PerCategoryEvaluator(), batches, tmp_path)
+    assert list(own) == DEFAULT
+    assert {name: own[name] for name in stock} == pytest.approx(stock, abs=1e-6)
+    assert len(stock) == 4
 
 
 def test_validation_defaults_to_the_image_level(tmp_path):
     results = run(PerCategoryEvaluator(), mixed(), tmp_path, stage="validate")
     assert set(results) == {"image_AUROC", "image_AUROC/a", "image_AUROC/b", "image_AUROC/c"}
-    assert not list(tmp_path.iterdir())
+    assert {path.name for path in tmp_path.iterdir()} == {f"validation.{kind}" for kind in ("csv", "md", "json")}
     assert run(PerCategoryEvaluator(val_metrics=[]), mixed(), tmp_path, stage="validate") == {}
     both = PerCategoryEvaluator(val_metrics=[AUROC(**IMAGE), AUROC(["anomaly_map", "gt_mask"], prefix="pixel_")])
     assert len(run(both, mixed(), tmp_path, stage="validate")) == 8
@@ -104,7 +119,7 @@ def test_nothing_is_left_of_the_last_run(tmp_path):
 def test_missing_predictions(tmp_path):
     batch = make_batch(["a", "b"] * 4, [0, 0, 1, 1] * 2, 1).update(anomaly_map=None, pred_mask=None)
     assert set(run(PerCategoryEvaluator(), [batch], tmp_path)) == {
-        f"image_{metric}{name}" for metric in ("AUROC", "F1Score") for name in ("", "/a", "/b")
+        f"image_{metric}{name}" for metric in ("AUROC", "AP", "F1Max", "F1Score") for name in ("", "/a", "/b")
     }
     assert "no anomaly_map from the model" in (tmp_path / "metrics.csv").read_text()
     strict = PerCategoryEvaluator(test_metrics=AUROC(fields=["anomaly_map", "gt_mask"]))

@@ -13,7 +13,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
 ]
 
-DEFAULT = ["image_AUROC", "image_F1Score", "pixel_AUROC", "pixel_F1Score"]
+DEFAULT = [
+    *("image_AUROC", "image_AP", "image_F1Max", "pixel_AUROC", "pixel_AP", "pixel_F1Max", "pixel_AUPRO"),
+    *("image_F1Score", "pixel_F1Score"),
+]
 
 
 def test_undefined_metrics_are_left_out(tmp_path):
@@ -30,12 +33,11 @@ def test_undefined_metrics_are_left_out(tmp_path):
     frame = pd.read_csv(tmp_path / "metrics.csv", keep_default_na=False).set_index("category")
     assert list(frame.index) == ["a", "defective", "normal", "unmasked", "mean"]
     assert frame.note["a"] == ""
-    assert frame.note["defective"] == "image_AUROC, image_F1Score: only defective images"
-    assert frame.note["normal"] == (
-        "image_AUROC, image_F1Score: only normal images; pixel_AUROC, pixel_F1Score: no defective pixels"
-    )
-    assert frame.note["unmasked"] == "pixel_AUROC, pixel_F1Score: no masks"
-    assert frame.note["mean"].startswith("image_AUROC, image_F1Score, pixel_AUROC, pixel_F1Score: over 2 of 4")
+    image, pixel = (", ".join(name for name in DEFAULT if name.startswith(level)) for level in ("image", "pixel"))
+    assert frame.note["defective"] == f"{image}: only defective images"
+    assert frame.note["normal"] == f"{image}: only normal images; {pixel}: no defective pixels"
+    assert frame.note["unmasked"] == f"{pixel}: no masks"
+    assert frame.note["mean"] == f"{', '.join(DEFAULT)}: over 2 of 4 categories"
     assert frame.image_AUROC["normal"] == ""
 
 
@@ -51,12 +53,13 @@ def test_files(tmp_path, monkeypatch, capsys):
     results = run(PerCategoryEvaluator(), mixed(), tmp_path)
     frame = pd.read_csv(tmp_path / "metrics.csv", keep_default_na=False)
     assert list(frame) == [
-        *("category", *DEFAULT, "note", "model", "dataset", "epochs", "thresholds", "seed", "device", "versions"),
-        "command",
+        *("category", *DEFAULT, "note", "model", "dataset", "epochs", "thresholds", "decisions", "pixel_resolution"),
+        *("seed", "device", "versions", "command"),
     ]
     assert list(frame.category) == ["a", "b", "c", "mean"]
-    assert frame.image_AUROC[0] == results["image_AUROC/a"]
-    assert frame.pixel_F1Score[3] == results["pixel_F1Score"]
+    assert frame.image_AUROC[0] == pytest.approx(results["image_AUROC/a"], abs=1e-7)  # logged in single precision
+    assert frame.pixel_F1Score[3] == pytest.approx(results["pixel_F1Score"], abs=1e-7)
+    assert (frame.pixel_resolution == "model 8 x 8").all()
     assert (frame.seed == 7).all()
     assert (frame.model == "Replay").all()
     assert (frame.device == "cpu").all()
@@ -81,7 +84,8 @@ def test_earlier_files_stay(tmp_path):
     assert (tmp_path / "metrics.csv").read_text() == "mine"
     assert (tmp_path / "metrics-1.md").read_text() == "mine too"
     assert sorted(path.name for path in tmp_path.glob("*-[23].*")) == [
-        *("metrics-2.csv", "metrics-2.md", "metrics-3.csv", "metrics-3.md")
+        *("metrics-2.csv", "metrics-2.json", "metrics-2.md", "metrics-3.csv", "metrics-3.json", "metrics-3.md"),
+        *("predictions-2.csv", "predictions-3.csv"),
     ]
 
 

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One prediction, from the first batch to the table of its images."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import LightningModule, Trainer
+
+from anomalib_uniad.data.category import categories_of, known_categories
+from anomalib_uniad.metrics.files import RunFiles
+from anomalib_uniad.metrics.session import Session
+
+if TYPE_CHECKING:
+    from anomalib_uniad.metrics.evaluator import PerCategoryEvaluator
+
+logger = logging.getLogger(__name__)
+
+
+class Prediction(Session):
+    """A prediction.
+
+    Args:
+        evaluator (PerCategoryEvaluator): The evaluator, which has the arguments and the thresholds.
+        trainer (Trainer): The trainer.
+        pl_module (LightningModule): The model.
+
+    Raises:
+        ValueError: If decisions by category are wanted, but there are no thresholds, or none of the given category.
+    """
+
+    def __init__(self, evaluator: "PerCategoryEvaluator", trainer: Trainer, pl_module: LightningModule) -> None:
+        super().__init__(evaluator, trainer, pl_module)
+        self._without = 0
+        if self._used and evaluator.category is not None and evaluator.category not in self._used:
+            msg = f"category is {evaluator.category!r}, but the model has thresholds of {', '.join(self._used)}."
+            raise ValueError(msg)
+
+    def update(self, batch: Any) -> None:
+        """Decide the images of a batch, and write them down."""
+        categories = self._categories(batch)
+        raw = self._decide(batch, categories)
+        self._without += sum(category not in self._used for category in categories)
+        self._write_down(batch, raw, categories)
+
+    def write(self) -> None:
+        """Write the table of the images to the folder of the run."""
+        self.stop()
+        predictions = self._predictions.table()
+        if not self._trainer.is_global_zero or predictions.empty:
+            return
+        path = RunFiles(self._folder).write_predictions(predictions)
+        logger.info("Predictions of %d images: %s", len(predictions), path)
+        if self._used and self._without:
+            logger.warning(
+                "%d images were decided by the global threshold: neither `category` nor a folder of their path says "
+                "which of the categories %s they are of.",
+                self._without,
+                ", ".join(self._used),
+            )
+
+    def _categories(self, batch: Any) -> list[str]:
+        """The category that was given, else the last folder with the name of one that the model knows."""
+        paths = [Path(path) for path in batch.image_path or [""] * len(batch)]
+        if self._evaluator.category is not None:
+            return [self._evaluator.category] * len(paths)
+        known = self._evaluator.category_thresholds
+        if not known and self._datamodule is not None and known_categories(self._datamodule):
+            return categories_of(paths, self._datamodule)
+        return [next((part for part in reversed(path.parts[:-1]) if part in known), "") for path in paths]

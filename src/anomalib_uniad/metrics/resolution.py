@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Anomaly maps and masks at the size of the original images."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from anomalib.data import ImageBatch
+from anomalib.data.utils import read_mask
+from PIL import Image
+from torch.nn import functional as F
+from torchvision.transforms import v2
+
+from anomalib_uniad.metrics.distributed import part
+
+PixelResolution = Literal["model", "original"]
+
+
+def check_whole_images(pre_processor: Any) -> None:
+    """Check that a pre-processor shows whole images to the model.
+
+    Args:
+        pre_processor (Any): anomalib's pre-processor of a model.
+
+    Raises:
+        ValueError: If it crops them: anomaly maps then do not cover the original images.
+    """
+    transform = getattr(pre_processor, "transform", None)
+    steps = [transform, *(transform.modules() if isinstance(transform, torch.nn.Module) else [])]
+    crops = [type(step).__name__ for step in steps if isinstance(step, v2.CenterCrop | v2.RandomCrop | v2.Pad)]
+    if crops:
+        msg = (
+            f"pixel_resolution 'original' needs anomaly maps of whole images, but the pre-processor has {crops[0]}. "
+            "Take it out, or use pixel_resolution 'model'."
+        )
+        raise ValueError(msg)
+
+
+def at_original_size(batch: ImageBatch) -> Iterator[ImageBatch]:
+    """Bring maps to the size of their original images, and read the masks anew.
+
+    Args:
+        batch (ImageBatch): Batch with ``image_path``, and ``mask_path`` where images have masks.
+
+    Yields:
+        ImageBatch: One image each, with ``anomaly_map`` (bilinear), ``pred_mask`` (nearest neighbor) and ``gt_mask``
+        ``(1, H, W)`` of the original size.
+
+    Raises:
+        FileNotFoundError: If an image or mask is not there.
+        ValueError: If there is no path, or a mask has another size than its image.
+    """
+    for row in range(len(batch)):
+        one: Any = part(batch, [row])
+        height, width = _size(one.image_path[0] if one.image_path else None)
+        changed: dict[str, torch.Tensor] = {}
+        for name in ("anomaly_map", "pred_mask"):
+            value = getattr(one, name, None)
+            if value is not None:
+                shaped = value.reshape(1, 1, *value.shape[-2:])
+                kind = {"mode": "nearest"} if value.dtype == torch.bool else {"mode": "bilinear"}
+                resized = F.interpolate(shaped.float(), size=(height, width), **kind)  # type: ignore[arg-type]
+                changed[name] = resized.to(value.dtype).reshape(1, height, width)
+        if one.gt_mask is not None:
+            changed["gt_mask"] = _mask(one.mask_path[0] if one.mask_path else None, one, (height, width))
+        yield one.update(in_place=False, image=torch.zeros(1, 3, 1, 1).expand(1, 3, height, width), **changed)
+
+
+def _size(path: str | None) -> tuple[int, int]:
+    if path is None or not Path(path).is_file():
+        msg = f"pixel_resolution 'original' needs the files of the images, but {path} is none. Use 'model'."
+        raise FileNotFoundError(msg)
+    with Image.open(path) as image:  # reads the size alone
+        width, height = image.size
+    return height, width
+
+
+def _mask(path: str | None, one: Any, size: tuple[int, int]) -> torch.Tensor:
+    if not path:
+        if bool(one.gt_mask.any()):
+            msg = f"pixel_resolution 'original' needs masks in files, but {one.image_path[0]} has none. Use 'model'."
+            raise ValueError(msg)
+        return torch.zeros(1, *size, dtype=torch.bool)
+    if not Path(path).is_file():
+        msg = f"The mask {path} of {one.image_path[0]} is not there."
+        raise FileNotFoundError(msg)
+    mask = torch.as_tensor(read_mask(path, as_tensor=True)).bool()
+    if mask.shape[-2:] != size:
+        msg = f"The mask {path} has {tuple(mask.shape[-2:])} pixels, its image {one.image_path[0]} has {size}."
+        raise ValueError(msg)
+    return mask.reshape(1, *size)

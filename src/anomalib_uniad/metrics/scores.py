@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores of one category, kept until they can be ranked."""
+
+import tempfile
+from typing import IO
+
+import cv2
+import numpy as np
+import torch
+
+from anomalib_uniad.metrics.distributed import gather_array, gather_objects, world_size
+from anomalib_uniad.metrics.functional import Floats, Ranking, rank
+
+_SPOOL_BYTES = 1 << 26  # what a category keeps in memory; beyond that it goes to a temporary file
+
+
+class ScorePool:
+    """Scores of positives and negatives of one category, as they come batch by batch.
+
+    Negatives, nearly all of the pixels, are kept as bare numbers, in a temporary file once they are more than 64 MiB.
+    So memory does not grow with the number of categories, whatever the order of the images.
+
+    Attributes:
+        positives (int): Number of positives so far.
+        negatives (int): Number of negatives so far.
+        has_nan (bool): Whether one of the scores was not a number; then there is no ranking.
+    """
+
+    def __init__(self) -> None:
+        self.positives = 0
+        self.negatives = 0
+        self.has_nan = False
+        self._dtype: np.dtype = np.dtype(np.float32)
+        self._file: IO[bytes] | None = None
+        self._positives: list[Floats] = []
+        self._weights: list[Floats] = []
+
+    def add(self, scores: torch.Tensor, targets: torch.Tensor) -> None:
+        """Add scores of images.
+
+        Args:
+            scores (torch.Tensor): ``(B,)``, any floating type; or booleans.
+            targets (torch.Tensor): ``(B,)``, 1 is defective.
+        """
+        target = targets.detach().bool().cpu().numpy()
+        self._add(self._plain(scores), target, np.ones(int(target.sum())))
+
+    def add_maps(self, maps: torch.Tensor, masks: torch.Tensor) -> None:
+        """Add pixels. Each region of a mask, connected also across corners, counts 1 in AUPRO.
+
+        Args:
+            maps (torch.Tensor): Anomaly maps ``(B, H, W)`` or ``(B, 1, H, W)``.
+            masks (torch.Tensor): Masks of the same size, 1 is defective.
+        """
+        height, width = masks.shape[-2:]
+        values = self._plain(maps).reshape(-1, height, width)
+        for scores, mask in zip(values, masks.detach().bool().cpu().numpy().reshape(-1, height, width), strict=True):
+            if not mask.any():
+                self._add(scores.ravel(), None, None)
+                continue
+            _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+            regions = labels[mask]
+            self._add(scores.ravel(), mask.ravel(), 1.0 / np.bincount(regions)[regions])
+
+    def rank(self, device: torch.device | None = None) -> Ranking:
+        """Rank what has been added, over all processes; with several, each of them must call this.
+
+        Args:
+            device (torch.device | None): Device over which processes exchange tensors. Defaults to ``None``, the CPU.
+
+        Returns:
+            Ranking: Counts.
+        """
+        positives = np.concatenate(self._positives) if self._positives else np.empty(0, self._dtype)
+        weights = np.concatenate(self._weights) if self._weights else np.empty(0)
+        negatives = np.empty(0, self._dtype)
+        if self._file is not None:
+            self._file.seek(0)
+            negatives = np.empty(self.negatives, self._dtype)
+            # In parts: a file in memory hands out copies.
+            view, part, start = negatives.view(np.uint8).data, 1 << 24, 0
+            while start < len(view):
+                data = self._file.read(min(part, len(view) - start))
+                view[start : start + len(data)] = data
+                start += len(data)
+        if world_size() > 1:
+            # A process that has seen nothing of the category does not know whether scores are double.
+            dtype = np.result_type(*gather_objects(self._dtype))
+            positives, negatives = positives.astype(dtype, copy=False), negatives.astype(dtype, copy=False)
+            positives, weights, negatives = (gather_array(array, device) for array in (positives, weights, negatives))
+        return rank(positives, negatives, weights)
+
+    def clear(self) -> None:
+        """Free the memory and the file; the numbers stay."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self._positives, self._weights = [], []
+
+    def __del__(self) -> None:
+        self.clear()  # also when a test was interrupted
+
+    def _plain(self, scores: torch.Tensor) -> Floats:
+        """Numbers that keep the order: single precision, double if they come so."""
+        if scores.dtype == torch.float64 and not self.positives + self.negatives:
+            self._dtype = np.dtype(np.float64)
+        values: Floats = scores.detach().to(torch.float64 if self._dtype == np.float64 else torch.float32).cpu().numpy()
+        # The sum is NaN too, or infinite values of both signs are; looking closer is only then needed.
+        if np.isnan(values.sum(dtype=np.float64)) and np.isnan(values).any():
+            self.has_nan = True
+        return values
+
+    def _add(self, scores: Floats, target: np.ndarray | None, weights: Floats | None) -> None:
+        negatives = scores
+        if target is not None and weights is not None:
+            positives, negatives = scores[target], scores[~target]
+            self.positives += len(positives)
+            self._positives.append(positives)
+            self._weights.append(weights)
+        self.negatives += len(negatives)
+        if self._file is None:
+            self._file = tempfile.SpooledTemporaryFile(_SPOOL_BYTES, prefix="anomalib-uniad-")  # noqa: SIM115  # see clear
+        self._file.write(np.ascontiguousarray(negatives).data)
