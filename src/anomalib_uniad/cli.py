@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from anomalib_uniad.benchmark.training import train as bench_train  # light: the rest is imported when it runs
+from anomalib_uniad.inference import predict  # light as well
+from anomalib_uniad.report import report  # light, too
 
 if TYPE_CHECKING:
     from anomalib_uniad.training.feature_store import CacheEntry
@@ -159,6 +161,8 @@ COMMANDS: dict[str, Any] = {
         "train": bench_train,
     },
     "make-meta": make_meta,
+    "predict": predict,
+    "report": report,
 }
 
 
@@ -172,9 +176,20 @@ def main(args: list[str] | None = None) -> None:
         >>> main(["cache", "ls", "--directory", "/not/there"])
         There are no feature caches in /not/there.
     """
-    from jsonargparse import auto_cli
+    from jsonargparse import ArgumentParser, auto_cli
 
-    auto_cli(COMMANDS, args=args, prog="anomalib-uniad", description="Tools of UniAD for anomalib.")
+    class Parser(ArgumentParser):
+        """Takes each RUN of the report as a word of its own; a list would be one word, ``[A,B]``."""
+
+        def add_function_arguments(self, function: Any, *args: Any, **kwargs: Any) -> list[str]:
+            if function is not report:
+                return super().add_function_arguments(function, *args, **kwargs)
+            about = "Folder of a run, or its metrics.json or metrics.csv; the newest one is taken."
+            self.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=about)
+            return ["runs", *super().add_function_arguments(function, *args, **{**kwargs, "skip": {"runs"}})]
+
+    description = "Tools of UniAD for anomalib."
+    auto_cli(COMMANDS, args=args, prog="anomalib-uniad", description=description, parser_class=Parser)
 
 
 def _row(entry: "CacheEntry") -> list[str]:
