@@ -13,6 +13,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 ALLOWED = {
     "": {"data", "metrics", "model"},  # __init__: the public names, lazily
     "plugin": set(),
+    "inference": set(),
     "training": {"training", "data.validation"},
     "backbones": set(),
     "data.category": set(),
@@ -39,7 +40,8 @@ ALLOWED = {
     "model": {"model"},
     "deploy.official": {"deploy.official"},
     "deploy": {"deploy", "model", "data.category"},
-    "cli": {"cli", "training", "benchmark", "deploy", "data"},
+    "report": set(),
+    "cli": {"cli", "inference", "training", "benchmark", "deploy", "data", "report"},
     "benchmark": {"benchmark", "deploy", "model", "metrics", "data", "training", ""},
 }
 
