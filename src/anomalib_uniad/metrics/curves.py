@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 from typing import Literal
 
 import numpy as np
@@ -31,7 +32,7 @@ _LONGEST_NAME = 100
 
 
 def plot_category(
-    path: Path,
+    path: Path | IO[bytes],
     category: str,
     image: Ranking | None,
     pixel: Ranking | None,
@@ -42,7 +43,7 @@ def plot_category(
     """Write a picture of one category, see :func:`draw_category`.
 
     Args:
-        path (Path): The picture, a PNG of 1500 x 500 pixels. Its folder is created if it does not exist.
+        path (Path | IO[bytes]): The picture, a PNG of 1500 x 500 pixels; its folder is created if it does not exist.
         category (str): Name of the category.
         image (Ranking | None): Counts of images, ``None`` if there are none.
         pixel (Ranking | None): Counts of pixels, ``None`` if there are none.
@@ -51,7 +52,8 @@ def plot_category(
         thresholds (Mapping[str, float]): Thresholds of image scores by what they are for.
     """
     figure = draw_category(category, image, pixel, normal, defective, thresholds)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(path, Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")
 
 
@@ -85,7 +87,7 @@ def draw_category(
     _draw_roc(roc, rankings)
     _draw_precision_recall(precision_recall, rankings)
     _draw_histogram(histogram, {"normal": normal, "defective": defective}, thresholds)
-    figure.suptitle(_printable(category), parse_math=False, usetex=False, fontweight="bold")
+    figure.suptitle(_printable(category), parse_math=False, usetex=False, fontsize=14)
     return figure
 
 
@@ -148,7 +150,8 @@ def _draw_precision_recall(axes: Axes, rankings: Mapping[str, Ranking | None]) -
         axes.plot(x, y, line, color=color, drawstyle="steps-pre", label=label)
         axes.plot(recall[best], precision[best], "o", color=color, markeredgecolor="black", markersize=7, zorder=3)
     _finish_rates(axes, "Precision and recall", "recall", "precision")
-    _legend(axes, "lower left")
+    axes.set_ylim(-0.02, 1.2)  # room for the legend: curves can be anywhere below
+    _legend(axes, "upper center")
 
 
 def _draw_histogram(axes: Axes, kinds: Mapping[str, Floats], thresholds: Mapping[str, float]) -> None:
@@ -207,11 +210,12 @@ def _remark(axes: Axes, text: str) -> None:
 
 def _finish_rates(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set(title=title, xlabel=x, ylabel=y, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.set_yticks(np.linspace(0, 1, 6))
     axes.grid(color="0.92")
     axes.set_axisbelow(True)
 
 
-def _legend(axes: Axes, place: Literal["lower left", "lower right", "upper center"], columns: int = 1) -> None:
+def _legend(axes: Axes, place: Literal["lower right", "upper center"], columns: int = 1) -> None:
     legend = axes.legend(loc=place, ncols=columns, fontsize=9, framealpha=0.95)
     for text in legend.get_texts():
         text.set_parse_math(False)
