@@ -13,8 +13,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from anomalib.models.components import AnomalibModule
 
+from anomalib_uniad.metrics import PerCategoryEvaluator
 from anomalib_uniad.metrics.per_category import CategoryMetrics
 from replay import make_batch
 
@@ -51,7 +51,7 @@ def main(rank: int, file: str) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{file}", rank=rank, world_size=2, timeout=timedelta(seconds=TIMEOUT)
     )
-    metrics = CategoryMetrics(list(AnomalibModule.configure_evaluator().test_metrics))
+    metrics = CategoryMetrics(list(PerCategoryEvaluator().test_metrics))
     for category in CATEGORIES[rank]:
         metrics.update(make_batch([category] * 4, [0, 0, 1, 1], rank))
     sys.stdout.write(json.dumps({name: float(value) for name, value in metrics.compute().logged().items()}))

@@ -7,6 +7,12 @@ from anomalib.data import ImageBatch
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
+METRICS = (
+    *("image_AUROC", "image_AP", "image_F1Max", "pixel_AUROC", "pixel_AP", "pixel_F1Max", "pixel_AUPRO"),
+    *("image_F1Score", "pixel_F1Score"),
+)
+"""What a test reports by default."""
+
 
 def make_batch(categories, labels, seed=0, masks=True, scale=1.0) -> ImageBatch:
     """Make a batch of random predictions for images (3, 8, 8) of the given categories and labels."""

@@ -3,8 +3,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
-from typing import Literal
+from typing import IO, Literal
 
 import numpy as np
 from matplotlib.axes import Axes

@@ -39,11 +39,11 @@ class ScorePool:
         """Add scores of images.
 
         Args:
-            scores (torch.Tensor): ``(B,)``, any floating type; or booleans.
+            scores (torch.Tensor): ``(B,)`` or ``(B, 1)``, any floating type; or booleans.
             targets (torch.Tensor): ``(B,)``, 1 is defective.
         """
-        target = targets.detach().bool().cpu().numpy()
-        self._add(self._plain(scores), target, np.ones(int(target.sum())))
+        target = targets.detach().bool().cpu().numpy().reshape(-1)
+        self._add(self._plain(scores).reshape(-1), target, np.ones(int(target.sum())))
 
     def add_maps(self, maps: torch.Tensor, masks: torch.Tensor) -> None:
         """Add pixels. Each region of a mask, connected also across corners, counts 1 in AUPRO.
@@ -105,9 +105,10 @@ class ScorePool:
         if scores.dtype == torch.float64 and not self.positives + self.negatives:
             self._dtype = np.dtype(np.float64)
         values: Floats = scores.detach().to(torch.float64 if self._dtype == np.float64 else torch.float32).cpu().numpy()
-        # The sum is NaN too, or infinite values of both signs are; looking closer is only then needed.
-        if np.isnan(values.sum(dtype=np.float64)) and np.isnan(values).any():
-            self.has_nan = True
+        with np.errstate(invalid="ignore"):
+            # The sum is NaN if a value is, or if there are infinite ones of both signs; only then look closer.
+            suspect = np.isnan(values.sum(dtype=np.float64))
+        self.has_nan = self.has_nan or bool(suspect and np.isnan(values).any())
         return values
 
     def _add(self, scores: Floats, target: np.ndarray | None, weights: Floats | None) -> None:

@@ -12,13 +12,10 @@ from sklearn.metrics import average_precision_score, f1_score, precision_recall_
 
 from anomalib_uniad.metrics import PerCategoryEvaluator
 from anomalib_uniad.metrics.per_category import CategoryMetrics
-from replay import Replay, make_batch, mixed, run
+from replay import METRICS, Replay, make_batch, mixed, run
 
 IMAGE = {"fields": ["pred_score", "gt_label"], "prefix": "image_"}
-DEFAULT = [
-    *("image_AUROC", "image_AP", "image_F1Max", "pixel_AUROC", "pixel_AP", "pixel_F1Max", "pixel_AUPRO"),
-    *("image_F1Score", "pixel_F1Score"),
-]
+DEFAULT = list(METRICS)
 
 
 def by_category(batches) -> dict[str, dict[str, np.ndarray]]:
