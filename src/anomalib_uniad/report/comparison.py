@@ -183,6 +183,6 @@ def _empty(runs: Sequence[Run], metric: str, categories: Sequence[str]) -> list[
         for reason, names in reasons.items():
             found.setdefault((", ".join(names), reason), []).append(run.name)
     return [
-        f"{f'{where}, of ' if where else ''}{' and '.join(names)}: {reason}."
+        f"{where} ({', '.join(names)}): {reason}." if where else f"{', '.join(names)}: {reason}."
         for (where, reason), names in found.items()
     ]

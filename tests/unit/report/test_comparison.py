@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from anomalib_uniad.report.comparison import Comparison, compare
+from anomalib_uniad.report.decisions import Decisions
+from anomalib_uniad.report.runs import read_runs
+from anomalib_uniad.report.tables import decision_notes, decision_rows, show, to_csv, to_markdown
+from runs import write_run
+
+
+def comparison(tmp_path: Path, *runs: Any, about: Any = (), **options: Any) -> Comparison:
+    """Compare runs of category -> metric -> value, or category -> value of image_AUROC, named A, B, ..."""
+    folders = []
+    for number, values in enumerate(runs):
+        full = {name: v if isinstance(v, dict) else {"image_AUROC": v} for name, v in values.items()}
+        extra = about[number] if about else {}
+        reasons = {n: {m: "no masks" for m, v in found.items() if v is None} for n, found in full.items()}
+        folders.append(write_run(tmp_path / str(number), full, reasons=reasons, **extra))
+    return compare(read_runs(folders, [chr(65 + number) for number in range(len(runs))]), **options)
+
+
+def test_values_and_best(tmp_path: Path) -> None:
+    found = comparison(tmp_path, {"a": 0.5, "b": 0.75}, {"a": 0.25, "b": 1.0}, {"a": 0.50001, "b": 0.0})
+    (table,) = found.tables
+    assert [row.label for row in table.rows] == ["a", "b", "mean"]
+    assert table.rows[0].values == [0.5, 0.25, 0.50001]
+    assert table.rows[0].best == [True, False, True]  # equal with 4 decimals
+    assert table.rows[1].best == [False, True, False]
+    assert table.rows[2].values == pytest.approx([0.625, 0.625, 0.250005])
+    assert table.rows[2].best == [True, True, False]
+    assert table.rows[2].partial == [False] * 3
+    assert table.notes == found.warnings == []
+    assert [row.label for row in found.summary] == ["image_AUROC"]
+
+
+def test_nothing_is_best_without_a_second_value(tmp_path: Path) -> None:
+    assert comparison(tmp_path / "x", {"a": 0.5}).tables[0].rows[0].best == [False]
+    found = comparison(tmp_path / "y", {"a": 0.5, "b": 0.5}, {"a": None, "b": 0.75})
+    assert found.tables[0].rows[0].best == [False, False]
+    assert found.tables[0].rows[1].best == [False, True]
+
+
+def test_undefined_and_means_over_fewer_categories(tmp_path: Path) -> None:
+    found = comparison(tmp_path, {"a": 0.5, "b": 0.9, "c": 0.1}, {"a": 1.0, "b": None, "c": 0.2}, {"a": 0.6, "b": 0.8})
+    (table,) = found.tables
+    assert table.rows[1].values == [0.9, None, 0.8]
+    mean, common = table.rows[3:]
+    assert mean.label == "mean"
+    assert mean.values == pytest.approx([0.5, 0.6, 0.7])
+    assert mean.partial == [False, True, True]
+    assert mean.best == [False] * 3  # the last is the largest, over other categories
+    assert common.label == "mean of 1 in common"
+    assert common.values == [0.5, 1.0, 0.6]
+    assert common.best == [False, True, False]
+    assert table.notes == [
+        "b (B): no masks.",
+        "c (C): not among its categories.",
+        "† B: mean over 2 of 3 categories, without b.",
+        "† C: mean over 2 of 3 categories, without c.",
+        "Means over different categories are not compared: none is marked as best. In common are a.",
+    ]
+    assert [row.label for row in found.summary] == ["image_AUROC", "image_AUROC, mean of 1 in common"]
+    assert "not compared" in found.summary_note
+
+
+def test_no_categories_in_common(tmp_path: Path) -> None:
+    (table,) = comparison(tmp_path, {"a": 0.5}, {"b": 0.75}).tables
+    assert [row.label for row in table.rows] == ["a", "b", "mean"]
+    assert table.rows[2].best == [False, False]
+    assert "there are no categories in common" in table.notes[-1]
+
+
+def test_a_metric_that_only_some_runs_have(tmp_path: Path) -> None:
+    both = {"a": {"image_AUROC": 0.5, "pixel_AP": 0.25}}
+    found = comparison(tmp_path, {"a": 0.5}, both, both)
+    assert [table.metric for table in found.tables] == ["image_AUROC", "pixel_AP"]
+    table = found.tables[1]
+    assert table.notes == ["A: not measured."]
+    assert table.rows[-1].values == [None, 0.25, 0.25]
+    assert table.rows[-1].best == [False, True, True]
+
+
+def test_metrics_are_chosen(tmp_path: Path) -> None:
+    values = {"a": {"image_AUROC": 0.5, "image_AP": 0.5, "pixel_AP": 0.25}}
+    found = comparison(tmp_path, values, metrics=["pixel_AP", "image_AUROC", "pixel_AP"])
+    assert [table.metric for table in found.tables] == ["pixel_AP", "image_AUROC"]
+    with pytest.raises(
+        ValueError, match="No run has the metric image_F1, AP: choose from image_AUROC, image_AP, pixel_AP"
+    ):
+        comparison(tmp_path, values, metrics=["image_F1", "AP"])
+    with pytest.raises(ValueError, match="metrics is empty: choose from"):
+        comparison(tmp_path, values, metrics=[])
+
+
+@pytest.mark.parametrize(
+    ("about", "warning"),
+    [
+        ({"dataset": "other"}, "different data sets (A: line; B: other)"),
+        ({"pixel_resolution": "original"}, "different resolutions (A: model 64 x 64; B: original)"),
+        ({"thresholds": "none"}, "learned on different images (A: validation images; B: none)"),
+        ({"thresholds": "test images (same_as_test)"}, "B: thresholds were learned on the test images"),
+        ({"images": 9}, "different numbers of images: a (A 8, B 9)"),
+    ],
+)
+def test_warnings(tmp_path: Path, about: dict[str, Any], warning: str) -> None:
+    values = {"a": {"image_F1Score": 0.5, "pixel_AP": 0.5}}
+    found = comparison(tmp_path, values, values, about=[{}, about])
+    assert any(warning in text for text in found.warnings), found.warnings
+    assert warning in to_markdown(found, {})
+
+
+def test_warnings_only_where_they_concern_something(tmp_path: Path) -> None:
+    about = [{}, {"pixel_resolution": "original", "thresholds": "none", "dataset": ""}]
+    values = {"a": {"image_AUROC": 0.5}}
+    assert comparison(tmp_path, values, values, about=about).warnings == []
+    assert len(comparison(tmp_path, values, values, about=about, decided=True).warnings) == 1
+
+
+def test_different_categories_are_a_warning(tmp_path: Path) -> None:
+    (text,) = comparison(tmp_path, {"a": 0.5, "b": 0.5}, {"b": 0.5, "c": 0.5}).warnings
+    assert "A lacks c; B lacks a" in text
+    assert "not comparable" in text
+
+
+def test_markdown(tmp_path: Path) -> None:
+    text = to_markdown(comparison(tmp_path, {"a": 0.5, "b": 0.98765}, {"a": 0.25, "b": None}), {})
+    assert "# Report: A, B" in text
+    table = text.split("## image_AUROC\n\n")[1].split("\n\n")[0]
+    assert [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]] == [
+        ["a", "**0.5000**", "0.2500"],
+        ["b", "0.9877", ""],
+        ["mean", "0.7438", "0.2500 †"],
+        ["mean of 1 in common", "**0.5000**", "0.2500"],
+    ]
+    assert "- b (B): no masks." in text
+    assert "- command: anomalib" in text
+
+
+def test_csv(tmp_path: Path) -> None:
+    found = comparison(tmp_path, {"a": 1 / 3, "=1+1": 0.5}, {"a": 0.25, "=1+1": None})
+    rows = list(csv.DictReader(io.StringIO(to_csv(found))))
+    assert list(rows[0]) == ["metric", "category", "A", "B", "best", "note"]
+    assert rows[0] == {
+        "metric": "image_AUROC",
+        "category": "a",
+        "A": repr(1 / 3),
+        "B": "0.25",
+        "best": "A",
+        "note": "",
+    }
+    assert rows[1]["category"] == "'=1+1"  # no formula in a spreadsheet
+    assert (rows[1]["B"], rows[1]["best"]) == ("", "")
+    assert rows[2]["category"] == "mean"
+    assert "no masks" in rows[2]["note"]
+    assert [row["category"] for row in rows[3:]] == ["mean of 1 in common"]
+
+
+def test_names_are_safe_in_markdown(tmp_path: Path) -> None:
+    found = comparison(tmp_path, {"<b>x</b>": 0.5, "a|b": 0.5, "*c*": 0.5, "[d](e)": 0.5, "metal_nut": 0.5, "_f_": 0.5})
+    text = to_markdown(found, {})
+    assert "<b>" not in text
+    for line in text.splitlines():
+        if line.startswith("|"):
+            assert line.replace("\\|", "").count("|") == 3, line
+    for safe in (r"a\|b", r"\*c\*", r"\[d\](e)", "metal_nut", r"\_f\_", "&lt;b&gt;"):
+        assert safe in text
+
+
+def test_terminal(tmp_path: Path) -> None:
+    found = comparison(tmp_path, {"a": 0.5, "b": 0.5}, {"a": 0.25}, about=[{}, {"dataset": "[red]x"}])
+    console = Console(file=io.StringIO(), width=100)
+    show(found, console)
+    text = console.file.getvalue()
+    assert "* 0.5000" in text
+    assert "0.2500 †" in text
+    assert "[red]x" in text
+    assert "Warning: The runs have different categories: B lacks b." in text
+
+
+def test_decisions(tmp_path: Path) -> None:
+    found = comparison(tmp_path, {"a": 0.5, "b": 0.5}, {"a": 0.5, "b": 0.5})
+    decisions = {"A": {"a": Decisions(4, 1, 6, 2), "b": Decisions(2, 2, 0, 0, 3)}, "B": {}}
+    assert decision_rows(found, decisions) == [
+        ("a", [("1 of 4", "2 of 6")]),
+        ("b", [("2 of 2", "")]),
+        ("all", [("3 of 6", "2 of 6")]),
+    ]
+    assert decision_notes(decisions) == ["A: 3 images without a label or a decision are left out."]
+    text = to_markdown(found, decisions)
+    assert "## Decisions" in text
+    assert "1 of 4" in text
+    assert "## Decisions" not in to_markdown(found, {"A": {}, "B": {}})
