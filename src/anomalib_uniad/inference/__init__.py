@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prediction with an exported model and nothing else: OpenVINO, numpy and Pillow; neither torch nor anomalib."""
+
+from .command import predict
+from .metadata import ModelMetadata
+
+__all__ = ["ModelMetadata", "predict"]

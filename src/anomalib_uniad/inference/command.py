@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``anomalib-uniad predict``. OpenVINO, numpy and Pillow are imported when it runs."""
+
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from .decision import Decider
+    from .images import ImageFile
+    from .predictor import Output, Predictor
+    from .writer import Writer
+
+
+def predict(
+    model: Path,
+    images: Path | list[Path],
+    output: Path = Path("predictions"),
+    category: str = "",
+    heatmaps: bool = True,
+    overwrite: bool = False,
+    device: str = "CPU",
+    precision_hint: Literal["f32", "bf16", "auto"] = "f32",
+    threads: int = 0,
+) -> None:
+    """Predict images with an exported model: a table of scores and decisions, and a heatmap for each image.
+
+    Images that cannot be read are reported and have their error in the table; the others are predicted, and the
+    exit code is 1. Needs neither torch nor anomalib.
+
+    Args:
+        model: model.xml (with model.bin beside it) or model.onnx, as `anomalib export` writes them.
+        images: Folder, searched at all depths, or image, or several of them as '[first, second]'.
+        output: Folder for predictions.csv and heatmaps.
+        category: Decide by the threshold of this category, which the model must have; "auto" takes each image's
+            category from the folder directly below the given one. Default: by the model's own threshold.
+        heatmaps: Write heatmaps/<path of the image>.png, the image with its anomaly map over it.
+        overwrite: Replace files that are there.
+        device: OpenVINO's name of the device, for example CPU, GPU or AUTO.
+        precision_hint: Precision of the computation. "f32" gives the numbers of torch; "bf16" is faster on processors
+            that have it and shifts scores slightly; "auto" is OpenVINO's choice, which is bf16 on such processors.
+            Models in INT8 stay in INT8.
+        threads: Threads for the model on the CPU; 0 takes all cores.
+    """
+    try:
+        failed = _predict(
+            model, images, output, category, heatmaps, overwrite, device, precision_hint=precision_hint, threads=threads
+        )
+    except (OSError, ValueError) as error:
+        sys.exit(f"predict: {error}")
+    except ModuleNotFoundError as error:
+        if error.name != "openvino":
+            raise
+        sys.exit("predict: openvino is not installed: pip install openvino")
+    if failed:
+        sys.exit(1)
+
+
+def _predict(
+    model: Path,
+    images: Path | list[Path],
+    output: Path,
+    category: str,
+    heatmaps: bool,
+    overwrite: bool,
+    device: str,
+    precision_hint: Literal["f32", "bf16", "auto"],
+    threads: int,
+) -> int:
+    """Do it; return the number of images without a result."""
+    from .compiled import compile_file
+    from .decision import Decider
+    from .images import find_images
+    from .predictor import Predictor
+    from .writer import HEATMAPS, Writer
+
+    sources = images if isinstance(images, list) else [images]
+    files = find_images(sources, leave_out=output / HEATMAPS)  # the heatmaps of an earlier run are no images
+    compiled = compile_file(model, device, precision_hint, threads)
+    if heatmaps and "anomaly_map" not in compiled.outputs:
+        msg = f"{model} puts out no anomaly map: leave the heatmaps out with --heatmaps false."
+        raise ValueError(msg)
+    decider = Decider(compiled.metadata, "pred_label" in compiled.outputs, compiled.raw_output is not None, category)
+    for file in files:
+        decider.category_of(file.relative)  # mistakes are told before the work
+    with Writer(output, files, heatmaps, overwrite) as writer:
+        counts = _run(Predictor(compiled), decider, writer, files, heatmaps)
+    if heatmaps:
+        _say(f"Wrote {writer.table} and the folder {output / HEATMAPS}.")
+    else:
+        _say(f"Wrote {writer.table}.")
+    return counts["failed"]
+
+
+def _run(
+    predictor: "Predictor", decider: "Decider", writer: "Writer", files: "list[ImageFile]", heatmaps: bool
+) -> Counter[str]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    def finish(output: "Output") -> None:
+        if heatmaps and output.image is not None and output.anomaly_map is not None:
+            writer.heatmap(output.file, output.image, decider.normalise_map(output.anomaly_map))
+
+    counts: Counter[str] = Counter()
+    console = Console(stderr=True, highlight=False)
+    columns = (TextColumn("Predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    start = time.perf_counter()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        for output in progress.track(predictor.predict(files, finish), total=len(files)):
+            decision = decider.decide(output)
+            writer.row(output.file, decision, output.error)
+            if output.error:
+                counts["failed"] += 1
+                progress.console.print(f"{output.file.path}: {output.error}", soft_wrap=True, markup=False)
+            else:
+                counts[{True: "anomalous", False: "normal", None: "undecided"}[decision.anomalous]] += 1
+    seconds = time.perf_counter() - start
+    words = (
+        f"{counts['anomalous']} anomalous, {counts['normal']} normal",
+        f"{counts['undecided']} without a decision, because the model has no threshold" if counts["undecided"] else "",
+        f"{counts['failed']} failed" if counts["failed"] else "",
+    )
+    _say(f"{len(files)} images: {', '.join(filter(None, words))}. {len(files) / seconds:.1f} images per second.")
+    return counts
+
+
+def _say(line: str) -> None:
+    from rich.console import Console
+
+    Console(highlight=False).print(line, soft_wrap=True, markup=False)

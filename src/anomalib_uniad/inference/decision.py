@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what a model puts out to raw score, normalised score and decision."""
+
+from dataclasses import dataclass
+from pathlib import PurePath
+
+import numpy as np
+
+from .metadata import ModelMetadata
+from .predictor import Output
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is said about an image; values that are not known are ``None``.
+
+    Args:
+        category (str): Its category; empty if none was chosen.
+        raw_score (float | None): The score as trained, without upper limit.
+        normalised_score (float | None): The score in [0, 1]; 0.5 is the threshold that was learned.
+        threshold (float | None): Above it, the raw score is anomalous; where that is not known, the normalised one.
+        anomalous (bool | None): The decision.
+    """
+
+    category: str = ""
+    raw_score: float | None = None
+    normalised_score: float | None = None
+    threshold: float | None = None
+    anomalous: bool | None = None
+
+
+class Decider:
+    """Decides as the model does, or by the threshold of a category.
+
+    Models with a post-processor put out scores that are normalised and cut to [0, 1], those without it raw ones. Which
+    it is, is told by the metadata; in files without, by whether the model decides itself.
+
+    Args:
+        metadata (ModelMetadata): What the file says about itself.
+        decides (bool): Whether the model has an output ``pred_label``.
+        has_raw_score (bool): Whether the raw score can be had beside the normalised one.
+        category (str): Category whose threshold is used for all images; ``"auto"`` takes the topmost folder of the
+            relative path; empty leaves the decision to the model.
+
+    Raises:
+        ValueError: If the file has no threshold for the category; the message lists those that it has.
+    """
+
+    def __init__(self, metadata: ModelMetadata, decides: bool, has_raw_score: bool, category: str = "") -> None:
+        self._metadata = metadata
+        self._category = category
+        self._width, self._center = metadata.range_of("image"), metadata.center_of("image")
+        self.known = self._width is not None
+        self.normalised = self.known or (metadata.model is None and decides)
+        self._has_raw_score = has_raw_score
+        if category and category != AUTO:
+            self._threshold_of(category)
+
+    def category_of(self, relative: PurePath) -> str:
+        """Category of an image.
+
+        Raises:
+            ValueError: If it is to come from the folder and there is none, or there is no threshold for it.
+        """
+        if self._category != AUTO:
+            return self._category
+        if len(relative.parts) < 2:
+            msg = f"{relative} is in no folder that could name its category: give the category instead of 'auto'."
+            raise ValueError(msg)
+        category = relative.parts[0]
+        self._threshold_of(category)
+        return category
+
+    def decide(self, output: Output) -> Decision:
+        """Decide about an image.
+
+        Raises:
+            ValueError: If the model's scores are not what the metadata says.
+        """
+        category = self.category_of(output.file.relative)
+        if output.score is None:
+            return Decision(category)
+        raw, normalised, threshold, anomalous = self._of_model(output)
+        if category:
+            threshold = self._threshold_of(category)
+            # Without it, the score is cut at an end of the range, and the threshold is inside of that.
+            anomalous = raw > threshold if raw is not None else normalised == 1.0
+        return Decision(category, raw, normalised, threshold, anomalous)
+
+    def normalise_map(self, anomaly_map: np.ndarray) -> np.ndarray:
+        """Map ``(H, W)`` with values in [0, 1], 0.5 at the threshold; without one, relative to its own range."""
+        if self.normalised and anomaly_map.min() >= 0 and anomaly_map.max() <= 1:
+            return anomaly_map
+        threshold = self._metadata.threshold_of("pixel")
+        if threshold:
+            return np.clip(anomaly_map / (2 * threshold), 0, 1)
+        return (anomaly_map - anomaly_map.min()) / (np.ptp(anomaly_map) or 1)
+
+    def _of_model(self, output: Output) -> tuple[float | None, float | None, float | None, bool | None]:
+        """Raw and normalised score, threshold and decision without a category."""
+        score, metadata = output.score, self._metadata
+        if score is None:
+            return None, None, None, None
+        threshold = metadata.threshold_of("image")
+        if not self.normalised or not 0 <= score <= 1:  # the latter: never validated, so there is no range
+            self._check_range(score)
+            return score, None, threshold, None if threshold is None else score > threshold
+        if self._width is None or self._center is None:
+            return None, score, 0.5, output.label
+        raw = output.raw_score
+        if raw is None and 0 < score < 1:
+            raw = (score - 0.5) * self._width + self._center
+        rounding = 0.02 + 0.01 * abs(raw or 0) / self._width  # generous, for bf16
+        if raw is not None and abs(np.clip((raw - self._center) / self._width + 0.5, 0, 1) - score) > rounding:
+            msg = f"The model normalises a score of {raw:g} to {score:g}, which its metadata 'normalization' does not."
+            raise ValueError(msg)
+        anomalous = output.label
+        if anomalous is None:
+            anomalous = score > 1 - metadata.normalization.get("image_sensitivity", 0.5)
+        return raw, score, threshold, anomalous
+
+    def _check_range(self, score: float) -> None:
+        if self.known:
+            msg = f"The model puts out a score of {score:g}, which its metadata says is normalised to [0, 1]."
+            raise ValueError(msg)
+
+    def _threshold_of(self, category: str) -> float:
+        thresholds = {name: of["image"] for name, of in self._metadata.category_thresholds.items() if "image" in of}
+        if category not in thresholds:
+            there = f"it has those of {', '.join(thresholds)}" if thresholds else "it has none of any category"
+            msg = f"The model has no threshold of the category {category!r}: {there}."
+            raise ValueError(msg)
+        threshold = thresholds[category]
+        if self.normalised and (self._width is None or self._center is None):
+            msg = "The thresholds of categories are raw scores, but the metadata lacks how scores are normalised."
+            raise ValueError(msg)
+        if self._width is not None and self._center is not None and not self._has_raw_score:
+            low, high = self._center - self._width / 2, self._center + self._width / 2
+            if not low <= threshold < high:
+                msg = (
+                    f"The threshold {threshold:g} of the category {category!r} is outside of what the model's scores "
+                    f"can tell apart, {low:g} to {high:g}."
+                )
+                raise ValueError(msg)
+        return threshold

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an exported file says about itself.
+
+OpenVINO files keep it in the section ``model_info`` of their runtime information, ONNX files in ``metadata_props``;
+both as text, the values that are not text as JSON.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import openvino
+
+Level = Literal["image", "pixel"]
+
+SECTION = "model_info"
+_ONNX_SECTION = "framework"  # where OpenVINO puts the metadata_props of an ONNX file
+_TEXTS = ("model", "version", "precision")
+_RANGE = ("image_min", "image_max", "pixel_min", "pixel_max")
+_SENSITIVITY = ("image_sensitivity", "pixel_sensitivity")
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """Facts about an exported model, all of them optional.
+
+    Args:
+        model (str | None): Name of the model's class. Defaults to ``None``.
+        version (str | None): Version of anomalib-uniad that exported it. Defaults to ``None``.
+        image_size (tuple[int, int] | None): Height and width to which the model resizes. Defaults to ``None``.
+        categories (tuple[str, ...]): Categories that it was trained on. Defaults to ``()``.
+        thresholds (dict[str, float]): ``"image"`` and ``"pixel"``: raw scores and map values above it are anomalous,
+            as learned, that is, at a sensitivity of 0.5. Defaults to ``{}``.
+        category_thresholds (dict[str, dict[str, float]]): The same for some of the categories. Defaults to ``{}``.
+        normalization (dict[str, float]): ``image_min``, ``image_max``, ``pixel_min`` and ``pixel_max`` of the raw
+            scores and maps, and ``image_sensitivity`` and ``pixel_sensitivity`` if they are not 0.5. Only for models
+            whose outputs are normalised by anomalib's post-processor. Defaults to ``{}``.
+        training (dict[str, Any]): Dataset, number of images, epochs, seed. Defaults to ``{}``.
+        precision (str | None): For example ``"FP32"`` or ``"INT8"``. Defaults to ``None``.
+
+    Example:
+        >>> metadata = ModelMetadata(model="UniAD", image_size=(224, 224), thresholds={"image": 12.5})
+        >>> metadata.to_properties()
+        {'model': 'UniAD', 'image_size': '[224, 224]', 'thresholds': '{"image": 12.5}'}
+        >>> ModelMetadata.from_properties(metadata.to_properties(), "model.onnx") == metadata
+        True
+    """
+
+    model: str | None = None
+    version: str | None = None
+    image_size: tuple[int, int] | None = None
+    categories: tuple[str, ...] = ()
+    thresholds: dict[str, float] = field(default_factory=dict)
+    category_thresholds: dict[str, dict[str, float]] = field(default_factory=dict)
+    normalization: dict[str, float] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    precision: str | None = None
+
+    def to_properties(self) -> dict[str, str]:
+        """Return what is known as text, as it is written into a file.
+
+        Raises:
+            ValueError: If a value could not be read again, for example because it is not finite; it names the key.
+        """
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        known = {name: value for name, value in values.items() if value not in (None, (), {})}
+        properties = {name: value if name in _TEXTS else _encode(name, value) for name, value in known.items()}
+        ModelMetadata.from_properties(properties, "the metadata to write")
+        return properties
+
+    @classmethod
+    def from_properties(cls, properties: Mapping[str, str], file: Path | str) -> "ModelMetadata":
+        """Read the text of a file; other keys are ignored.
+
+        Args:
+            properties (Mapping[str, str]): For example the ``metadata_props`` of an ONNX file.
+            file (Path | str): Where they are from, for messages.
+
+        Raises:
+            ValueError: If a value is malformed; the message names the file and the key.
+        """
+        values: dict[str, Any] = {name: properties[name] for name in _TEXTS if name in properties}
+        for name, read in _READERS.items():
+            if name in properties:
+                try:
+                    values[name] = read(json.loads(properties[name], parse_constant=_refuse))
+                except ValueError as error:
+                    msg = f"{file}: the metadata {name!r} is malformed: {error}."
+                    raise ValueError(msg) from error
+        return cls(**values)
+
+    def write(self, model: "openvino.Model") -> None:
+        """Put them into a model that is about to be saved.
+
+        Args:
+            model (openvino.Model): The model, changed in place.
+        """
+        for name, text in self.to_properties().items():
+            model.set_rt_info(text, [SECTION, name])
+
+    @classmethod
+    def read(cls, model: "openvino.Model", file: Path | str) -> "ModelMetadata":
+        """Read them from a model that OpenVINO has read from its own file or from an ONNX file.
+
+        Args:
+            model (openvino.Model): The model.
+            file (Path | str): Where it is from, for messages.
+
+        Raises:
+            ValueError: If a value is malformed; the message names the file and the key.
+        """
+        properties = {}
+        for section in (_ONNX_SECTION, SECTION):
+            for name in (item.name for item in fields(cls)):
+                if model.has_rt_info([section, name]):
+                    properties[name] = str(model.get_rt_info([section, name]).value)
+        return cls.from_properties(properties, file)
+
+    def range_of(self, level: Level) -> float | None:
+        """Width of the range of raw values that is normalised to [0, 1]; ``None`` if it is not known."""
+        low, high = (self.normalization.get(f"{level}_{end}") for end in ("min", "max"))
+        if low is None or high is None:
+            return None
+        return high - low or 1.0  # as anomalib: all values were equal
+
+    def center_of(self, level: Level) -> float | None:
+        """Raw value that is normalised to 0.5; ``None`` if it is not known."""
+        if level in self.thresholds:
+            return self.thresholds[level]
+        low, high = (self.normalization.get(f"{level}_{end}") for end in ("min", "max"))
+        return None if low is None or high is None else (low + high) / 2
+
+    def threshold_of(self, level: Level) -> float | None:
+        """Raw value above which the model decides for an anomaly; ``None`` if it is not known."""
+        center, width = self.center_of(level), self.range_of(level)
+        if center is None or width is None:
+            return self.thresholds.get(level)
+        return center + (0.5 - self.normalization.get(f"{level}_sensitivity", 0.5)) * width
+
+
+def _encode(name: str, value: Any) -> str:
+    try:
+        return json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        msg = f"The metadata {name!r} cannot be written: {error}; got {value!r}."
+        raise ValueError(msg) from error
+
+
+def _refuse(constant: str) -> None:
+    msg = f"{constant} is not a number"
+    raise ValueError(msg)
+
+
+def _size(value: Any) -> tuple[int, int]:
+    if not (isinstance(value, list) and len(value) == 2 and all(type(side) is int and side > 0 for side in value)):
+        msg = f"it must be [height, width] in pixels, got {value!r}"
+        raise ValueError(msg)
+    return value[0], value[1]
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        msg = f"it must be a list of names, got {value!r}"
+        raise ValueError(msg)
+    return tuple(value)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        msg = f"it must be an object, got {value!r}"
+        raise ValueError(msg)
+    return value
+
+
+def _numbers(value: Any, keys: tuple[str, ...]) -> dict[str, float]:
+    for key, number in _mapping(value).items():
+        if key not in keys:
+            msg = f"it may have {', '.join(keys)}, not {key!r}"
+            raise ValueError(msg)
+        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+            msg = f"{key} must be a number, got {number!r}"
+            raise ValueError(msg)
+    return {key: float(number) for key, number in value.items()}
+
+
+def _thresholds(value: Any) -> dict[str, float]:
+    return _numbers(value, ("image", "pixel"))
+
+
+def _category_thresholds(value: Any) -> dict[str, dict[str, float]]:
+    return {category: _thresholds_of(category, thresholds) for category, thresholds in _mapping(value).items()}
+
+
+def _thresholds_of(category: str, value: Any) -> dict[str, float]:
+    try:
+        return _thresholds(value)
+    except ValueError as error:
+        msg = f"{category!r}: {error}"
+        raise ValueError(msg) from error
+
+
+def _normalization(value: Any) -> dict[str, float]:
+    numbers = _numbers(value, _RANGE + _SENSITIVITY)
+    for level in ("image", "pixel"):
+        low, high = numbers.get(f"{level}_min"), numbers.get(f"{level}_max")
+        if (low is None) != (high is None) or (low is not None and high is not None and low > high):
+            msg = f"{level}_min and {level}_max belong together and in this order, got {low} and {high}"
+            raise ValueError(msg)
+    return numbers
+
+
+_READERS = {
+    "image_size": _size,
+    "categories": _names,
+    "thresholds": _thresholds,
+    "category_thresholds": _category_thresholds,
+    "normalization": _normalization,
+    "training": _mapping,
+}

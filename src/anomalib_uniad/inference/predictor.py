@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many images through one model, on all cores, in order, in little memory."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+
+import numpy as np
+import openvino as ov
+
+from .compiled import Compiled
+from .images import ImageFile, read_image
+
+
+@dataclass
+class Output:
+    """What the model says about one image, as it says it.
+
+    Args:
+        file (ImageFile): The image.
+        score (float | None): Its score: normalised to [0, 1] if the model does that, else raw.
+        raw_score (float | None): Its raw score where the model normalises and the raw one can be had too.
+        label (bool | None): Whether the model itself calls it anomalous, if it decides.
+        anomaly_map (np.ndarray | None): ``(H, W)``, of the model's size.
+        image (np.ndarray | None): ``(H, W, 3)``, uint8, of its own size; only while ``finish`` runs.
+        error (str): Why there is no result; empty if there is one.
+    """
+
+    file: ImageFile
+    score: float | None = None
+    raw_score: float | None = None
+    label: bool | None = None
+    anomaly_map: np.ndarray | None = field(default=None, repr=False)
+    image: np.ndarray | None = field(default=None, repr=False)
+    error: str = ""
+
+
+class Predictor:
+    """Reads images, runs the model and finishes each image in a pool of threads.
+
+    There are as many requests as OpenVINO says keep the device busy, and as many threads again, which read ahead
+    while the others infer. Requests are started and awaited one by one: with openvino's ``AsyncInferQueue`` it could
+    not be told which image an error belongs to. At no time are more than about four images per request in memory.
+
+    Args:
+        compiled (Compiled): The model.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from anomalib_uniad.inference.compiled import compile_file
+        >>> from anomalib_uniad.inference.images import find_images
+        >>> predictor = Predictor(compile_file(Path("model.xml")))  # doctest: +SKIP
+        >>> for output in predictor.predict(find_images([Path("images")])):  # doctest: +SKIP
+        ...     print(output.file.path, output.score, output.error)
+    """
+
+    def __init__(self, compiled: Compiled) -> None:
+        self._compiled = compiled
+        self.requests: int = compiled.model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        self._idle: SimpleQueue[ov.InferRequest] = SimpleQueue()
+        for _ in range(self.requests):
+            request = compiled.model.create_infer_request()
+            # Once in this thread: OpenVINO sets up its conversion to numpy in the first use of it, and if two threads
+            # are first at the same time, each may wait for the other for ever.
+            self._request(request, np.zeros((compiled.batch_size, 32, 32, 3), np.uint8))
+            self._idle.put(request)
+
+    def predict(self, files: Sequence[ImageFile], finish: Callable[[Output], None] | None = None) -> Iterator[Output]:
+        """Predict images.
+
+        Args:
+            files (Sequence[ImageFile]): The images.
+            finish (Callable[[Output], None] | None): Called with each output in the thread that has the image. An
+                exception in it ends the prediction. Defaults to ``None``.
+
+        Yields:
+            Output: One per image, in the order of ``files``; images that cannot be read or predicted have an error.
+        """
+        size = self._compiled.batch_size
+        chunks = (files[start : start + size] for start in range(0, len(files), size))
+        pool = ThreadPoolExecutor(2 * self.requests, thread_name_prefix="predict")
+        pending: deque[Future[list[Output]]] = deque()
+        try:
+            for chunk in chunks:
+                pending.append(pool.submit(self._work, chunk, finish))
+                if len(pending) >= 4 * self.requests:
+                    yield from pending.popleft().result()
+            while pending:
+                yield from pending.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _work(self, chunk: Sequence[ImageFile], finish: Callable[[Output], None] | None) -> list[Output]:
+        outputs = [_read(file) for file in chunk]
+        read = [output for output in outputs if output.image is not None]
+        for shape in dict.fromkeys(output.image.shape for output in read if output.image is not None):
+            self._infer([output for output in read if output.image is not None and output.image.shape == shape])
+        for output in outputs:
+            if finish is not None:
+                finish(output)
+            output.image = None
+        return outputs
+
+    def _infer(self, outputs: list[Output]) -> None:
+        """Run images of one size; a batch that is not full is filled up with the last of them."""
+        compiled = self._compiled
+        images = [output.image for output in outputs if output.image is not None]
+        images += images[-1:] * (compiled.batch_size - len(images))
+        request = self._idle.get()
+        try:
+            results = self._request(request, np.stack(images))
+        except RuntimeError as error:
+            for output in outputs:
+                output.error = f"OpenVINO cannot predict it: {' '.join(str(error).split())}"
+            return
+        finally:
+            self._idle.put(request)
+        named = {name: results[index] for name, index in compiled.outputs.items()}
+        if compiled.raw_output is not None:
+            named["raw_score"] = results[compiled.raw_output]
+        for index, output in enumerate(outputs):
+            output.score = float(named["pred_score"].reshape(-1)[index])
+            if "raw_score" in named:
+                output.raw_score = float(named["raw_score"].reshape(-1)[index])
+            if "pred_label" in named:
+                output.label = bool(named["pred_label"].reshape(-1)[index])
+            if "anomaly_map" in named:
+                output.anomaly_map = named["anomaly_map"][index].reshape(named["anomaly_map"].shape[-2:])
+
+    def _request(self, request: ov.InferRequest, images: np.ndarray) -> list[np.ndarray]:
+        """Images ``(B, H, W, 3)`` -> all outputs."""
+        request.start_async({0: images})
+        request.wait()
+        return [request.get_output_tensor(index).data.copy() for index in range(len(self._compiled.model.outputs))]
+
+
+def _read(file: ImageFile) -> Output:
+    try:
+        return Output(file, image=read_image(file.path))
+    except ValueError as error:
+        return Output(file, error=str(error))

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files that a prediction leaves: ``predictions.csv`` and the folder ``heatmaps``."""
+
+import csv
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+from types import TracebackType
+
+import numpy as np
+
+from .decision import Decision
+from .heatmap import draw_heatmap
+from .images import ImageFile
+
+COLUMNS = ("path", "category", "raw_score", "normalised_score", "threshold", "decision", "error")
+HEATMAPS = "heatmaps"
+_WORDS = {True: "anomalous", False: "normal", None: ""}
+
+
+class Writer:
+    """Writes the results of a prediction; a context manager that has the csv file open.
+
+    Args:
+        output (Path): Folder for the files; it is made.
+        files (Sequence[ImageFile]): The images that will come.
+        heatmaps (bool): Whether heatmaps are written. Defaults to ``True``.
+        overwrite (bool): Replace files that are there. Defaults to ``False``.
+
+    Raises:
+        FileExistsError: If ``output`` is a file, or a file that would be written is there already.
+    """
+
+    def __init__(
+        self, output: Path, files: Sequence[ImageFile], heatmaps: bool = True, overwrite: bool = False
+    ) -> None:
+        if output.exists() and not output.is_dir():
+            msg = f"The output {output} is a file: give a folder."
+            raise FileExistsError(msg)
+        self.table = output / "predictions.csv"
+        names = heatmap_names([file.name for file in files])
+        paths = {file: output / HEATMAPS / name for file, name in zip(files, names, strict=True)}
+        self._heatmaps = paths if heatmaps else {}
+        there = [path for path in (self.table, *self._heatmaps.values()) if path.exists()]
+        if there and not overwrite:
+            more = f" and {len(there) - 1} more of the files to write are" if len(there) > 1 else " is"
+            msg = f"{there[0]}{more} there already: give another folder, or --overwrite true to replace them."
+            raise FileExistsError(msg)
+        output.mkdir(parents=True, exist_ok=True)
+        # Names of files may be bytes that are no text: they are written as they are.
+        mode = "w" if overwrite else "x"
+        self._file = self.table.open(mode, newline="", encoding="utf-8", errors="surrogateescape")
+        self._csv = csv.writer(self._file, lineterminator="\n")
+        self._row(COLUMNS)
+
+    def heatmap(self, file: ImageFile, image: np.ndarray, anomaly_map: np.ndarray) -> None:
+        """Write the heatmap of an image; several threads may do so at the same time.
+
+        Args:
+            file (ImageFile): The image.
+            image (np.ndarray): ``(H, W, 3)``, uint8.
+            anomaly_map (np.ndarray): ``(h, w)`` in [0, 1].
+        """
+        path = self._heatmaps[file]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw_heatmap(image, anomaly_map).save(path, compress_level=1)  # fast; still smaller than the pixels
+
+    def row(self, file: ImageFile, decision: Decision, error: str = "") -> None:
+        """Write the row of an image, so that it is in the file even if the next image ends everything."""
+        numbers = (decision.raw_score, decision.normalised_score, decision.threshold)
+        texts = ("" if number is None else f"{number:.7g}" for number in numbers)
+        self._row((str(file.path), decision.category, *texts, _WORDS[decision.anomalous], error))
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def _row(self, values: Sequence[str]) -> None:
+        self._csv.writerow(values)
+        self._file.flush()
+
+
+def heatmap_names(images: Sequence[PurePath]) -> list[PurePath]:
+    """Name of each image's heatmap: the image's with ``.png``.
+
+    Images that differ in the extension alone keep it before ``.png``, and if that is taken, get a number.
+
+    Args:
+        images (Sequence[PurePath]): Relative paths.
+
+    Returns:
+        list[PurePath]: Relative paths of the heatmaps, no two the same on any file system.
+
+    Example:
+        >>> names = heatmap_names([PurePath("good/a.jpg"), PurePath("b.png"), PurePath("b.bmp")])
+        >>> [name.as_posix() for name in names]
+        ['good/a.png', 'b.png.png', 'b.bmp.png']
+    """
+    names = [image.with_suffix(".png") for image in images]
+    counts = Counter(map(_folded, names))
+    taken = {name for name, count in counts.items() if count == 1}
+    for index, image in enumerate(images):
+        if counts[_folded(names[index])] > 1:
+            name, number = image.with_name(f"{image.name}.png"), 1
+            while _folded(name) in taken:
+                number += 1
+                name = image.with_name(f"{image.name}_{number}.png")
+            taken.add(_folded(name))
+            names[index] = name
+    return names
+
+
+def _folded(name: PurePath) -> str:
+    return name.as_posix().casefold()  # some file systems do not tell A from a
