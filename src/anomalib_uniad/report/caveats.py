@@ -41,9 +41,12 @@ def _missing(run: Run, categories: Sequence[str]) -> list[str]:
 
 
 def _differ(runs: Sequence[Run], key: str) -> str:
-    """Name what is different, run by run; empty if it is the same in all runs in which it is known."""
-    known = {run.name: run.about[key] for run in runs if run.about.get(key)}
-    return "; ".join(f"{name}: {value}" for name, value in known.items()) if len(set(known.values())) > 1 else ""
+    """Name what is different, and in which runs; empty if it is the same in all runs in which it is known."""
+    known: dict[str, list[str]] = {}
+    for run in runs:
+        if run.about.get(key):
+            known.setdefault(run.about[key], []).append(run.name)
+    return "; ".join(f"{', '.join(names)}: {value}" for value, names in known.items()) if len(known) > 1 else ""
 
 
 def _image_counts(runs: Sequence[Run], categories: Sequence[str]) -> list[str]:

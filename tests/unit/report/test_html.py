@@ -135,7 +135,7 @@ def test_warnings_and_notes(tmp_path: Path) -> None:
         write_run(tmp_path / "2", {"a": {"image_AP": None}}, reasons={"a": {"image_AP": "only normal images"}}),
     ]
     shown = "".join(Page(render(folders, ["A", "B", "C"])).texts)
-    assert "different data sets (A: line; B: other; C: line)" in shown
+    assert "different data sets (A, C: line; B: other)" in shown
     assert "a (C): only normal images." in shown
     assert "25.0†" in shown
     assert "Curves and heatmaps" in shown  # as there are thresholds
