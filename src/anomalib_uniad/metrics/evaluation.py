@@ -60,6 +60,7 @@ class Evaluation(Session):
             metrics,
             self._datamodule,
             pixel_resolution=evaluator.pixel_resolution,
+            mask_paths=_mask_paths(trainer.test_dataloaders),
             expected=_expected(trainer.test_dataloaders, self._datamodule),
             finished=self._finished,
             device=pl_module.device,
@@ -135,14 +136,31 @@ class Evaluation(Session):
         bar.print(" ".join([category.ljust(20), *row]))
 
 
+def _samples(dataloaders: Any) -> list[pd.DataFrame]:
+    """Tables of anomalib's datasets."""
+    loaders = dataloaders if isinstance(dataloaders, list | tuple) else [dataloaders]
+    tables = [getattr(getattr(loader, "dataset", None), "samples", None) for loader in loaders]
+    return [samples for samples in tables if isinstance(samples, pd.DataFrame)]
+
+
+def _mask_paths(dataloaders: Any) -> dict[str, str]:
+    """Masks by paths of images, as in batches."""
+    found: dict[str, str] = {}
+    for samples in _samples(dataloaders):
+        if "mask_path" in samples:
+            pairs = zip(samples.image_path, samples.mask_path, strict=True)
+            found.update({str(image): str(mask) for image, mask in pairs if isinstance(mask, str | Path) and str(mask)})
+    return found
+
+
 def _expected(dataloaders: Any, datamodule: Any) -> Mapping[str, int] | None:
     """Number of images of each category, if a single dataloader goes through all of them in order."""
     loaders = dataloaders if isinstance(dataloaders, list | tuple) else [dataloaders]
-    samples = getattr(getattr(loaders[0], "dataset", None), "samples", None)
+    samples = _samples(dataloaders)
     sequential = len(loaders) == 1 and isinstance(getattr(loaders[0], "sampler", None), SequentialSampler)
-    if not sequential or not isinstance(samples, pd.DataFrame) or len(known_categories(datamodule)) < 2:
+    if not sequential or not samples or len(known_categories(datamodule)) < 2:
         return None
-    return Counter(categories_of(list(samples.image_path), datamodule))
+    return Counter(categories_of(list(samples[0].image_path), datamodule))
 
 
 def write_validation(

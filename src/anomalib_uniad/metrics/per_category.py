@@ -30,6 +30,7 @@ class CategoryMetrics:
         datamodule (Any): Where the images are from; tells their categories. Defaults to ``None``.
         levels (Iterable[Level]): Levels to rank even if no metric needs it. Defaults to ``()``.
         pixel_resolution (PixelResolution): Size at which maps are compared with masks. Defaults to ``"model"``.
+        mask_paths (Mapping[str, str] | None): Masks by paths of images, for the original size. Defaults to ``None``.
         expected (Mapping[str, int] | None): Number of images of each category, if all will come and each once: with
             the last image of a category its values are computed, and its scores dropped. Defaults to ``None``.
         finished (Finished | None): Called with each category, the results so far and the category's rankings.
@@ -43,6 +44,7 @@ class CategoryMetrics:
         datamodule: Any = None,
         levels: Iterable[Level] = (),
         pixel_resolution: PixelResolution = "model",
+        mask_paths: Mapping[str, str] | None = None,
         expected: Mapping[str, int] | None = None,
         finished: Finished | None = None,
         device: torch.device | None = None,
@@ -56,6 +58,7 @@ class CategoryMetrics:
         if datamodule is not None and not self._known:  # anomalib's Folder and others that have no categories
             self._known = [getattr(datamodule, "name", "all")]
         self._original = pixel_resolution == "original"
+        self._mask_paths = mask_paths
         self._expected = expected if expected is not None and world_size() == 1 else {}
         self._finished = finished
         self._device = device
@@ -119,10 +122,15 @@ class CategoryMetrics:
             values = getattr(batch, target, None)
             if values is not None:
                 kinds = seen.kinds.setdefault(target, set())
-                kinds.update(kind for kind in {True, False} - kinds if bool((values.bool() == kind).any()))
+                if True not in kinds and bool(values.any()):
+                    kinds.add(True)
+                if False not in kinds and not bool(values.all()):
+                    kinds.add(False)
         pixel = [name for name, metric in self._metrics.items() if metric.fields[-1] == "gt_mask"]
         self._update_metrics(category, batch, seen, [name for name in self._metrics if name not in pixel], "image")
-        resized = at_original_size(batch) if self._original and batch.anomaly_map is not None else [batch]
+        resized = (
+            at_original_size(batch, self._mask_paths) if self._original and batch.anomaly_map is not None else [batch]
+        )
         for part_of_batch in resized:
             self._update_metrics(category, part_of_batch, seen, pixel, "pixel")
 

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Anomaly maps and masks at the size of the original images."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from anomalib.data import ImageBatch
+from anomalib.data.transforms import ExportableCenterCrop
+from anomalib.data.transforms.utils import extract_transforms_by_type
 from anomalib.data.utils import read_mask
 from PIL import Image
 from torch.nn import functional as F
@@ -27,8 +29,8 @@ def check_whole_images(pre_processor: Any) -> None:
         ValueError: If it crops them: anomaly maps then do not cover the original images.
     """
     transform = getattr(pre_processor, "transform", None)
-    steps = [transform, *(transform.modules() if isinstance(transform, torch.nn.Module) else [])]
-    crops = [type(step).__name__ for step in steps if isinstance(step, v2.CenterCrop | v2.RandomCrop | v2.Pad)]
+    kinds = (v2.CenterCrop, v2.RandomCrop, v2.Pad, ExportableCenterCrop)
+    crops = [type(step).__name__ for kind in kinds for step in extract_transforms_by_type(transform, kind)]
     if crops:
         msg = (
             f"pixel_resolution 'original' needs anomaly maps of whole images, but the pre-processor has {crops[0]}. "
@@ -37,11 +39,13 @@ def check_whole_images(pre_processor: Any) -> None:
         raise ValueError(msg)
 
 
-def at_original_size(batch: ImageBatch) -> Iterator[ImageBatch]:
+def at_original_size(batch: ImageBatch, mask_paths: Mapping[str, str] | None = None) -> Iterator[ImageBatch]:
     """Bring maps to the size of their original images, and read the masks anew.
 
     Args:
         batch (ImageBatch): Batch with ``image_path``, and ``mask_path`` where images have masks.
+        mask_paths (Mapping[str, str] | None): Masks by paths of images, for those that the batch does not tell:
+            anomalib leaves ``mask_path`` out of batches whose first image has no mask. Defaults to ``None``.
 
     Yields:
         ImageBatch: One image each, with ``anomaly_map`` (bilinear), ``pred_mask`` (nearest neighbor) and ``gt_mask``
@@ -63,7 +67,8 @@ def at_original_size(batch: ImageBatch) -> Iterator[ImageBatch]:
                 resized = F.interpolate(shaped.float(), size=(height, width), **kind)  # type: ignore[arg-type]
                 changed[name] = resized.to(value.dtype).reshape(1, height, width)
         if one.gt_mask is not None:
-            changed["gt_mask"] = _mask(one.mask_path[0] if one.mask_path else None, one, (height, width))
+            mask = one.mask_path[0] if one.mask_path else (mask_paths or {}).get(one.image_path[0])
+            changed["gt_mask"] = _mask(mask, one, (height, width))
         yield one.update(in_place=False, image=torch.zeros(1, 3, 1, 1).expand(1, 3, height, width), **changed)
 
 
@@ -77,15 +82,15 @@ def _size(path: str | None) -> tuple[int, int]:
 
 
 def _mask(path: str | None, one: Any, size: tuple[int, int]) -> torch.Tensor:
-    if not path:
+    if path in {None, "", "None"}:  # anomalib's batches have the last one for images without a mask
         if bool(one.gt_mask.any()):
             msg = f"pixel_resolution 'original' needs masks in files, but {one.image_path[0]} has none. Use 'model'."
             raise ValueError(msg)
         return torch.zeros(1, *size, dtype=torch.bool)
-    if not Path(path).is_file():
+    if not Path(str(path)).is_file():
         msg = f"The mask {path} of {one.image_path[0]} is not there."
         raise FileNotFoundError(msg)
-    mask = torch.as_tensor(read_mask(path, as_tensor=True)).bool()
+    mask = torch.as_tensor(read_mask(str(path), as_tensor=True)).bool()
     if mask.shape[-2:] != size:
         msg = f"The mask {path} has {tuple(mask.shape[-2:])} pixels, its image {one.image_path[0]} has {size}."
         raise ValueError(msg)

@@ -11,13 +11,13 @@ import torch
 from anomalib_uniad.metrics.distributed import gather_array, gather_objects, world_size
 from anomalib_uniad.metrics.functional import Floats, Ranking, rank
 
-_SPOOL_BYTES = 1 << 26  # what a category keeps in memory; beyond that it goes to a temporary file
+_SPOOL_BYTES = 1 << 22  # what a category keeps in memory; beyond that it goes to a temporary file
 
 
 class ScorePool:
     """Scores of positives and negatives of one category, as they come batch by batch.
 
-    Negatives, nearly all of the pixels, are kept as bare numbers, in a temporary file once they are more than 64 MiB.
+    Negatives, nearly all of the pixels, are kept as bare numbers, in a temporary file once they are more than 4 MiB.
     So memory does not grow with the number of categories, whatever the order of the images.
 
     Attributes:

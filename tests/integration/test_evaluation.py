@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a test leaves behind: tables, predictions, pictures and thresholds of categories."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from anomalib.data import PredictDataset
+from anomalib.models import Padim
+from PIL import Image
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+
+import evaluation_worker
+from anomalib_uniad import MultiCategory, UniAD
+from anomalib_uniad.metrics import PerCategoryEvaluator
+from helpers import make_mvtec_like
+from replay import METRICS
+from small import SMALL, quiet_engine
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*(does not have many workers|LeafSpec)")
+
+PREDICTIONS = ["path", "category", "label", "raw_score", "normalised_score", "threshold", "decision"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> MultiCategory:
+    root = make_mvtec_like(tmp_path_factory.mktemp("data") / "Products", sizes={"bottle": (72, 90), "cable": (64, 64)})
+    return MultiCategory(root=root, train_batch_size=2, eval_batch_size=4, num_workers=0)
+
+
+@pytest.fixture(scope="module")
+def trained(data: MultiCategory, tmp_path_factory) -> tuple[Path, Path]:
+    """Folder of a training with its test, and its checkpoint."""
+    runner = quiet_engine(tmp_path_factory.mktemp("train"), max_epochs=1)
+    runner.train(UniAD(**SMALL, seed=1), datamodule=data)
+    return Path(runner.trainer.default_root_dir), Path(runner.best_model_path)
+
+
+def evaluate(data, folder, checkpoint, **arguments) -> Path:
+    runner = quiet_engine(folder)
+    runner.test(UniAD(**SMALL, evaluator=PerCategoryEvaluator(**arguments)), datamodule=data, ckpt_path=checkpoint)
+    return Path(runner.trainer.default_root_dir)
+
+
+def test_files_of_a_run(trained) -> None:
+    run, _ = trained
+    assert sorted(path.name for path in (run / "curves").iterdir()) == ["bottle.png", "cable.png"]
+    with Image.open(run / "curves" / "cable.png") as picture:
+        assert picture.size[0] >= 1000
+    document = json.loads((run / "metrics.json").read_text())
+    table = pd.read_csv(run / "metrics.csv").set_index("category")
+    assert document["metrics"] == list(METRICS)
+    for category in ("bottle", "cable"):
+        one = document["categories"][category]
+        assert one["images"] == 6
+        assert set(one["thresholds"]) == {"image", "pixel"}
+        for name in METRICS:
+            assert table.loc[category, name] == pytest.approx(one["values"][name], abs=1e-12)
+    assert document["mean"]["pixel_AUPRO"] == pytest.approx(table.loc[["bottle", "cable"], "pixel_AUPRO"].mean())
+    assert document["run"]["pixel_resolution"] == "model 64 x 64"
+    assert document["run"]["decisions"] == "global"
+    assert "Thresholds of the categories" in (run / "metrics.md").read_text()
+
+
+def test_predictions_of_a_test(trained) -> None:
+    run, checkpoint = trained
+    table = pd.read_csv(run / "predictions.csv")
+    assert list(table) == PREDICTIONS
+    assert len(table) == 12
+    assert all(Path(path).is_file() for path in table.path)
+    decided = table.decision == "anomalous"
+    assert (decided == (table.raw_score > table.threshold)).all()
+    assert (decided == (table.normalised_score > 0.5)).all()
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert table.threshold.unique() == pytest.approx([float(state["post_processor._image_threshold"])])
+    metrics = pd.read_csv(run / "metrics.csv").set_index("category")
+    for category, rows in table.groupby("category"):
+        labels = rows.label == "anomalous"
+        assert metrics.image_AUROC[category] == pytest.approx(roc_auc_score(labels, rows.raw_score), abs=1e-6)
+        assert metrics.image_AP[category] == pytest.approx(average_precision_score(labels, rows.raw_score), abs=1e-6)
+        assert metrics.image_F1Score[category] == pytest.approx(f1_score(labels, rows.decision == "anomalous"))
+
+
+def test_thresholds_of_categories_travel_in_the_checkpoint(data, trained, tmp_path: Path) -> None:
+    run, checkpoint = trained
+    kept = torch.load(checkpoint, weights_only=True)["category_thresholds"]
+    plain = pd.read_csv(run / "predictions.csv")
+    for category, rows in plain.groupby("category"):  # validation images are the test images here
+        labels = rows.label == "anomalous"
+        best = max(f1_score(labels, rows.raw_score >= score) for score in rows.raw_score)
+        assert f1_score(labels, rows.raw_score > kept[category]["image"]) == pytest.approx(best)
+
+    folder = evaluate(data, tmp_path, checkpoint, thresholds="category")
+    table = pd.read_csv(folder / "predictions.csv")
+    assert (table.threshold == table.category.map(lambda name: kept[name]["image"])).all()
+    decided = table.decision == "anomalous"
+    assert (decided == (table.raw_score > table.threshold)).all()
+    assert (decided == (table.normalised_score > 0.5)).all()
+    metrics = pd.read_csv(folder / "metrics.csv").set_index("category")
+    assert (metrics.decisions == "category").all()
+    before = pd.read_csv(run / "metrics.csv").set_index("category")
+    for category, rows in table.groupby("category"):
+        labels = rows.label == "anomalous"
+        assert metrics.image_F1Score[category] == pytest.approx(f1_score(labels, rows.decision == "anomalous"))
+        assert metrics.image_F1Score[category] == pytest.approx(before.image_F1Max[category])
+    names = [name for name in METRICS if "F1Score" not in name]
+    pd.testing.assert_frame_equal(metrics[names], before[names])
+
+
+def test_decisions_of_a_prediction(data, trained, tmp_path: Path) -> None:
+    _, checkpoint = trained
+    kept = torch.load(checkpoint, weights_only=True)["category_thresholds"]
+
+    def predicted(name, path, **arguments) -> pd.DataFrame:
+        runner = quiet_engine(tmp_path / name)
+        model = UniAD(**SMALL, evaluator=PerCategoryEvaluator(**arguments))
+        dataset = PredictDataset(path=path, image_size=(70, 70))
+        runner.predict(model=model, dataset=dataset, ckpt_path=checkpoint)
+        return pd.read_csv(Path(runner.trainer.default_root_dir) / "predictions.csv")
+
+    folder = data.root / "cable" / "test" / "broken"
+    table = predicted("path", folder, thresholds="category")
+    assert list(table.category) == ["cable"] * 3
+    assert table.label.isna().all()
+    assert (table.threshold == kept["cable"]["image"]).all()
+    assert ((table.decision == "anomalous") == (table.raw_score > table.threshold)).all()
+    table = predicted("given", folder, thresholds="category", category="bottle")
+    assert (table.threshold == kept["bottle"]["image"]).all()
+    table = predicted("global", folder)
+    assert table.threshold.nunique() == 1
+    assert table.threshold[0] not in {levels["image"] for levels in kept.values()}
+
+    loose = tmp_path / "loose"
+    loose.mkdir()
+    Image.fromarray(np.zeros((70, 70, 3), np.uint8)).save(loose / "a.png")
+    table = predicted("loose", loose, thresholds="category")
+    assert table.category.isna().all(), "nothing tells the category"
+    with pytest.raises(ValueError, match="category is 'nut', but the model has thresholds of bottle, cable"):
+        predicted("wrong", folder, thresholds="category", category="nut")
+
+
+def test_no_thresholds_of_categories(data, tmp_path: Path) -> None:
+    model = UniAD(**SMALL, evaluator=PerCategoryEvaluator(thresholds="category"))
+    with pytest.raises(ValueError, match="the model has none of categories"):
+        quiet_engine(tmp_path).test(model, datamodule=data)
+
+
+@pytest.mark.parametrize("name", ["pixel_resolution", "thresholds"])
+def test_unknown_choice(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is 'some', but must be one of"):
+        PerCategoryEvaluator(**{name: "some"})
+
+
+def test_original_resolution(data, trained, tmp_path: Path) -> None:
+    run, checkpoint = trained
+    folder = evaluate(data, tmp_path, checkpoint, pixel_resolution="original")
+    table = pd.read_csv(folder / "metrics.csv").set_index("category")
+    before = pd.read_csv(run / "metrics.csv").set_index("category")
+    assert (table.pixel_resolution == "original").all()
+    image = [name for name in METRICS if name.startswith("image")]
+    pd.testing.assert_frame_equal(table[image], before[image])
+    # Images of cable have the model's size, so nothing changes; those of bottle have not.
+    pixel = [name for name in METRICS if name.startswith("pixel")]
+    pd.testing.assert_series_equal(table.loc["cable", pixel], before.loc["cable", pixel], check_exact=False, rtol=1e-5)
+    assert (table.loc["bottle", pixel] != before.loc["bottle", pixel]).all()
+
+
+def test_any_model(data, tmp_path: Path) -> None:
+    """PaDiM with the evaluator of this package, whose thresholds then travel in its checkpoint too."""
+    model = Padim(
+        backbone="resnet18",
+        layers=["layer1"],
+        pre_trained=False,
+        n_features=8,
+        pre_processor=Padim.configure_pre_processor(image_size=(32, 32)),
+        evaluator=PerCategoryEvaluator(thresholds="category"),
+        visualizer=False,
+    )
+    runner = quiet_engine(tmp_path, max_epochs=1)
+    results = runner.train(model, datamodule=data)[0]
+    assert results.keys() == {f"{name}{end}" for name in METRICS for end in ("", "/bottle", "/cable")}
+    kept = torch.load(runner.best_model_path, weights_only=True)["category_thresholds"]
+    table = pd.read_csv(Path(runner.trainer.default_root_dir) / "predictions.csv")
+    assert (table.threshold == table.category.map(lambda name: kept[name]["image"])).all()
+
+
+def test_two_processes_give_the_same_files(tmp_path: Path) -> None:
+    """Each image counts once, although two processes have 20 each of 39 images."""
+    command = [sys.executable, "-W", "ignore", evaluation_worker.__file__]
+    path = os.pathsep.join([str(Path(evaluation_worker.__file__).parent), os.environ.get("PYTHONPATH", "")])
+    for processes in (1, 2):
+        done = subprocess.run(
+            [*command, str(processes), str(tmp_path / str(processes))],
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stderr
+    for name in ("metrics.csv", "validation.csv"):
+        one, two = (pd.read_csv(tmp_path / str(processes) / name) for processes in (1, 2))
+        pd.testing.assert_frame_equal(one.drop(columns="command"), two.drop(columns="command"), rtol=1e-12)
+        assert one.pixel_AUPRO.notna().all()
+    one, two = (json.loads((tmp_path / str(processes) / "metrics.json").read_text()) for processes in (1, 2))
+    assert sum(category["images"] for category in two["categories"].values()) == 39
+    assert one["categories"] == two["categories"]
+    one, two = (pd.read_csv(tmp_path / str(processes) / "predictions.csv") for processes in (1, 2))
+    pd.testing.assert_frame_equal(one.sort_values("path", ignore_index=True), two)
