@@ -119,7 +119,7 @@ def png(path: Path, limit: int) -> str:
         limit (int): Bytes that it may have.
 
     Returns:
-        str: The URI of a PNG with few colours, as wide as the limit allows; empty if the file is damaged.
+        str: The URI of a PNG with 256 colours, as wide as the limit allows; empty if the file is damaged.
     """
     return _uri(path, limit, CURVE_SIZES, "png")
 
@@ -153,7 +153,7 @@ def _uri(path: Path, limit: int, sizes: Sequence[tuple[int, int]], kind: str) ->
             small = picture.resize((width, height), Image.Resampling.LANCZOS)
         stream = io.BytesIO()
         if kind == "png":
-            small.quantize(64).save(stream, "PNG", optimize=True)
+            small.quantize(256, Image.Quantize.FASTOCTREE).save(stream, "PNG", optimize=True)
         else:
             small.save(stream, "JPEG", quality=quality, optimize=True)
         data = stream.getvalue()
