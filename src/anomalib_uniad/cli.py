@@ -165,6 +165,12 @@ COMMANDS: dict[str, Any] = {
     "report": report,
 }
 
+# Arguments that are several paths: name, how the help calls one of them, and what it is.
+_LISTS: dict[Any, tuple[str, str, str]] = {
+    predict: ("images", "IMAGES", "Folder, searched at all depths, or image."),
+    report: ("runs", "RUN", "Folder of a run, or its metrics.json or metrics.csv; the newest one is taken."),
+}
+
 
 def main(args: list[str] | None = None) -> None:
     """Run a subcommand.
@@ -179,14 +185,15 @@ def main(args: list[str] | None = None) -> None:
     from jsonargparse import ArgumentParser, auto_cli
 
     class Parser(ArgumentParser):
-        """Takes each RUN of the report as a word of its own; a list would be one word, ``[A,B]``."""
+        """Takes each path of a list as a word of its own; otherwise a list would be one word, ``[A,B]``."""
 
         def add_function_arguments(self, function: Any, *args: Any, **kwargs: Any) -> list[str]:
-            if function is not report:
+            if function not in _LISTS:
                 return super().add_function_arguments(function, *args, **kwargs)
-            about = "Folder of a run, or its metrics.json or metrics.csv; the newest one is taken."
-            self.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=about)
-            return ["runs", *super().add_function_arguments(function, *args, **{**kwargs, "skip": {"runs"}})]
+            name, metavar, about = _LISTS[function]
+            names = super().add_function_arguments(function, *args, **{**kwargs, "skip": {name}})
+            self.add_argument(name, nargs="+", type=Path, metavar=metavar, help=about)
+            return [name, *names]
 
     description = "Tools of UniAD for anomalib."
     auto_cli(COMMANDS, args=args, prog="anomalib-uniad", description=description, parser_class=Parser)

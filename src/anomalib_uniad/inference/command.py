@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def predict(
     model: Path,
-    images: Path | list[Path],
+    images: list[Path],
     output: Path = Path("predictions"),
     category: str = "",
     heatmaps: bool = True,
@@ -32,7 +32,7 @@ def predict(
 
     Args:
         model: model.xml (with model.bin beside it) or model.onnx, as `anomalib export` writes them.
-        images: Folder, searched at all depths, or image, or several of them as '[first, second]'.
+        images: Folders, searched at all depths, and images.
         output: Folder for predictions.csv and heatmaps.
         category: Decide by the threshold of this category, which the model must have; "auto" takes each image's
             category from the folder directly below the given one. Default: by the model's own threshold.
@@ -60,7 +60,7 @@ def predict(
 
 def _predict(
     model: Path,
-    images: Path | list[Path],
+    images: list[Path],
     output: Path,
     category: str,
     heatmaps: bool,
@@ -76,8 +76,7 @@ def _predict(
     from .predictor import Predictor
     from .writer import HEATMAPS, Writer
 
-    sources = images if isinstance(images, list) else [images]
-    files = find_images(sources, leave_out=output / HEATMAPS)  # the heatmaps of an earlier run are no images
+    files = find_images(images, leave_out=output / HEATMAPS)  # the heatmaps of an earlier run are no images
     compiled = compile_file(model, device, precision_hint, threads)
     if heatmaps and "anomaly_map" not in compiled.outputs:
         msg = f"{model} puts out no anomaly map: leave the heatmaps out with --heatmaps false."

@@ -101,6 +101,10 @@ def _check_files(file: Path) -> Path:
     if file.suffix == ".xml" and not weights.is_file():
         msg = f"There is no {weights}: the weights have to be beside {file.name}."
         raise FileNotFoundError(msg)
+    with file.open("rb") as opened:
+        if file.suffix == ".xml" and b"<net" not in opened.read(4096):
+            msg = f"{file} is not a model that OpenVINO can read: it does not begin as one."
+            raise ValueError(msg)
     return file
 
 

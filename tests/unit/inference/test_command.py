@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from anomalib_uniad.cli import main
+from tiny_openvino import save_tiny
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch) -> Path:
+    """Dark and bright images of two categories, and the tiny model."""
+    for category, values in {"bottle": (60, 120, 200), "cable": (120, 250)}.items():
+        (tmp_path / "images" / category).mkdir(parents=True)
+        for value in values:
+            Image.fromarray(np.full((9, 12), value, np.uint8)).save(tmp_path / "images" / category / f"{value}.png")
+    save_tiny(tmp_path / "model.xml")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def decisions(output: str = "predictions") -> dict[str, str]:
+    rows = csv.DictReader((Path(output) / "predictions.csv").read_text().splitlines())
+    return {row["path"].removeprefix("images/"): row["decision"] for row in rows}
+
+
+def test_a_folder(folder: Path, capsys) -> None:
+    main(["predict", "model.xml", "images", "--output", "out"])
+    out, error = capsys.readouterr()
+    assert out.startswith("5 images: 2 anomalous, 3 normal. ")
+    assert out.endswith(" images per second.\nWrote out/predictions.csv and the folder out/heatmaps.\n")
+    assert error == ""
+    expected = {"bottle/60.png": "normal", "bottle/120.png": "normal", "bottle/200.png": "anomalous"}
+    expected |= {"cable/120.png": "normal", "cable/250.png": "anomalous"}
+    assert decisions("out") == expected
+    heatmaps = Path("out/heatmaps")
+    assert {path.relative_to(heatmaps).as_posix() for path in heatmaps.rglob("*.png")} == set(expected)
+    dark, bright = (np.asarray(Image.open(heatmaps / "bottle" / name)).astype(int) for name in ("60.png", "200.png"))
+    assert dark.shape == bright.shape == (9, 12, 3)
+    assert (dark[..., 2] > dark[..., 0]).all()
+    assert (bright[..., 0] > bright[..., 2]).all()
+
+
+def test_categories(folder: Path) -> None:
+    """120 / 255 = 0.47 is above the threshold of bottle, 0.45, and not above that of cable, 0.8."""
+    main(["predict", "model.xml", "images", "--category", "auto", "--heatmaps", "false"])
+    found = decisions()
+    assert (found["bottle/120.png"], found["cable/120.png"], found["cable/250.png"]) == (
+        "anomalous",
+        "normal",
+        "anomalous",
+    )
+    assert not Path("predictions/heatmaps").exists()
+    main(["predict", "model.xml", "images", "--category", "cable", "--output", "cable"])
+    assert [name for name, decision in decisions("cable").items() if decision == "anomalous"] == ["cable/250.png"]
+
+
+def test_broken_images(folder: Path, capsys) -> None:
+    (folder / "images" / "bottle" / "070.png").write_text("[not] an image")
+    with pytest.raises(SystemExit, match="1"):
+        main(["predict", "model.xml", "images"])
+    out, error = capsys.readouterr()
+    assert "6 images: 2 anomalous, 3 normal, 1 failed." in out
+    assert error.startswith("images/bottle/070.png: cannot identify image file")
+    rows = list(csv.DictReader(Path("predictions/predictions.csv").read_text().splitlines()))
+    assert [row["path"].rpartition("/")[2] for row in rows if row["error"]] == ["070.png"]
+    assert len(rows) == 6
+
+
+def test_files_and_a_second_run(folder: Path, capsys) -> None:
+    """Several sources; heatmaps of an earlier run inside of the folder are no images."""
+    main(["predict", "model.xml", "images/cable/250.png", "images/bottle", "--output", "images"])
+    assert list(decisions("images")) == ["cable/250.png", "bottle/120.png", "bottle/200.png", "bottle/60.png"]
+    assert Path("images/heatmaps/250.png").is_file()
+    assert Path("images/heatmaps/bottle/60.png").is_file()
+    main(["predict", "model.xml", "images", "--output", "images", "--overwrite", "true"])
+    assert capsys.readouterr().out.count("5 images") == 1
+
+
+def test_without_thresholds(folder: Path, capsys) -> None:
+    save_tiny(folder / "raw.xml", None, normalise=False)
+    main(["predict", "raw.xml", "images"])
+    assert "5 without a decision, because the model has no threshold" in capsys.readouterr().out
+    assert set(decisions().values()) == {""}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gone.xml", "images"], "There is no model gone.xml"),
+        (["model.xml", "gone"], "There is no file or folder gone"),
+        (["model.xml", "empty"], "The folder empty has no images"),
+        (["model.xml", "images", "--output", "model.xml"], "The output model.xml is a file"),
+        (["model.xml", "images", "--device", "TPU"], "There is no device 'TPU'"),
+        (
+            ["model.xml", "images", "--category", "nut"],
+            "no threshold of the category 'nut': it has those of bottle, cable",
+        ),
+        (["model.xml", "images/cable", "--category", "auto"], "is in no folder that could name its category"),
+        (["damaged.xml", "images"], "damaged.xml: the metadata 'thresholds' is malformed"),
+    ],
+)
+def test_mistakes(folder: Path, arguments: list[str], message: str, capsys) -> None:
+    (folder / "empty").mkdir()
+    damaged = (folder / "model.xml").read_text().replace("&quot;image&quot;: 0.5", "&quot;image&quot;: x")
+    (folder / "damaged.xml").write_text(damaged)
+    (folder / "damaged.bin").write_bytes((folder / "model.bin").read_bytes())
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(SystemExit) as stopped:
+        main(["predict", *arguments])
+    assert str(stopped.value).startswith("predict: ")
+    assert message in str(stopped.value)
+    assert "\n" not in str(stopped.value)
+    assert sorted(folder.rglob("*")) == before
+    assert capsys.readouterr().out == ""
+
+
+def test_heatmaps_need_a_map(folder: Path) -> None:
+    import openvino as ov
+    from openvino import opset13 as ops
+
+    images = ops.parameter(ov.PartialShape([-1, 3, -1, -1]), np.float32)
+    score = ops.reduce_max(images, ops.constant([1, 2, 3]))
+    score.output(0).set_names({"pred_score"})
+    ov.save_model(ov.Model([score], [images]), folder / "score.xml")
+    with pytest.raises(SystemExit, match=r"predict: score.xml puts out no anomaly map: .*--heatmaps false"):
+        main(["predict", "score.xml", "images"])
+    main(["predict", "score.xml", "images", "--heatmaps", "false"])
+    assert len(decisions()) == 5
+
+
+HEAVY = ("torch", "torchvision", "torchmetrics", "anomalib", "lightning", "timm", "pandas", "matplotlib", "cv2", "tqdm")
+ENTRY = """
+from importlib.metadata import entry_points
+(entry,) = entry_points(group="console_scripts", name="anomalib-uniad")
+entry.load()(["predict", "model.xml", "images"])
+"""
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=os.environ)
+
+
+def test_heavy_packages_are_not_imported(folder: Path) -> None:
+    result = run(f"import sys{ENTRY}print([name for name in {HEAVY} if name in sys.modules])")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "[]"
+    assert len(decisions()) == 5
+
+
+def test_heavy_packages_need_not_be_there(folder: Path) -> None:
+    refuse = f"""
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {HEAVY}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Refuse())
+"""
+    result = run(refuse + ENTRY)
+    assert result.returncode == 0, result.stderr
+    assert len(decisions()) == 5
+    assert run(refuse + "import torch").returncode == 1
+
+
+def test_without_openvino(folder: Path) -> None:
+    result = run(f"import sys; sys.modules['openvino'] = None{ENTRY}")
+    assert result.returncode == 1
+    assert result.stderr == "predict: openvino is not installed: pip install openvino\n"

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+import shutil
+from pathlib import Path, PurePath
+
+import numpy as np
+import pytest
+from anomalib.data.utils import read_image as anomalib_read_image
+from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from anomalib_uniad.inference.images import EXTENSIONS, find_images, read_image
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, 17, 4), dtype=np.uint8)
+
+
+def test_extensions_are_those_of_anomalib() -> None:
+    assert set(EXTENSIONS) == set(IMG_EXTENSIONS)
+
+
+def image_of(mode: str) -> Image.Image:
+    image = Image.fromarray(PIXELS[..., :3] if mode != "RGBA" else PIXELS)
+    return image.convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [
+        *((mode, ".png") for mode in ("RGB", "RGBA", "L", "LA", "P", "1")),
+        *((mode, ".jpg") for mode in ("RGB", "L", "CMYK")),
+        *((mode, ".tif") for mode in ("RGB", "L", "CMYK", "LAB")),
+        ("RGB", ".bmp"),
+        ("RGB", ".ppm"),
+        ("L", ".pgm"),
+        ("RGBA", ".webp"),
+    ],
+)
+def test_equal_to_anomalib(tmp_path: Path, mode: str, suffix: str) -> None:
+    path = tmp_path / f"image{suffix}"
+    image_of(mode).save(path)
+    actual = read_image(path)
+    assert actual.dtype == np.uint8
+    assert actual.shape == (12, 17, 3)
+    np.testing.assert_array_equal(actual / 255.0, anomalib_read_image(path))
+
+
+def test_palette_with_transparency(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    image_of("P").save(path, transparency=bytes(range(256)))
+    np.testing.assert_array_equal(read_image(path), np.asarray(image_of("P").convert("RGB")))
+
+
+def test_orientation_is_not_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    image_of("RGB").save(tmp_path / "image.jpg", exif=exif)
+    assert read_image(tmp_path / "image.jpg").shape == (12, 17, 3)
+    np.testing.assert_array_equal(
+        read_image(tmp_path / "image.jpg") / 255.0, anomalib_read_image(tmp_path / "image.jpg")
+    )
+
+
+def test_first_frame(tmp_path: Path) -> None:
+    path = tmp_path / "image.webp"
+    first, second = image_of("RGB"), Image.new("RGB", (17, 12), "red")
+    first.save(path, save_all=True, append_images=[second], lossless=True)
+    np.testing.assert_array_equal(read_image(path), np.asarray(first))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".pgm"])
+def test_sixteen_bit(tmp_path: Path, suffix: str) -> None:
+    values = np.array([[0, 255, 256], [32768, 65279, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / f"image{suffix}")
+    expected = np.repeat(np.array([[0, 0, 1], [128, 254, 255]], dtype=np.uint8)[..., None], 3, axis=2)
+    np.testing.assert_array_equal(read_image(tmp_path / f"image{suffix}"), expected)
+
+
+def test_ranges_that_are_not_known(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 70000]], dtype=np.int32)).save(tmp_path / "long.tif")
+    Image.fromarray(np.array([[0, 0.5]], dtype=np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(ValueError, match=r"32 bit numbers \(0 to 70000\)"):
+        read_image(tmp_path / "long.tif")
+    with pytest.raises(ValueError, match="floating point numbers"):
+        read_image(tmp_path / "float.tif")
+
+
+@pytest.mark.parametrize("kind", ["text", "empty", "cut", "gone"])
+def test_unreadable(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "image.png"
+    if kind != "gone":
+        image_of("RGB").save(path)
+        path.write_bytes({"text": b"hello", "empty": b"", "cut": path.read_bytes()[:300]}[kind])
+    with pytest.raises(ValueError, match=r"^[^\n]*(identify|truncated|No such file)[^\n]*$"):
+        read_image(path)
+
+
+def make_folder(root: Path) -> Path:
+    for name in ("b/2.PNG", "b/10.png", "a.jpeg", "b/c/1.tif", "notes.txt", "b.png/inside.bmp"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def test_find(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "images")
+    found = find_images([root])
+    names = ["a.jpeg", "b/10.png", "b/2.PNG", "b/c/1.tif", "b.png/inside.bmp"]
+    assert [image.relative.as_posix() for image in found] == names
+    assert all(image.path == root / image.relative and image.name == image.relative for image in found)
+    left = find_images([root], leave_out=root / "b")
+    assert [image.relative.as_posix() for image in left] == ["a.jpeg", "b.png/inside.bmp"]
+
+
+def test_find_in_several_places(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "images")
+    shutil.copytree(root / "b" / "c", tmp_path / "more")
+    found = find_images([root / "a.jpeg", tmp_path / "more", root])
+    assert [image.name for image in found][:3] == [
+        PurePath("a.jpeg"),
+        PurePath("more/1.tif"),
+        PurePath("images/b/10.png"),
+    ]
+    assert [image.relative for image in found][1:3] == [PurePath("1.tif"), PurePath("b/10.png")]
+    assert len(found) == 6  # a.jpeg once
+
+
+def test_nothing_to_find(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"There is no file or folder .*gone"):
+        find_images([tmp_path / "gone"])
+    with pytest.raises(ValueError, match=r"has no images: their names end in .jpg"):
+        find_images([tmp_path])
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ValueError, match=r"notes.txt is not an image"):
+        find_images([tmp_path / "notes.txt"])

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from anomalib_uniad.inference.compiled import compile_file
+from anomalib_uniad.inference.images import ImageFile, find_images
+from anomalib_uniad.inference.predictor import Output, Predictor
+from tiny_openvino import HIGH, LOW, NORMALISED, SIZE, THRESHOLD, save_tiny
+
+
+def write_images(folder: Path, count: int = 13, broken: tuple[int, ...] = ()) -> list[ImageFile]:
+    """Images of several sizes; the later, the brighter."""
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        path = folder / f"{number:03}.png"
+        shape = (20 + 5 * (number % 3), 30, 3)
+        pixels = generator.integers(0, 30, shape) + 200 * number // count
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+        if number in broken:
+            path.write_bytes(path.read_bytes()[:100])
+    return find_images([folder])
+
+
+def expected_map(file: ImageFile) -> np.ndarray:
+    """The tiny model's raw map, computed by torch as anomalib's exported resize does it."""
+    image = torch.from_numpy(np.asarray(Image.open(file.path)).copy()).permute(2, 0, 1)[None].float() / 255
+    resized = F.interpolate(image, (SIZE, SIZE), mode="bilinear", align_corners=False, antialias=False)
+    return resized.mean(1)[0].numpy()
+
+
+@pytest.mark.parametrize("sizes", [{}, {"size": SIZE}, {"batch": 4}, {"batch": 4, "size": SIZE}], ids=str)
+def test_values_and_order(tmp_path: Path, sizes: dict[str, int]) -> None:
+    """The same numbers for inputs of any and of fixed size, for batches that are mixed, broken and not full."""
+    files = write_images(tmp_path / "images", broken=(2, 9))
+    compiled = compile_file(save_tiny(tmp_path / "model.xml", **sizes))
+    assert compiled.batch_size == sizes.get("batch", 1)
+    outputs = list(Predictor(compiled).predict(files))
+    assert [output.file for output in outputs] == files
+    assert [number for number, output in enumerate(outputs) if output.error] == [2, 9]
+    assert len({output.score for output in outputs}) > 4
+    for output in outputs:
+        if output.error:
+            assert output.score is output.label is output.anomaly_map is None
+            continue
+        values = expected_map(output.file)
+        assert output.raw_score == pytest.approx(values.max(), abs=1e-6)
+        normalised = ((values - THRESHOLD) / (HIGH - LOW) + 0.5).clip(0, 1)
+        np.testing.assert_allclose(output.anomaly_map, normalised, atol=1e-5)
+        assert output.score == pytest.approx(normalised.max(), abs=1e-5)
+        assert output.label == (normalised.max() > 0.5)
+        assert output.image is None
+
+
+def test_raw_outputs(tmp_path: Path) -> None:
+    (file, *_) = write_images(tmp_path / "images")
+    compiled = compile_file(save_tiny(tmp_path / "model.xml", normalise=False))
+    (output,) = Predictor(compiled).predict([file])
+    assert output.score == pytest.approx(expected_map(file).max(), abs=1e-6)
+    assert output.raw_score is output.label is None
+    without = compile_file(save_tiny(tmp_path / "other.xml", raw_branch=False))
+    assert without.raw_output is None
+    assert without.metadata == NORMALISED
+
+
+def test_memory_is_bounded(tmp_path: Path) -> None:
+    """No more images are read ahead than fit the requests, however slowly the results are taken."""
+    files = write_images(tmp_path / "images", 60)
+    predictor = Predictor(compile_file(save_tiny(tmp_path / "model.xml"), threads=1))
+    finished: list[Output] = []
+    outputs = predictor.predict(files, finished.append)
+    next(outputs)
+    threading.Event().wait(0.3)
+    assert 1 <= len(finished) <= 4 * predictor.requests + 1 < len(files)
+    assert len(list(outputs)) == len(files) - 1
+
+
+def test_finish_has_the_image_and_its_errors_end_all(tmp_path: Path) -> None:
+    files = write_images(tmp_path / "images", 5)
+    predictor = Predictor(compile_file(save_tiny(tmp_path / "model.xml")))
+    shapes = {}
+    list(predictor.predict(files, lambda output: shapes.update({output.file: output.image.shape})))
+    assert [shapes[file] for file in files] == [(20 + 5 * (number % 3), 30, 3) for number in range(5)]
+
+    def full(output: Output) -> None:
+        raise OSError("No space left")
+
+    with pytest.raises(OSError, match="No space left"):
+        list(predictor.predict(files, full))
+
+
+def test_numpy_is_met_first_in_one_thread(tmp_path: Path, monkeypatch) -> None:
+    """Two threads that are first at the same time may wait for each other for ever inside of OpenVINO."""
+    threads = []
+    request = Predictor._request
+
+    def recorded(self: Predictor, *arguments) -> list[np.ndarray]:
+        threads.append(threading.current_thread())
+        return request(self, *arguments)
+
+    monkeypatch.setattr(Predictor, "_request", recorded)
+    predictor = Predictor(compile_file(save_tiny(tmp_path / "model.xml")))
+    assert threads == [threading.current_thread()] * predictor.requests
+
+
+def test_errors_of_openvino_are_of_the_image(tmp_path: Path, monkeypatch) -> None:
+    files = write_images(tmp_path / "images", 3)
+    predictor = Predictor(compile_file(save_tiny(tmp_path / "model.xml")))
+    request = predictor._request
+
+    def fails(of: object, images: np.ndarray) -> list[np.ndarray]:
+        if images.shape[1] == 25:
+            raise RuntimeError("Exception from\nnode.cpp:1:\nout of memory")
+        return request(of, images)
+
+    monkeypatch.setattr(predictor, "_request", fails)
+    errors = [output.error for output in predictor.predict(files)]
+    assert errors == ["", "OpenVINO cannot predict it: Exception from node.cpp:1: out of memory", ""]
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    model = save_tiny(tmp_path / "model.xml")
+    compile_file(model.with_suffix(".bin"))
+    with pytest.raises(FileNotFoundError, match=r"There is no model .*gone.xml: give the model.xml"):
+        compile_file(tmp_path / "gone.xml")
+    with pytest.raises(FileNotFoundError, match=r"is a folder: give the model.xml"):
+        compile_file(tmp_path)
+    (tmp_path / "model.ckpt").touch()
+    with pytest.raises(ValueError, match=r"model.ckpt must be an .xml or .onnx file; make one with `anomalib export"):
+        compile_file(tmp_path / "model.ckpt")
+    (tmp_path / "lonely.xml").write_text(model.read_text())
+    with pytest.raises(FileNotFoundError, match=r"There is no .*lonely.bin: the weights have to be beside lonely.xml"):
+        compile_file(tmp_path / "lonely.xml")
+    (tmp_path / "lonely.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"^.*lonely.xml is not a model that OpenVINO can read: [^\n]+$"):
+        compile_file(tmp_path / "lonely.xml")
+    (tmp_path / "lonely.xml").write_text("<annotation/>")
+    with pytest.raises(ValueError, match=r"lonely.xml is not a model that OpenVINO can read: it does not begin as one"):
+        compile_file(tmp_path / "lonely.xml")
+    (tmp_path / "model.onnx").write_text("nothing")
+    with pytest.raises(ValueError, match=r"^.*model.onnx is not a model that OpenVINO can read: [^\n]+$"):
+        compile_file(tmp_path / "model.onnx")
+
+
+def test_bad_arguments(tmp_path: Path) -> None:
+    model = save_tiny(tmp_path / "model.xml")
+    with pytest.raises(ValueError, match=r"There is no device 'TPU'; this machine has CPU"):
+        compile_file(model, device="TPU")
+    with pytest.raises(ValueError, match=r"^OpenVINO cannot compile .* for HETERO:TPU with [^\n]+TPU[^\n]+$"):
+        compile_file(model, device="HETERO:TPU")
+    with pytest.raises(ValueError, match=r"threads must be positive.* got -1"):
+        compile_file(model, threads=-1)
+
+
+def test_models_of_others(tmp_path: Path) -> None:
+    import openvino as ov
+    from openvino import opset13 as ops
+
+    def save(shape: list[int], output: str) -> Path:
+        images = ops.parameter(shape, np.float32)
+        node = ops.relu(images)
+        node.output(0).set_names({output})
+        ov.save_model(ov.Model([node], [images]), tmp_path / "other.xml")
+        return tmp_path / "other.xml"
+
+    with pytest.raises(ValueError, match="is not a model of anomalib: it has no output pred_score, but logits"):
+        compile_file(save([1, 3, 8, 8], "logits"))
+    with pytest.raises(ValueError, match=r"must have one input \(B, 3, H, W\), but has \[1,1,8,8\]"):
+        compile_file(save([1, 1, 8, 8], "pred_score"))
+
+
+@pytest.mark.parametrize(("hint", "expected"), [("f32", "f32"), ("bf16", "bf16"), ("auto", None)])
+def test_precision_and_threads(tmp_path: Path, hint: str, expected: str | None) -> None:
+    compiled = compile_file(save_tiny(tmp_path / "model.xml"), precision_hint=hint, threads=1)
+    assert compiled.model.get_property("INFERENCE_NUM_THREADS") == 1
+    assert "THROUGHPUT" in str(compiled.model.get_property("PERFORMANCE_HINT"))
+    precision = compiled.model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    bf16 = "BF16" in __import__("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if expected == "f32" or bf16:
+        assert precision == (expected or "bf16")
