@@ -20,13 +20,14 @@ from anomalib_uniad.metrics import PerCategoryEvaluator
 from .anomaly_map import ImageScore
 from .arguments import check_same_model, plain_layers, repeat
 from .components.padding import BackbonePadding, PaddingMode
+from .export import SelfDescribing
 from .loss import ReconstructionLoss
 from .official import FromOfficial
 from .recipe import CheckpointChoice, CompileMode, FeatureCacheMode, FeatureDtype, LearningRateSchedule, Recipe
 from .torch_model import PositionEmbedding, UniADModel
 
 
-class UniAD(Recipe, FromOfficial, AnomalibModule):  # type: ignore[misc]  # anomalib's to_onnx differs from Lightning's
+class UniAD(Recipe, FromOfficial, SelfDescribing, AnomalibModule):
     """UniAD, one model for many product categories (https://arxiv.org/abs/2206.03687).
 
     The defaults are the paper's recipe for MVTec-AD; with 1,000 epochs, batches of 8 and a validation every 10
