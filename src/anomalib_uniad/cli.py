@@ -9,7 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from anomalib_uniad.benchmark.training import train as bench_train  # light: the rest is imported when it runs
+from anomalib_uniad.benchmark.evaluation import metrics as bench_metrics  # light: the rest is imported when it runs
+from anomalib_uniad.benchmark.training import train as bench_train  # light, too
 from anomalib_uniad.inference import predict  # light as well
 from anomalib_uniad.report import report  # light, too
 
@@ -159,6 +160,7 @@ COMMANDS: dict[str, Any] = {
     "bench": {
         "_help": "Measurements on this machine.",
         "train": bench_train,
+        "metrics": bench_metrics,
     },
     "make-meta": make_meta,
     "predict": predict,

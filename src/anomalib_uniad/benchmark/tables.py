@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from anomalib_uniad.benchmark.evaluation import tables as evaluation
 from anomalib_uniad.benchmark.training import tables as training
 from anomalib_uniad.metrics.table import to_markdown
 
@@ -187,6 +188,7 @@ def _training_gpu(results: Path) -> str:
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
+    "evaluation_speed": lambda results: evaluation.speed(_read(results, "evaluation_speed")),
     "backbones": _backbones,
     "border": _border,
     "quickstart": _quickstart,
