@@ -64,7 +64,7 @@ class Writer:
         """
         path = self._heatmaps[file]
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A third of the time of Pillow's default, and no larger for pictures that are mostly texture.
+        # Faster than Pillow's default, and not larger for pictures that are mostly texture.
         draw_heatmap(image, anomaly_map).save(path, compress_level=1, compress_type=zlib.Z_RLE)
 
     def row(self, file: ImageFile, decision: Decision, error: str = "") -> None:
