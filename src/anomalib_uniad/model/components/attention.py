@@ -116,7 +116,7 @@ class NeighborMaskedAttention(nn.Module):
             k, v = _project(memory, weight[dim:], offset[:, dim:]).chunk(2, dim=-1)
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, heads, N, D/heads)
         dropout = self.dropout if self.training else 0.0
-        attended = masked_attention(q.expand_as(k), k, v, self.visible, dropout)
+        attended = masked_attention(q, k, v, self.visible, dropout)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
     def _offset(self, position: torch.Tensor) -> torch.Tensor:
@@ -144,7 +144,7 @@ def masked_attention(
     products and cheap dropout masks are two to three times faster.
 
     Args:
-        query (torch.Tensor): ``(B, heads, N, d)``, and so are key and value.
+        query (torch.Tensor): ``(B, heads, N, d)``, and so are key and value, or ``(1, heads, N, d)``.
         key (torch.Tensor): See ``query``.
         value (torch.Tensor): See ``query``.
         visible (torch.Tensor | None): ``(N, N)`` bool, True where a query sees a key; ``None`` for everywhere.
@@ -153,14 +153,25 @@ def masked_attention(
     Returns:
         torch.Tensor: ``(B, heads, N, d)``.
     """
+    if torch.compiler.is_exporting():
+        # Exported, torch's function guards against queries that see nothing, which there are none of, and that keeps
+        # runtimes from recognising it as attention. What does not depend on the image stays without a batch.
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+        return (scores if visible is None else scores + hidden(visible, scores.dtype)).softmax(dim=-1) @ value
+    query = query.expand_as(key)
     by_hand = query.requires_grad and drawn_here(query) and dropout < 1
     if not by_hand or (dropout == 0 and query.dtype == torch.float32):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=dropout)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # (B, heads, N, N)
     if visible is not None:  # added, which costs nothing in the backward pass
-        scores += torch.zeros_like(visible, dtype=scores.dtype).masked_fill_(~visible, -math.inf)
+        scores += hidden(visible, scores.dtype)
     weights = scores.softmax(dim=-1)
     if dropout == 0:
         return weights @ value
     weights = weights * keep_mask(weights, dropout)
     return weights @ value * (1 / (1 - dropout))  # scaled here, where there are fewer elements
+
+
+def hidden(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What is added to scores ``(N, N)``: nothing where a query sees a key, minus infinity elsewhere."""
+    return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, -math.inf)
