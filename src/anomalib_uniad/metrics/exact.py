@@ -4,8 +4,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from anomalib.metrics import AUPRO, AUROC, AnomalibMetric, F1Max
-from torchmetrics.classification import BinaryAveragePrecision
+from anomalib.metrics import AUPR, AUPRO, AUROC, AnomalibMetric, F1Max
 
 from anomalib_uniad.metrics import functional
 from anomalib_uniad.metrics.functional import Ranking
@@ -15,8 +14,8 @@ Level = Literal["image", "pixel"]
 LEVELS: dict[Level, tuple[str, str]] = {"image": ("pred_score", "gt_label"), "pixel": ("anomaly_map", "gt_mask")}
 
 
-class AP(AnomalibMetric, BinaryAveragePrecision):  # type: ignore[misc]
-    """Average precision as a metric of anomalib, whose ``AUPR`` is the area under trapezoids instead.
+class AP(AUPR):
+    """Average precision: anomalib's ``AUPR`` under the name that the field has for it.
 
     Scores stay as they are: torchmetrics would put each batch that leaves the range from 0 to 1 through a sigmoid, and
     no other.
@@ -26,7 +25,7 @@ class AP(AnomalibMetric, BinaryAveragePrecision):  # type: ignore[misc]
             allowed.
         prefix (str): Put before the name. Defaults to ``""``.
         strict (bool): Whether a batch without these fields is an error. Defaults to ``True``.
-        **kwargs (Any): Further arguments of ``torchmetrics.classification.BinaryAveragePrecision``.
+        **kwargs (Any): Further arguments of ``AUPR``.
 
     Raises:
         ValueError: If there are no fields.
@@ -69,8 +68,8 @@ def from_ranking(metric: Any) -> Callable[[Ranking], float] | None:
         metric (Any): A metric.
 
     Returns:
-        Callable[[Ranking], float] | None: ``None`` for other metrics than AUROC, AP, F1max and AUPRO of scores, and
-        for those that have thresholds to choose from instead of exact values.
+        Callable[[Ranking], float] | None: ``None`` for other metrics than AUROC, AP (or AUPR), F1max and AUPRO of
+        scores, and for those that have thresholds to choose from instead of exact values.
     """
     if level_of(metric) is None or getattr(metric, "thresholds", None) is not None:
         return None
@@ -79,5 +78,6 @@ def from_ranking(metric: Any) -> Callable[[Ranking], float] | None:
     if type(metric) is AUPRO:
         limit = metric.fpr_limit.item()  # type: ignore[operator]
         return lambda ranking: functional.aupro(ranking, limit)
-    exact = {AUROC: functional.auroc, AP: functional.average_precision, F1Max: functional.f1_max}
+    average = functional.average_precision
+    exact = {AUROC: functional.auroc, AP: average, AUPR: average, F1Max: functional.f1_max}
     return exact.get(type(metric))

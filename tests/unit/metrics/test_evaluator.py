@@ -9,8 +9,10 @@ import torch
 from anomalib.metrics import AUPR, AUPRO, AUROC, Evaluator, F1Max, F1Score
 from anomalib.models.components import AnomalibModule
 from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, roc_auc_score, roc_curve
+from torchmetrics.classification import BinaryROC
+from torchmetrics.utilities.compute import auc
 
-from anomalib_uniad.metrics import PerCategoryEvaluator
+from anomalib_uniad.metrics import AP, PerCategoryEvaluator, seven_metrics
 from anomalib_uniad.metrics.per_category import CategoryMetrics
 from replay import METRICS, Replay, make_batch, mixed, run
 
@@ -72,13 +74,48 @@ def test_other_metrics(tmp_path):
     results = run(PerCategoryEvaluator([], metrics), batches, tmp_path)
     assert len(results) == 12
     for name, part in by_category(batches).items():
-        # Area under the trapezoids, which is not the step-wise average precision.
         assert results[f"image_AUPR/{name}"] == pytest.approx(
-            average_precision_score(part["gt_label"], part["pred_score"]), abs=0.06
+            average_precision_score(part["gt_label"], part["pred_score"]), abs=1e-6
         )
         assert results[f"image_F1Max/{name}"] == pytest.approx(
             max(f1_score(part["gt_label"], part["pred_score"] >= s) for s in part["pred_score"]), abs=1e-6
         )
+
+
+def test_ap_of_scores_outside_the_unit_range():
+    """In anomalib's own evaluator too, which gives validation metrics the scores as the model returns them."""
+    metric = AP(**IMAGE)
+    for batch in mixed(3.0):
+        metric.update(batch)
+    labels, scores = (torch.cat([getattr(b, name) for b in mixed(3.0)]) for name in ("gt_label", "pred_score"))
+    assert float(metric.compute()) == pytest.approx(average_precision_score(labels, scores), abs=1e-6)
+
+
+def test_metrics_with_bins_stay_as_they_are(tmp_path):
+    metrics = [AUROC(**IMAGE, thresholds=3), AUROC(fields=["anomaly_map", "gt_mask"], prefix="pixel_", thresholds=3)]
+    batches = mixed()
+    results = run(PerCategoryEvaluator([], metrics), batches, tmp_path)
+    part = by_category(batches)["a"]
+    expected = {"image": ("gt_label", "pred_score"), "pixel": ("gt_mask", "anomaly_map")}
+    for level, (target, score) in expected.items():
+        metric = BinaryROC(thresholds=3)
+        rates = metric(torch.tensor(part[score]), torch.tensor(part[target]).int())
+        binned = auc(rates[0], rates[1], reorder=True)
+        assert results[f"{level}_AUROC/a"] == pytest.approx(float(binned), abs=1e-6)
+    exact = roc_auc_score(part["gt_mask"], part["anomaly_map"])
+    assert results["pixel_AUROC/a"] != pytest.approx(exact, abs=1e-4)
+
+
+def test_scores_that_are_not_numbers(tmp_path):
+    batches = mixed()
+    batches[0].anomaly_map[0, 0, 0] = float("nan")  # of one category
+    name = batches[0].image_path[0].split("/")[-4]
+    results = run(PerCategoryEvaluator(test_metrics=seven_metrics()), batches, tmp_path)
+    assert {key.split("/")[1] for key in results if key.startswith("pixel_AP/")} == set("abc") - {name}
+    assert len([key for key in results if key.startswith("image_AP/")]) == 3
+    assert "pixel_AUROC, pixel_AP, pixel_F1Max, pixel_AUPRO: scores that are not numbers" in (
+        (tmp_path / "metrics.csv").read_text()
+    )
 
 
 def test_one_category_is_logged_as_by_anomalib(tmp_path):
@@ -196,3 +233,30 @@ class TestMaking:
         evaluator = PerCategoryEvaluator([], metrics)
         run(evaluator, mixed(), tmp_path)
         assert evaluator.state_dict().keys() == Evaluator(test_metrics=metrics).state_dict().keys()
+
+
+class TestMemory:
+    """A category is computed, and its scores dropped, as soon as all of its images were there."""
+
+    def test_categories_in_order(self, monkeypatch):
+        order = []
+        batches = [make_batch([name] * 4, [0, 1, 1, 0], seed) for seed, name in enumerate("aabbcc")]
+        metrics = CategoryMetrics(
+            seven_metrics(),
+            expected={"a": 8, "b": 8, "c": 8},
+            finished=lambda category, results, rankings: order.append((category, len(metrics._pools))),
+        )
+        for batch in batches:
+            metrics.update(batch)
+            assert len(metrics._pools) <= 2, "image and pixel scores of one category"
+        assert order == [("a", 0), ("b", 0), ("c", 0)]
+        plain = CategoryMetrics(seven_metrics())
+        for batch in batches:
+            plain.update(batch)
+        assert metrics.compute().values == plain.compute().values
+        assert len(order) == 3, "none of them twice"
+
+    def test_an_image_is_missing(self):
+        metrics = CategoryMetrics(seven_metrics(), expected={"a": 9})
+        metrics.update(make_batch(["a"] * 4, [0, 1, 1, 0]))
+        assert metrics.compute().images == {"a": 4}
