@@ -6,10 +6,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from anomalib.models.components import AnomalibModule
+from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import LightningModule
 
 from anomalib_uniad.data.category import known_categories
 from anomalib_uniad.inference.metadata import ModelMetadata
+
+from .pre_processor import ExactPreProcessor
 
 
 class SelfDescribing(LightningModule):
@@ -24,6 +28,11 @@ class SelfDescribing(LightningModule):
     """
 
     training_summary: dict[str, Any] = {}
+
+    @staticmethod
+    def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:
+        """The pre-processor of anomalib, exported with the resize of validation."""
+        return ExactPreProcessor(AnomalibModule.configure_pre_processor(image_size).transform)
 
     def on_train_start(self) -> None:
         """Write down what is trained on."""
