@@ -121,7 +121,7 @@ def _check_ports(file: Path, model: ov.Model, outputs: dict[str, int]) -> None:
 def _with_images_as_input(model: ov.Model) -> ov.Model:
     """Scaling to [0, 1] and, for an input of fixed size, resizing inside the model.
 
-    The interpolation is the one that models with an input of any size have inside: bilinear without antialiasing.
+    The interpolation is the one that UniAD has inside where its input is of any size: bilinear with antialiasing.
     """
     steps = PrePostProcessor(model)
     fixed = model.input().partial_shape[2].is_static
@@ -132,7 +132,7 @@ def _with_images_as_input(model: ov.Model) -> ov.Model:
     steps.input().model().set_layout(ov.Layout("NCHW"))
     convert = steps.input().preprocess().convert_element_type(ov.Type.f32)
     if fixed:
-        convert.resize(ResizeAlgorithm.RESIZE_LINEAR)
+        convert.resize(ResizeAlgorithm.RESIZE_BILINEAR_PILLOW)
     convert.scale(255.0)
     return steps.build()
 
