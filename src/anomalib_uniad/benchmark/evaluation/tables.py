@@ -21,7 +21,7 @@ def speed(frame: pd.DataFrame) -> str:
     texts = []
     for (device, image_size, categories), rows in frame.groupby(["device", "image_size", "categories"], sort=False):
         images = sorted(rows["images"].unique())
-        times: dict[str, list[str]] = {"seconds (times the first)": []}
+        times: dict[str, list[str]] = {"processor seconds (times the first)": []}
         memory: dict[str, list[str]] = {"peak memory, MiB": []}
         for method in (name for name in LABELS if name in set(rows["method"])):
             of = {row["images"]: row for row in rows[rows["method"] == method].to_dict("records")}
