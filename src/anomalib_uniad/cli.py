@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from anomalib_uniad.benchmark.evaluation import metrics as bench_metrics  # light: the rest is imported when it runs
+from anomalib_uniad.benchmark.inference import inference as bench_inference  # light, too
 from anomalib_uniad.benchmark.training import train as bench_train  # light, too
+from anomalib_uniad.deploy.parity import parity  # light, too
 from anomalib_uniad.inference import predict  # light as well
 from anomalib_uniad.report import report  # light, too
 
@@ -161,16 +163,19 @@ COMMANDS: dict[str, Any] = {
         "_help": "Measurements on this machine.",
         "train": bench_train,
         "metrics": bench_metrics,
+        "inference": bench_inference,
     },
     "make-meta": make_meta,
+    "parity": parity,
     "predict": predict,
     "report": report,
 }
 
-# Arguments that are several paths: name, how the help calls one of them, and what it is.
-_LISTS: dict[Any, tuple[str, str, str]] = {
-    predict: ("images", "IMAGES", "Folder, searched at all depths, or image."),
-    report: ("runs", "RUN", "Folder of a run, or its metrics.json or metrics.csv; the newest one is taken."),
+# Arguments that are several paths: name, how many, how the help calls one of them, and what it is.
+_LISTS: dict[Any, tuple[str, str, str, str]] = {
+    parity: ("models", "*", "MODEL", "Exported file: model.xml, model.onnx or model.pt."),
+    predict: ("images", "+", "IMAGES", "Folder, searched at all depths, or image."),
+    report: ("runs", "+", "RUN", "Folder of a run, or its metrics.json or metrics.csv; the newest one is taken."),
 }
 
 
@@ -192,9 +197,9 @@ def main(args: list[str] | None = None) -> None:
         def add_function_arguments(self, function: Any, *args: Any, **kwargs: Any) -> list[str]:
             if function not in _LISTS:
                 return super().add_function_arguments(function, *args, **kwargs)
-            name, metavar, about = _LISTS[function]
+            name, number, metavar, about = _LISTS[function]
             names = super().add_function_arguments(function, *args, **{**kwargs, "skip": {name}})
-            self.add_argument(name, nargs="+", type=Path, metavar=metavar, help=about)
+            self.add_argument(name, nargs=number, type=Path, metavar=metavar, help=about)
             return [name, *names]
 
     description = "Tools of UniAD for anomalib."

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from anomalib_uniad.benchmark.evaluation import tables as evaluation
+from anomalib_uniad.benchmark.inference import tables as inference
 from anomalib_uniad.benchmark.training import tables as training
 from anomalib_uniad.metrics.table import to_markdown
 
@@ -189,6 +190,9 @@ def _training_gpu(results: Path) -> str:
 
 TABLES: dict[str, Callable[[Path], str]] = {
     "evaluation_speed": lambda results: evaluation.speed(_read(results, "evaluation_speed")),
+    "inference_speed": lambda results: inference.speed(_read(results, "inference_speed")),
+    "inference_floor": lambda results: inference.floor(_read(results, "inference_floor")),
+    "inference_start": lambda results: inference.start(_read(results, "inference_start")),
     "backbones": _backbones,
     "border": _border,
     "quickstart": _quickstart,

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was given: checkpoint, files and data set, checked before the work."""
+
+import inspect
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import anomalib.data
+import torch
+from anomalib.data import AnomalibDataModule
+from anomalib.deploy import CompressionType
+
+import anomalib_uniad.data
+from anomalib_uniad.model import UniAD
+
+SUFFIXES = (".xml", ".onnx", ".pt")
+# Name of the file -> anomalib's word.
+EXPORTED: dict[str, CompressionType | None] = {
+    "f32": None,
+    "f16": CompressionType.FP16,
+    "int8": CompressionType.INT8,
+    "int8_ptq": CompressionType.INT8_PTQ,
+}
+_CALIBRATION_PART = 0.5
+
+
+def check(
+    models: Sequence[Path], data: Path | None, output: Path, export: bool, timed_images: int, overwrite: bool
+) -> None:
+    """Refuse what cannot work, before anything is loaded.
+
+    Raises:
+        FileNotFoundError: If a file or the folder is not there.
+        FileExistsError: If results are there already.
+        ValueError: If something is missing or out of its range.
+    """
+    if not models and not export:
+        msg = "There is nothing to compare: give exported files, or --export true to export the checkpoint first."
+        raise ValueError(msg)
+    for file in models:
+        if file.suffix not in SUFFIXES:
+            msg = f"{file} is not an exported model: their names end in {', '.join(SUFFIXES)}."
+            raise ValueError(msg)
+        weights = file.with_suffix(".bin")
+        for path in (file, *([weights] if file.suffix == ".xml" else [])):
+            if not path.is_file():
+                msg = f"There is no file {path}."
+                raise FileNotFoundError(msg)
+    if timed_images < 1:
+        msg = f"timed_images must be at least 1, got {timed_images}."
+        raise ValueError(msg)
+    if data is None:
+        msg = "The folder of the test images is missing: give it with --data FOLDER."
+        raise ValueError(msg)
+    if not data.is_dir():
+        msg = f"There is no folder {data}."
+        raise FileNotFoundError(msg)
+    if output.exists() and not output.is_dir():
+        msg = f"The output {output} is a file: give a folder."
+        raise FileExistsError(msg)
+    there = [path for path in (output / "parity.csv", output / "parity.md") if path.exists()]
+    if there and not overwrite:
+        msg = f"{there[0]} is there already: give another folder with --output, or --overwrite true to replace it."
+        raise FileExistsError(msg)
+
+
+def load(ckpt: Path) -> UniAD:
+    """Load a checkpoint of UniAD.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        ValueError: If it is not a Lightning checkpoint of UniAD.
+    """
+    if not ckpt.is_file():
+        msg = f"There is no checkpoint {ckpt}."
+        raise FileNotFoundError(msg)
+    try:
+        content = torch.load(ckpt, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        msg = f"{ckpt} is not a checkpoint that torch can read."
+        raise ValueError(msg) from error
+    weights = content.get("state_dict", {}) if isinstance(content, dict) else {}
+    if "model.transformer.input_projection.weight" not in weights or "hyper_parameters" not in content:
+        msg = f"{ckpt} is not a Lightning checkpoint of UniAD; `anomalib train` writes one to weights/lightning."
+        raise ValueError(msg)
+    return UniAD.load_from_checkpoint(ckpt, map_location="cpu").eval()
+
+
+def normalises(model: UniAD) -> bool:
+    """Whether the outputs of a model are normalised: it has a post-processor that has seen a validation."""
+    post_processor: Any = model.post_processor
+    return bool(getattr(post_processor, "enable_normalization", False) and post_processor.image_min.isfinite())
+
+
+def make_datamodule(name: str, root: Path | None, **arguments: Any) -> AnomalibDataModule:
+    """Make the datamodule of a folder, with its test images one by one.
+
+    Args:
+        name (str): Its class, in ``anomalib_uniad.data`` or ``anomalib.data``.
+        root (Path | None): The folder.
+        **arguments (Any): Further arguments; those that the class does not have are left out.
+
+    Raises:
+        ValueError: If there is no such class, it does not read a folder, or finds no test images there.
+    """
+    cls: Any = getattr(anomalib_uniad.data, name, None) or getattr(anomalib.data, name, None)
+    if not (inspect.isclass(cls) and issubclass(cls, AnomalibDataModule)):
+        msg = f"data_class must be MultiCategory, MetaFile, CIFAR10 or a datamodule of anomalib, got {name!r}."
+        raise ValueError(msg)
+    parameters = inspect.signature(cls).parameters
+    if "root" not in parameters:
+        msg = f"{name} has no argument root, so it cannot read a folder; give MultiCategory."
+        raise ValueError(msg)
+    given = {"root": root, "train_batch_size": 1, "eval_batch_size": 1, "num_workers": 0, **arguments}
+    datamodule = cls(**{key: value for key, value in given.items() if key in parameters})
+    datamodule.prepare_data()
+    datamodule.setup()
+    if not len(datamodule.test_data):
+        msg = f"{name} finds no test images in {root}."
+        raise ValueError(msg)
+    return cast("AnomalibDataModule", datamodule)
+
+
+def export_files(model: UniAD, folder: Path, data_class: str, data: Path | None) -> list[Path]:
+    """Export a model in all precisions; INT8 is calibrated on training images.
+
+    Args:
+        model (UniAD): The model.
+        folder (Path): Where to.
+        data_class (str): Datamodule of the images.
+        data (Path | None): Their folder.
+    """
+    # Its validation images, which anomalib calibrates on, are none that are tested.
+    calibration = make_datamodule(data_class, data, val_split_mode="from_train", val_split_ratio=_CALIBRATION_PART)
+    return [
+        model.to_openvino(folder, name, compression_type=kind, datamodule=calibration)
+        for name, kind in EXPORTED.items()
+    ]
