@@ -69,11 +69,12 @@ class ImagesOfThisProcess:
 def part(batch: Any, rows: Any) -> Any:
     """Return some images of a batch as a batch of the same class."""
     count, rows = len(batch), list(rows)
+    together = bool(rows) and rows == list(range(rows[0], rows[-1] + 1))  # then nothing has to be copied
     values: dict[str, Any] = {}
     for item in fields(batch):
         value = getattr(batch, item.name)
         if isinstance(value, torch.Tensor) and value.ndim and len(value) == count:
-            values[item.name] = value[rows]
+            values[item.name] = value[rows[0] : rows[-1] + 1] if together else value[rows]
         elif isinstance(value, list) and len(value) == count:
             values[item.name] = [value[row] for row in rows]
     return batch.update(in_place=False, **values)
