@@ -2,18 +2,26 @@
 """What a model knows of its training, and writes into exported files."""
 
 import math
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from anomalib import TaskType
+from anomalib.data import AnomalibDataModule
+from anomalib.deploy import CompressionType
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import LightningModule
+from torchmetrics import Metric
 
 from anomalib_uniad.data.category import known_categories
 from anomalib_uniad.inference.metadata import ModelMetadata
 
 from .pre_processor import ExactPreProcessor
+from .quantization import check_quantization, quantize, quantize_with_accuracy_control
+
+OPSET = 18  # what torch's exporter writes; for anomalib's default it would try to convert it, and fail
 
 
 class SelfDescribing(LightningModule):
@@ -28,6 +36,7 @@ class SelfDescribing(LightningModule):
     """
 
     training_summary: dict[str, Any] = {}
+    _loaded_thresholds: dict[str, Any] = {}
 
     @staticmethod
     def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:
@@ -56,14 +65,23 @@ class SelfDescribing(LightningModule):
         """Keep the summary."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["training_summary"] = dict(self.training_summary)
+        # The evaluator does so too, but is not asked for checkpoints of weights alone.
+        checkpoint["category_thresholds"] = self.category_thresholds
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over the summary, and thresholds of categories: no callbacks are loaded before an export."""
         super().on_load_checkpoint(checkpoint)
         self.training_summary = dict(checkpoint.get("training_summary", {}))
+        self._loaded_thresholds = checkpoint.get("category_thresholds", {})
         evaluator: Any = getattr(self, "evaluator", None)
         if hasattr(evaluator, "category_thresholds"):
-            evaluator.category_thresholds = checkpoint.get("category_thresholds", {})
+            evaluator.category_thresholds = self._loaded_thresholds
+
+    @property
+    def category_thresholds(self) -> dict[str, Any]:
+        """Thresholds of categories: of the evaluator, or from a checkpoint where it has none."""
+        kept: dict[str, Any] = getattr(getattr(self, "evaluator", None), "category_thresholds", self._loaded_thresholds)
+        return kept
 
     @property
     def metadata(self) -> ModelMetadata:
@@ -75,11 +93,14 @@ class SelfDescribing(LightningModule):
             learned = {level: float(getattr(post_processor, f"{level}_threshold")) for level in ("image", "pixel")}
         if getattr(post_processor, "enable_normalization", False):
             names = [f"{level}_{end}" for level in ("image", "pixel") for end in ("min", "max")]
-            ranges = _finite({name: float(getattr(post_processor, name)) for name in names})
+            values = {name: float(getattr(post_processor, name)) for name in names}
+            for level in ("image", "pixel"):  # both ends or none
+                ends = {name: value for name, value in values.items() if name.startswith(level)}
+                ranges |= ends if len(_finite(ends)) == 2 else {}
             for name in ("image_sensitivity", "pixel_sensitivity"):
                 if ranges and getattr(post_processor, name) != 0.5:
                     ranges[name] = float(getattr(post_processor, name))
-        of_categories: dict[str, Any] = getattr(getattr(self, "evaluator", None), "category_thresholds", {})
+        of_categories = self.category_thresholds
         summary = {name: value for name, value in self.training_summary.items() if value not in (None, "", [])}
         categories = summary.pop("categories", [])
         return ModelMetadata(
@@ -95,23 +116,83 @@ class SelfDescribing(LightningModule):
             training=summary,
         )
 
-    def to_onnx(self, *args: Any, **kwargs: Any) -> Path:  # type: ignore[override]  # anomalib's, not Lightning's
+    def to_onnx(self, *args: Any, precision: str = "FP32", **kwargs: Any) -> Path:  # type: ignore[override]
         """Export to ONNX as anomalib does, with the metadata in the file; OpenVINO files are made from it.
 
         Args:
             *args (Any): As of anomalib.
-            **kwargs (Any): As of anomalib.
+            precision (str): What the metadata say of it. Defaults to ``"FP32"``.
+            **kwargs (Any): As of anomalib; ``opset_version`` is 18 if it is not given.
 
         Returns:
             Path: The file.
         """
-        path: Path = super().to_onnx(*args, **kwargs)  # type: ignore[assignment]
+        kwargs.setdefault("opset_version", OPSET)
+        path: Path = super().to_onnx(*args, **kwargs)  # type: ignore[assignment]  # anomalib's, not Lightning's
         import onnx  # a package of the extra `openvino`
 
         model = onnx.load(path, load_external_data=False)  # weights in a file of their own stay there
-        onnx.helper.set_model_props(model, self.metadata.to_properties())
+        onnx.helper.set_model_props(model, replace(self.metadata, precision=precision).to_properties())
         onnx.save(model, path)
         return path
+
+    def to_openvino(
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        compression_type: CompressionType | None = None,
+        datamodule: AnomalibDataModule | None = None,
+        metric: Metric | None = None,
+        task: TaskType | None = None,
+        max_drop: float = 0.01,
+        ov_kwargs: dict[str, Any] | None = None,
+        onnx_kwargs: dict[str, Any] | None = None,
+    ) -> Path:
+        """Export to OpenVINO as anomalib does, with the arguments of anomalib.
+
+        ``INT8_PTQ`` and ``INT8_ACQ`` measure activations on training images of ``datamodule``; ``INT8_ACQ`` measures
+        accuracy on its validation images.
+
+        Returns:
+            Path: The ``.xml`` file.
+
+        Raises:
+            ModuleNotFoundError: If a package is not installed.
+            TypeError: If ``metric`` is none.
+            ValueError: If something that quantisation needs is missing; before anything is exported.
+        """
+        compression = None if compression_type is None else CompressionType(compression_type)
+        if compression not in {None, CompressionType.FP16}:
+            check_quantization(compression, getattr(self, "post_processor", None), datamodule, metric, max_drop)
+        onnx_kwargs = {**(onnx_kwargs or {}), "precision": compression.name if compression else "FP32"}
+        exporter: Any = super()
+        return exporter.to_openvino(
+            export_root,
+            model_file_name,
+            input_size,
+            compression,
+            datamodule,
+            metric,
+            task,
+            max_drop,
+            ov_kwargs,
+            onnx_kwargs,
+        )
+
+    def _post_training_quantization_ov(self, model: Any, datamodule: AnomalibDataModule) -> Any:
+        return quantize(model, datamodule, self._resized_to)
+
+    def _accuracy_control_quantization_ov(
+        self, model: Any, datamodule: AnomalibDataModule, metric: Metric | None, task: Any, max_drop: float
+    ) -> Any:
+        del task  # This variable is not used.
+        return quantize_with_accuracy_control(model, datamodule, self._resized_to, metric, max_drop)
+
+    @property
+    def _resized_to(self) -> tuple[int, int]:
+        height, width = self.model.image_size  # type: ignore[union-attr, misc]
+        return int(height), int(width)
 
 
 def _finite(values: dict[str, float]) -> dict[str, float]:

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""INT8: which part of an exported model is quantised, with which images, and how what is lost is measured."""
+
+import copy
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from anomalib.data import AnomalibDataModule, AnomalibDataset, ImageBatch, ImageItem
+from anomalib.deploy import CompressionType
+from anomalib.metrics import F1Score
+from anomalib.post_processing import PostProcessor
+from lightning_utilities.core.imports import module_available
+from torch.utils.data import DataLoader, Subset
+from torchmetrics import Metric
+from torchvision.transforms.v2 import functional as transforms
+from torchvision.tv_tensors import Mask
+
+if TYPE_CHECKING:
+    import nncf
+    import openvino
+
+logger = logging.getLogger(__name__)
+
+IMAGES = 300  # that activations are measured on
+_OUTPUTS = ("pred_score", "pred_label", "anomaly_map", "pred_mask")
+
+
+class Images(NamedTuple):
+    """Images as an exported model takes them."""
+
+    input: torch.Tensor  # (B, 3, H, W); where items are too few for a fixed batch, the last one is repeated
+    items: list[ImageItem]
+
+
+def check_quantization(
+    compression: CompressionType,
+    post_processor: Any,
+    datamodule: AnomalibDataModule | None,
+    metric: Any = None,
+    max_drop: float = 0.01,
+) -> None:
+    """Refuse what could only fail at the end of an export, and set up the datamodule.
+
+    Args:
+        compression (CompressionType): ``INT8``, ``INT8_PTQ`` or ``INT8_ACQ``.
+        post_processor (Any): Of the model.
+        datamodule (AnomalibDataModule | None): Where images are from.
+        metric (Any): What is measured with accuracy control. Defaults to ``None``.
+        max_drop (float): By how much it may fall. Defaults to ``0.01``.
+
+    Raises:
+        ModuleNotFoundError: If NNCF is not installed.
+        TypeError: If the metric is none.
+        ValueError: If there are no images, the model has not learned its thresholds, or ``max_drop`` is out of range.
+    """
+    if not module_available("nncf"):
+        msg = 'INT8 needs NNCF: pip install "anomalib-uniad[openvino]".'
+        raise ModuleNotFoundError(msg, name="nncf")
+    if compression == CompressionType.INT8:
+        return
+    name = compression.value
+    if datamodule is None:
+        msg = f"compression_type={name} measures activations on images: give a datamodule (--data on the command line)."
+        raise ValueError(msg)
+    names = ("image_min", "image_max", "pixel_min", "pixel_max") if _normalizes(post_processor) else ()
+    if not all(math.isfinite(float(getattr(post_processor, name))) for name in names):
+        msg = (
+            f"compression_type={name} needs a model that has learned how to normalise its scores, which happens at a "
+            "validation. This one has not: run engine.validate(model, datamodule) with the checkpoint, then "
+            "engine.trainer.save_checkpoint(...), and export that; or export a model with post_processor=False."
+        )
+        raise ValueError(msg)
+    if compression == CompressionType.INT8_ACQ:
+        _check_accuracy_control(post_processor, metric, max_drop)
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    if compression == CompressionType.INT8_ACQ and not len(getattr(datamodule, "val_data", [])):
+        msg = f"Accuracy is measured on validation images, of which {datamodule.name} has none: set val_split_mode."
+        raise ValueError(msg)
+
+
+def _check_accuracy_control(post_processor: Any, metric: Any, max_drop: float) -> None:
+    if not 0 <= max_drop <= 1:
+        msg = f"max_drop must lie in [0, 1], got {max_drop}."
+        raise ValueError(msg)
+    if metric is not None and not isinstance(metric, Metric):
+        msg = (
+            "metric must be a metric object, for example anomalib.metrics.AUROC(fields=['pred_score', 'gt_label']), "
+            f"got {metric!r}. On the command line: --metric anomalib.metrics.AUROC "
+            "--metric.fields '[pred_score, gt_label]'."
+        )
+        raise TypeError(msg)
+    decides = getattr(post_processor, "enable_thresholding", False)
+    if "pred_label" in getattr(metric, "fields", ["pred_label"]) and not decides:
+        msg = (
+            "The F1 score, which accuracy control measures by default, needs decisions, and this model's "
+            "post_processor makes none. Give another metric, for example AUROC of pred_score."
+        )
+        raise ValueError(msg)
+
+
+def quantize(model: "openvino.Model", datamodule: AnomalibDataModule, size: tuple[int, int]) -> "openvino.Model":
+    """Quantise a model with training images, which are normal ones; no image that is tested is looked at.
+
+    Args:
+        model (openvino.Model): The exported model.
+        datamodule (AnomalibDataModule): Where images are from.
+        size (tuple[int, int]): Height and width to which the model resizes.
+
+    Returns:
+        openvino.Model: The model in INT8.
+    """
+    import nncf
+
+    images = _calibration_images(model, datamodule, size)
+    options, advanced = _options(model)
+    return nncf.quantize(model, _dataset(images), subset_size=len(images), advanced_parameters=advanced, **options)
+
+
+def quantize_with_accuracy_control(
+    model: "openvino.Model",
+    datamodule: AnomalibDataModule,
+    size: tuple[int, int],
+    metric: Metric | None = None,
+    max_drop: float = 0.01,
+) -> "openvino.Model":
+    """Quantise a model like :func:`quantize`, then take layers back to full precision until it is accurate enough.
+
+    Args:
+        model (openvino.Model): The exported model.
+        datamodule (AnomalibDataModule): Where images are from; accuracy is measured on the validation images.
+        size (tuple[int, int]): Height and width to which the model resizes.
+        metric (Metric | None): What is measured, higher is better. Defaults to ``None``, anomalib's choice: the F1
+            score of the decisions on images.
+        max_drop (float): By how much it may fall, absolute. Defaults to ``0.01``.
+
+    Returns:
+        openvino.Model: The model in INT8.
+    """
+    import nncf
+
+    calibration = _calibration_images(model, datamodule, size)
+    validation = _batches(datamodule.val_data, range(len(datamodule.val_data)), model, size)
+    validate = partial(measure, metric=metric or F1Score(fields=["pred_label", "gt_label"]))
+    options, advanced = _options(model)
+    return nncf.quantize_with_accuracy_control(
+        model,
+        _dataset(calibration),
+        _dataset(validation),
+        validate,
+        max_drop=max_drop,
+        subset_size=len(calibration),
+        advanced_quantization_parameters=advanced,
+        **options,
+    )
+
+
+def measure(model: Any, batches: Iterable[Images], metric: Metric) -> tuple[float, list[float]]:
+    """Measure a model, and say how it scores each batch, which NNCF compares to find out what layers change.
+
+    Args:
+        model (Any): Compiled model.
+        batches (Iterable[Images]): Images with labels and masks.
+        metric (Metric): What is measured.
+
+    Returns:
+        tuple[float, list[float]]: The metric and the mean score of each batch. Of one batch alone, about which metrics
+        say little, the score in the place of the metric.
+    """
+    scores: list[float] = []
+    metric.reset()
+    for batch in batches:
+        outputs, count = model(batch.input.numpy()), len(batch.items)
+        found: dict[str, Any] = {name: torch.tensor(outputs[name])[:count] for name in _OUTPUTS if name in outputs}
+        masks = [item.gt_mask for item in batch.items]
+        if "anomaly_map" in found and all(mask is not None for mask in masks):
+            size = list(found["anomaly_map"].shape[-2:])
+            found["gt_mask"] = torch.cat([transforms.resize(Mask(mask), size).reshape(1, *size) for mask in masks])
+        labels = torch.tensor([bool(item.gt_label) for item in batch.items])
+        metric.update(ImageBatch(image=batch.input[:count], gt_label=labels, **found))
+        scores.append(float(found["pred_score"].mean()))
+    if len(scores) == 1:
+        return scores[0], scores
+    return float(metric.compute()), scores
+
+
+def sensitive_operations(model: "openvino.Model") -> list[str]:
+    """Names of the operations that stay as they are: before the backbone, and from the reconstruction error on.
+
+    Pixels are resized and normalised, and the error is a difference of similar features; neither costs much time.
+
+    Args:
+        model (openvino.Model): The exported model.
+    """
+    operations = model.get_ordered_ops()
+    first = next(op for op in operations if op.get_type_name() == "Convolution")
+    before = _reached([first.input_value(0).get_node()], lambda op: [port.get_node() for port in op.input_values()])
+    norms = [op for op in operations if op.get_type_name() == "ReduceL2"]
+    errors = [op.input_value(0).get_node() for op in norms]
+    after = _reached(
+        norms, lambda op: [target.get_node() for port in op.outputs() for target in port.get_target_inputs()]
+    )
+    return sorted(before | after | {op.get_friendly_name() for op in errors})
+
+
+def _reached(start: Sequence[Any], neighbors: Any) -> set[str]:
+    """Names of operations, and of all that can be reached from them."""
+    waiting, names = list(start), set()
+    while waiting:
+        op = waiting.pop()
+        if op.get_friendly_name() not in names:
+            names.add(op.get_friendly_name())
+            waiting += neighbors(op)
+    return names
+
+
+def _options(model: "openvino.Model") -> tuple[dict[str, Any], Any]:
+    import nncf
+    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+
+    advanced = AdvancedQuantizationParameters(
+        overflow_fix=OverflowFix.ENABLE,  # processors without VNNI saturate otherwise, which costs most of the accuracy
+        activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,  # defects are what is cut off otherwise
+    )
+    scope = nncf.IgnoredScope(names=sensitive_operations(model), validate=False)
+    return {"model_type": nncf.ModelType.TRANSFORMER, "ignored_scope": scope}, advanced
+
+
+def _calibration_images(model: "openvino.Model", datamodule: AnomalibDataModule, size: tuple[int, int]) -> DataLoader:
+    dataset = datamodule.train_data
+    count = min(IMAGES, len(dataset))
+    logger.info("Activations are measured on %d of %d training images", count, len(dataset))
+    chosen = torch.linspace(0, len(dataset) - 1, count).round().int().tolist()  # of each category its part
+    return _batches(dataset, chosen, model, size)
+
+
+def _batches(
+    dataset: AnomalibDataset, chosen: Sequence[int], model: "openvino.Model", size: tuple[int, int]
+) -> DataLoader:
+    """Images one by one in their own size, or as many and as large as the model's input is, if it is fixed."""
+    shape = model.input().partial_shape
+    batch = shape[0].get_length() if shape[0].is_static else 1
+    fixed = (shape[2].get_length(), shape[3].get_length()) if shape[2].is_static and shape[3].is_static else None
+    collate = partial(_collate, batch=batch, size=fixed or (size if batch > 1 else None))
+    plain = copy.copy(dataset)
+    plain.augmentations = None
+    return DataLoader(Subset(plain, chosen), batch_size=batch, collate_fn=collate)
+
+
+def _collate(items: list[ImageItem], batch: int, size: tuple[int, int] | None) -> Images:
+    images: list[Any] = [item.image if size is None else transforms.resize(item.image, list(size)) for item in items]
+    return Images(torch.stack(images + images[-1:] * (batch - len(images))), items)
+
+
+def _dataset(batches: DataLoader) -> "nncf.Dataset":
+    import nncf
+
+    return nncf.Dataset(batches, lambda images: images.input.numpy())
+
+
+def _normalizes(post_processor: Any) -> bool:
+    return isinstance(post_processor, PostProcessor) and post_processor.enable_normalization
