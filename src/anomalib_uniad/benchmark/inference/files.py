@@ -164,14 +164,7 @@ class Files:
         if name in COMPRESSION:
             datamodule = None
             if name == "int8_ptq":
-                datamodule = MultiCategory(
-                    root=self.images(2 * self._calibration),
-                    val_split_mode="from_train",
-                    val_split_ratio=0.5,
-                    train_batch_size=1,
-                    eval_batch_size=1,
-                    num_workers=0,
-                )
+                datamodule = MultiCategory(root=self.images(self._calibration), num_workers=0)
             self.uniad.to_openvino(
                 **common, input_size=self.image_size, compression_type=COMPRESSION[name], datamodule=datamodule
             )

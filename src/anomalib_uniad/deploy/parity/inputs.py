@@ -2,7 +2,6 @@
 """What was given: checkpoint, files and data set, checked before the work."""
 
 import inspect
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +22,6 @@ EXPORTED: dict[str, CompressionType | None] = {
     "int8": CompressionType.INT8,
     "int8_ptq": CompressionType.INT8_PTQ,
 }
-_CALIBRATION_PART = 0.5
 
 
 def check(
@@ -78,7 +76,7 @@ def load(ckpt: Path) -> UniAD:
         raise FileNotFoundError(msg)
     try:
         content = torch.load(ckpt, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # its readers raise all kinds on other files
         msg = f"{ckpt} is not a checkpoint that torch can read."
         raise ValueError(msg) from error
     weights = content.get("state_dict", {}) if isinstance(content, dict) else {}
@@ -94,13 +92,12 @@ def normalises(model: UniAD) -> bool:
     return bool(getattr(post_processor, "enable_normalization", False) and post_processor.image_min.isfinite())
 
 
-def make_datamodule(name: str, root: Path | None, **arguments: Any) -> AnomalibDataModule:
+def make_datamodule(name: str, root: Path | None) -> AnomalibDataModule:
     """Make the datamodule of a folder, with its test images one by one.
 
     Args:
         name (str): Its class, in ``anomalib_uniad.data`` or ``anomalib.data``.
         root (Path | None): The folder.
-        **arguments (Any): Further arguments; those that the class does not have are left out.
 
     Raises:
         ValueError: If there is no such class, it does not read a folder, or finds no test images there.
@@ -110,11 +107,13 @@ def make_datamodule(name: str, root: Path | None, **arguments: Any) -> AnomalibD
         msg = f"data_class must be MultiCategory, MetaFile, CIFAR10 or a datamodule of anomalib, got {name!r}."
         raise ValueError(msg)
     parameters = inspect.signature(cls).parameters
-    if "root" not in parameters:
-        msg = f"{name} has no argument root, so it cannot read a folder; give MultiCategory."
+    needed = [key for key, value in parameters.items() if value.default is value.empty and key != "root"]
+    if "root" not in parameters or needed:
+        lacking = f"needs {', '.join(needed)} as well" if needed else "has no argument root"
+        msg = f"{name} {lacking}, so it cannot be made of a folder alone; give MultiCategory."
         raise ValueError(msg)
-    given = {"root": root, "train_batch_size": 1, "eval_batch_size": 1, "num_workers": 0, **arguments}
-    datamodule = cls(**{key: value for key, value in given.items() if key in parameters})
+    arguments: dict[str, Any] = {"root": root, "eval_batch_size": 1, "num_workers": 0}
+    datamodule = cls(**arguments)
     datamodule.prepare_data()
     datamodule.setup()
     if not len(datamodule.test_data):
@@ -123,18 +122,17 @@ def make_datamodule(name: str, root: Path | None, **arguments: Any) -> AnomalibD
     return cast("AnomalibDataModule", datamodule)
 
 
-def export_files(model: UniAD, folder: Path, data_class: str, data: Path | None) -> list[Path]:
+def export_files(model: UniAD, folder: Path, datamodule: AnomalibDataModule) -> list[Path]:
     """Export a model in all precisions; INT8 is calibrated on training images.
 
     Args:
         model (UniAD): The model.
         folder (Path): Where to.
-        data_class (str): Datamodule of the images.
-        data (Path | None): Their folder.
+        datamodule (AnomalibDataModule): Where images are from.
     """
-    # Its validation images, which anomalib calibrates on, are none that are tested.
-    calibration = make_datamodule(data_class, data, val_split_mode="from_train", val_split_ratio=_CALIBRATION_PART)
-    return [
-        model.to_openvino(folder, name, compression_type=kind, datamodule=calibration)
-        for name, kind in EXPORTED.items()
-    ]
+    # The last one first: it asks most of the model.
+    files = {
+        name: model.to_openvino(folder, name, compression_type=EXPORTED[name], datamodule=datamodule)
+        for name in reversed(EXPORTED)
+    }
+    return [files[name] for name in EXPORTED]

@@ -14,7 +14,6 @@ from torch.nn.functional import interpolate
 
 from anomalib_uniad.inference.compiled import _raw_score as raw_branch
 from anomalib_uniad.inference.metadata import ModelMetadata
-from anomalib_uniad.metrics.raw import RawPredictions
 
 Kind = Literal["raw", "normalised"]
 
@@ -65,29 +64,32 @@ class TorchPredictor:
     kind: Kind = "raw"  # it has both
 
     def __init__(self, model: Any, file: Path, precision: str = "FP32") -> None:
-        self._model = model.eval()
-        self._raw = RawPredictions(model)
+        self._model, self._raw = model.eval(), InferenceBatch()
+        model.model.register_forward_hook(self._keep)
         self.name, self.precision, self.size_bytes = file.name, precision, file.stat().st_size
 
     @torch.inference_mode()
     def predict(self, image: np.ndarray) -> Prediction:
         """See :class:`Predictor`."""
-        processed, raw = self._model(torch.from_numpy(image)), self._raw.take()
+        processed, raw = self._model(torch.from_numpy(image)), self._raw
         prediction = Prediction()
         label = getattr(processed, "pred_label", None)
         if label is not None and label.dtype == torch.bool:
             prediction.anomalous = bool(label)
-        both: Mapping[Kind, InferenceBatch | None] = {"raw": raw, "normalised": processed}
+        both: Mapping[Kind, Any] = {"raw": raw, "normalised": processed}
         for kind, batch in both.items():
-            if batch is not None:
-                prediction.scores[kind] = batch.pred_score.item()  # type: ignore[union-attr]
-                prediction.maps[kind] = batch.anomaly_map[0, 0].numpy()  # type: ignore[index]
+            prediction.scores[kind] = batch.pred_score.item()
+            prediction.maps[kind] = batch.anomaly_map[0, 0].numpy()
         return prediction
 
     @torch.inference_mode()
     def infer(self, image: np.ndarray) -> None:
         """See :class:`Predictor`."""
         self._model(torch.from_numpy(image))
+
+    def _keep(self, module: Any, inputs: Any, output: InferenceBatch) -> None:
+        del module, inputs  # These variables are not used.
+        self._raw = output  # before the post-processor
 
 
 class OpenVINOPredictor:

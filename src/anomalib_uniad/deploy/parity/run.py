@@ -51,13 +51,12 @@ def run(
     datamodule = make_datamodule(data_class, data)
     console = Console(stderr=True, highlight=False)
     with tempfile.TemporaryDirectory() as folder:
-        files = list(models)
-        predictors: list[Predictor] = [TorchPredictor(model, ckpt)]
-        predictors += _open(files, normalises(model), model.model.image_size)
+        predictors = _open(models, normalises(model), model.model.image_size)
         if export:  # after the given files are known to be usable
             console.print("Exporting ...")
-            exported = export_files(model, Path(folder), data_class, data)
+            exported = export_files(model, Path(folder), datamodule)
             predictors += _open(exported, normalises(model), model.model.image_size)
+        predictors.insert(0, TorchPredictor(model, ckpt))
         with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
             rows = _compare(predictors, model, datamodule, timed_images, progress)
     frame = pd.DataFrame(rows).assign(
