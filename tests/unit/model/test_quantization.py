@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is quantised and with which images; errors come before the export."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import pytest
+import torch
+from anomalib.data import ImageItem
+from anomalib.deploy import CompressionType
+from anomalib.metrics import AUROC, F1Score
+from openvino import opset13 as ops
+
+from anomalib_uniad import MultiCategory, UniAD
+from anomalib_uniad.model.quantization import Images, _batches, check_quantization, measure, sensitive_operations
+from helpers import make_mvtec_like
+from small import SMALL
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> MultiCategory:
+    root = make_mvtec_like(tmp_path / "Products", sizes={"bottle": (72, 90), "cable": (64, 64)})
+    return MultiCategory(root=root, num_workers=0)
+
+
+@pytest.fixture
+def no_export(monkeypatch) -> None:
+    def fail(*args, **kwargs):
+        raise AssertionError("errors have to come before the export")
+
+    monkeypatch.setattr("torch.onnx.export", fail)
+
+
+@pytest.mark.usefixtures("no_export")
+@pytest.mark.parametrize("compression", ["int8_ptq", "int8_acq"])
+def test_images_are_needed(tmp_path: Path, compression: str) -> None:
+    with pytest.raises(ValueError, match=f"compression_type={compression} measures activations on images: give a data"):
+        UniAD(**SMALL).to_openvino(tmp_path, compression_type=compression)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("no_export")
+@pytest.mark.parametrize("compression", ["int8_ptq", "int8_acq"])
+def test_learned_ranges_are_needed(tmp_path: Path, data: MultiCategory, compression: str) -> None:
+    with pytest.raises(ValueError, match=f"compression_type={compression} needs a model that has learned how to norm"):
+        UniAD(**SMALL).to_openvino(tmp_path / "out", compression_type=compression, datamodule=data)
+    assert not (tmp_path / "out").exists()
+
+
+def learned() -> UniAD:
+    model = UniAD(**SMALL)
+    for name in ("image_min", "pixel_min", "image_max", "pixel_max"):
+        getattr(model.post_processor, name).fill_(1.0)
+    return model
+
+
+@pytest.mark.usefixtures("no_export")
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"max_drop": 1.5}, ValueError, "max_drop must lie in .0, 1., got 1.5"),
+        ({"metric": "AUROC"}, TypeError, "metric must be a metric object, for example .*, got 'AUROC'"),
+    ],
+)
+def test_accuracy_control(tmp_path: Path, data: MultiCategory, arguments: Any, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        learned().to_openvino(tmp_path / "out", compression_type="int8_acq", datamodule=data, **arguments)
+
+
+@pytest.mark.usefixtures("no_export")
+def test_decisions_are_needed_for_the_f1_score(tmp_path: Path, data: MultiCategory) -> None:
+    model = UniAD(**SMALL, post_processor=False)
+    with pytest.raises(ValueError, match="post_processor makes none"):
+        model.to_openvino(tmp_path / "out", compression_type="int8_acq", datamodule=data)
+    metric = AUROC(fields=["pred_score", "gt_label"])
+    check_quantization(CompressionType.INT8_ACQ, model.post_processor, data, metric)  # that one can be computed
+
+
+@pytest.mark.usefixtures("no_export")
+def test_validation_images_are_needed_for_accuracy_control(tmp_path: Path, data: MultiCategory) -> None:
+    without = MultiCategory(root=data.root, num_workers=0, val_split_mode="none")
+    with pytest.raises(ValueError, match="Accuracy is measured on validation images, of which Products has none"):
+        learned().to_openvino(tmp_path / "out", compression_type="int8_acq", datamodule=without)
+    check_quantization(CompressionType.INT8_PTQ, learned().post_processor, without)  # needs training images only
+
+
+@pytest.mark.usefixtures("no_export")
+@pytest.mark.parametrize("compression", ["int8", "int8_ptq"])
+def test_nncf_is_needed(tmp_path: Path, data: MultiCategory, monkeypatch, compression: str) -> None:
+    monkeypatch.setattr("anomalib_uniad.model.quantization.module_available", lambda name: name != "nncf")
+    with pytest.raises(ModuleNotFoundError, match="INT8 needs NNCF: pip install"):
+        learned().to_openvino(tmp_path / "out", compression_type=compression, datamodule=data)
+
+
+def tiny(shape: list[int] | ov.PartialShape) -> ov.Model:
+    """A model with all the parts: resize, backbone, projection, error, map, score."""
+    image = ops.parameter(shape, np.float32, name="image")
+    resized = ops.matmul(image, ops.constant(np.eye(64, dtype=np.float32)), False, False, name="resize")
+    kernel = ops.constant(np.ones((4, 3, 1, 1), np.float32))
+    features = ops.convolution(resized, kernel, [1, 1], [0, 0], [0, 0], [1, 1], name="backbone")
+    reconstruction = ops.matmul(features, ops.constant(np.eye(64, dtype=np.float32)), False, False, name="projection")
+    error = ops.subtract(reconstruction, features, name="error")
+    length = ops.reduce_l2(error, ops.constant(np.array([1])), True, name="length")
+    result = ops.result(ops.reduce_max(length, ops.constant(np.array([1, 2, 3])), False, name="score"), name="result")
+    return ov.Model([result], [image])
+
+
+def test_pixels_and_error_stay_exact() -> None:
+    kept = set(sensitive_operations(tiny([1, 3, 64, 64])))
+    assert {"image", "resize", "error", "length", "score"} <= kept
+    assert not kept & {"backbone", "projection"}
+
+
+def test_images_come_in_their_own_size(data: MultiCategory) -> None:
+    data.setup("fit")
+    model = tiny(ov.PartialShape([-1, 3, -1, 64]))
+    batches = list(_batches(data.train_data, range(8), model, (64, 64)))
+    assert [tuple(batch.input.shape) for batch in batches] == [(1, 3, 72, 90)] * 4 + [(1, 3, 64, 64)] * 4
+    assert batches[0].input[0].equal(data.train_data[0].image)
+    assert [batch.items[0].image_path for batch in batches] == list(data.train_data.samples.image_path)
+
+
+def test_images_are_without_augmentations(data: MultiCategory) -> None:
+    data.setup("fit")
+    expected = data.train_data[0].image
+    data.train_data.augmentations = torch.zeros_like
+    (batch,) = _batches(data.train_data, [0], tiny(ov.PartialShape([-1, 3, -1, 64])), (64, 64))
+    assert batch.input[0].equal(expected)
+    assert data.train_data.augmentations is torch.zeros_like  # it is the user's
+
+
+@pytest.mark.parametrize(("height", "expected"), [(-1, (40, 64)), (48, (48, 64))])
+def test_a_fixed_batch_is_filled(data: MultiCategory, height: int, expected: tuple[int, int]) -> None:
+    data.setup("fit")
+    model = tiny(ov.PartialShape([3, 3, height, 64]))
+    first, last = _batches(data.train_data, [0, 4, 5, 6], model, (40, 64))
+    assert first.input.shape == last.input.shape == (3, 3, *expected)
+    assert [len(first.items), len(last.items)] == [3, 1]
+    assert last.input[0].equal(last.input[2])
+
+
+class Model:
+    """Says what it is told to."""
+
+    def __init__(self, scores: list[list[float]]) -> None:
+        self.scores = scores
+
+    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        scores = np.array(self.scores.pop(0), dtype=np.float32)
+        assert len(scores) == len(images)
+        maps = np.broadcast_to(scores[:, None, None, None], (len(scores), 1, 4, 4))
+        return {"pred_score": scores, "pred_label": scores > 0.5, "anomaly_map": maps, "pred_mask": maps > 0.5}
+
+
+def batches(labels: list[list[bool]], size: int = 2) -> list[Images]:
+    mask = torch.ones(9, 9, dtype=torch.bool)
+    return [
+        Images(
+            torch.zeros(size, 3, 8, 8),
+            [ImageItem(image=torch.zeros(3, 8, 8), gt_label=torch.tensor(x), gt_mask=mask & x) for x in part],
+        )
+        for part in labels
+    ]
+
+
+def test_a_metric_starts_anew_and_leaves_out_what_fills_a_batch() -> None:
+    metric = F1Score(fields=["pred_label", "gt_label"])
+    images = batches([[True, False], [True]])
+    assert measure(Model([[0.9, 0.1], [0.8, 0.2]]), images, metric) == (1.0, pytest.approx([0.5, 0.8]))
+    # Half of the defects are missed, whatever was measured before; the fourth image is a filler.
+    assert measure(Model([[0.9, 0.1], [0.2, 0.9]]), images, metric)[0] == pytest.approx(2 / 3)
+
+
+def test_masks_are_compared_at_the_size_of_the_map() -> None:
+    metric = AUROC(fields=["anomaly_map", "gt_mask"])
+    assert measure(Model([[0.9, 0.1], [0.8, 0.1]]), batches([[True, False], [True, False]]), metric)[0] == 1
+
+
+def test_one_batch_is_told_by_its_score() -> None:
+    """NNCF ranks layers by what it gets for single images; most metrics are 0 or 1 there."""
+    metric = AUROC(fields=["pred_score", "gt_label"])
+    assert measure(Model([[0.25]]), batches([[True]], size=1), metric) == (0.25, [0.25])
