@@ -145,6 +145,60 @@ def test_decisions_of_a_prediction(data, trained, tmp_path: Path) -> None:
         predicted("wrong", folder, thresholds="category", category="nut")
 
 
+def test_a_category_without_thresholds(data, trained, tmp_path: Path) -> None:
+    _, checkpoint = trained
+    changed = torch.load(checkpoint, weights_only=True)
+    del changed["category_thresholds"]["cable"]
+    torch.save(changed, tmp_path / "changed.ckpt")
+    with pytest.raises(ValueError, match="has none of cable, only of bottle"):
+        evaluate(data, tmp_path, tmp_path / "changed.ckpt", thresholds="category")
+
+
+def test_thresholds_without_an_evaluator(trained) -> None:
+    """They stay with the model, which can still be exported with them."""
+    _, checkpoint = trained
+    model = UniAD.load_from_checkpoint(checkpoint, evaluator=False)
+    kept = torch.load(checkpoint, weights_only=True)["category_thresholds"]
+    assert model.metadata.category_thresholds == kept
+
+
+def test_scores_of_models_that_return_something_else(data, tmp_path: Path) -> None:
+    """The scores are those before anomalib cuts them, whatever the torch model returns."""
+
+    class Tuples(UniAD):
+        def test_step(self, batch, *args, **kwargs):
+            batch = super().validation_step(batch)  # the torch model as a whole is never called
+            return batch.update(pred_score=batch.pred_score + 10.0 * ("cable" in batch.image_path[0]))
+
+    model = Tuples(**SMALL, seed=1)
+    for level in ("image", "pixel"):
+        getattr(model.post_processor, f"_{level}_threshold").fill_(0.0)
+        getattr(model.post_processor, f"{level}_min").fill_(0.0)
+        getattr(model.post_processor, f"{level}_max").fill_(1e-9)
+    runner = quiet_engine(tmp_path)
+    runner.test(model, dataloaders=_loaders(data))
+    folder = Path(runner.trainer.default_root_dir)
+    table = pd.read_csv(next(folder.rglob("predictions.csv")))
+    assert (table.normalised_score == 1.0).all()
+    assert table.raw_score.nunique() > 6
+    metrics = pd.read_csv(next(folder.rglob("metrics.csv"))).set_index("category")
+    for category, rows in table.groupby("category"):
+        expected = roc_auc_score(rows.label == "anomalous", rows.raw_score)
+        assert metrics.image_AUROC[category] == pytest.approx(expected, abs=1e-6)
+    assert metrics.scores.unique().tolist() == ["raw"]
+
+
+def _loaders(data: MultiCategory):
+    data.setup()
+    return data.test_dataloader()
+
+
+def test_fast_dev_run_leaves_no_files(data, tmp_path: Path) -> None:
+    runner = quiet_engine(tmp_path, fast_dev_run=True)
+    runner.train(UniAD(**SMALL, visualizer=False, resume_interval=0), datamodule=data)
+    assert not list(tmp_path.rglob("*.csv"))
+
+
 def test_no_thresholds_of_categories(data, tmp_path: Path) -> None:
     model = UniAD(**SMALL, evaluator=PerCategoryEvaluator(thresholds="category"))
     with pytest.raises(ValueError, match="the model has none of categories"):

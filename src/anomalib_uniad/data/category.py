@@ -39,6 +39,19 @@ def categories_of(image_paths: Sequence[str | Path | None], datamodule: Any = No
     return [by_path.get(str(path)) or only or _from_layout(path) for path in image_paths]
 
 
+def paths_of(batch: Any) -> list[str | Path | None]:
+    """Return the path of each image of a batch.
+
+    Args:
+        batch (Any): Batch of B images, or of frames of videos, for which it is that of the video.
+
+    Returns:
+        list[str | Path | None]: B paths; ``None`` where there is none.
+    """
+    paths = getattr(batch, "image_path", None) or getattr(batch, "video_path", None)
+    return list(paths) if paths else [None] * len(batch)
+
+
 def known_categories(datamodule: Any) -> list[str]:
     """Return the categories that a datamodule has, in the order in which they are reported.
 

@@ -2,6 +2,7 @@
 """One test, from the first batch to the files."""
 
 import io
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ from anomalib_uniad.metrics.thresholds import Thresholds
 if TYPE_CHECKING:
     from anomalib_uniad.metrics.evaluator import PerCategoryEvaluator
 
+logger = logging.getLogger(__name__)
+
 
 class Evaluation(Session):
     """A test.
@@ -49,7 +52,15 @@ class Evaluation(Session):
         metrics: Sequence[AnomalibMetric],
     ) -> None:
         super().__init__(evaluator, trainer, pl_module)
-        self._several = len(known_categories(self._datamodule)) > 1
+        known = known_categories(self._datamodule)
+        self._several = len(known) > 1 or (self._datamodule is None and not known)
+        lacking = [name for name in known if self._used and "image" not in self._used.get(name, {})]
+        if lacking:
+            msg = (
+                f"thresholds is 'category', but the model has none of {', '.join(lacking)}, only of "
+                f"{', '.join(self._used)}. Use 'global', or train with validation images of all of them."
+            )
+            raise ValueError(msg)
         self._images = ImagesOfThisProcess(trainer.test_dataloaders)
         self._results: Results | None = None
         self._table = pd.DataFrame()
@@ -61,7 +72,7 @@ class Evaluation(Session):
             self._datamodule,
             pixel_resolution=evaluator.pixel_resolution,
             mask_paths=_mask_paths(trainer.test_dataloaders),
-            expected=_expected(trainer.test_dataloaders, self._datamodule),
+            expected=expected_images(trainer.test_dataloaders, self._datamodule),
             finished=self._finished,
             device=pl_module.device,
         )
@@ -96,8 +107,9 @@ class Evaluation(Session):
             return
         files = RunFiles(self._folder)
         if self._results.metrics:
+            scope = self._evaluator.thresholds
             run = table.describe_run(
-                self._trainer, self._pl_module, epochs, learned_from, self._evaluator.thresholds, self._size
+                self._trainer, self._pl_module, epochs, learned_from, scope, self._size, self._several
             )
             title = " on ".join(filter(None, (run["model"], run["dataset"])))
             table.show(table.to_frame(self._results), title)
@@ -107,33 +119,42 @@ class Evaluation(Session):
             files.write_curves(self._pictures)
 
     def _finished(self, category: str, results: Results, rankings: Mapping[Level, Ranking]) -> None:
-        if not self._trainer.is_global_zero or self._trainer.barebones or not results.images.get(category):
+        if not self._trainer.is_global_zero or not writes_files(self._trainer) or not results.images.get(category):
             return
         if self._several and results.metrics:
             self._say(category, results)
         if self._evaluator.pictures and rankings:
-            from anomalib_uniad.metrics.curves import plot_category  # matplotlib takes a second
+            try:
+                self._draw(category, rankings)
+            except Exception as error:  # other processes wait, and numbers matter more than a picture
+                logger.warning("There is no picture of %r: %s", category, error)
 
-            learned = self._evaluator.category_thresholds.get(category, {}).get("image", float("nan"))
-            thresholds = {"global": self._globally["image"], "category": learned}
-            picture = io.BytesIO()
-            normal, defective = self._predictions.scores(category)
-            plot_category(
-                picture, category, rankings.get("image"), rankings.get("pixel"), normal, defective, thresholds
-            )
-            self._pictures[category] = picture.getvalue()
+    def _draw(self, category: str, rankings: Mapping[Level, Ranking]) -> None:
+        from anomalib_uniad.metrics.curves import plot_category  # matplotlib takes a second
+
+        learned = self._evaluator.category_thresholds.get(category, {}).get("image", float("nan"))
+        thresholds = {"global": self._globally["image"], "category": learned}
+        picture = io.BytesIO()
+        normal, defective = self._predictions.scores(category)
+        plot_category(picture, category, rankings.get("image"), rankings.get("pixel"), normal, defective, thresholds)
+        self._pictures[category] = picture.getvalue()
 
     def _say(self, category: str, results: Results) -> None:
         """Show the row of a category as soon as it is known, above the progress bar."""
         bar = self._trainer.progress_bar_callback
         if bar is None or getattr(bar, "is_disabled", False):
             return
+        heads = [name.split("_", 1) for name in results.metrics]
+        widths = [max(6, *map(len, head)) for head in heads]
         cells = [results.values.get((name, category)) for name in results.metrics]
-        row = [("" if v is None else f"{v:.4f}").rjust(len(n)) for n, v in zip(results.metrics, cells, strict=True)]
-        if not self._announced:
-            bar.print(" ".join(["category".ljust(20), *results.metrics]))
+        row = ["" if value is None else f"{value:.4f}" for value in cells]
+        lines = [row]
+        if not self._announced:  # names on two lines, so that nine columns fit
+            lines = [[head[0] for head in heads], [head[-1] if len(head) > 1 else "" for head in heads], row]
             self._announced = True
-        bar.print(" ".join([category.ljust(20), *row]))
+        for number, line in enumerate(lines):
+            first = category[:16] if number == len(lines) - 1 else ""
+            bar.print(" ".join([first.ljust(16), *(cell.rjust(w) for cell, w in zip(line, widths, strict=True))]))
 
 
 def _samples(dataloaders: Any) -> list[pd.DataFrame]:
@@ -153,8 +174,28 @@ def _mask_paths(dataloaders: Any) -> dict[str, str]:
     return found
 
 
-def _expected(dataloaders: Any, datamodule: Any) -> Mapping[str, int] | None:
-    """Number of images of each category, if a single dataloader goes through all of them in order."""
+def writes_files(trainer: Trainer) -> bool:
+    """Whether a run leaves files: not if it only measures speed or tries whether everything runs.
+
+    Args:
+        trainer (Trainer): The trainer.
+
+    Returns:
+        bool: False with ``barebones`` and ``fast_dev_run``.
+    """
+    return not trainer.barebones and not getattr(trainer, "fast_dev_run", False)
+
+
+def expected_images(dataloaders: Any, datamodule: Any) -> Mapping[str, int] | None:
+    """Count the images of each category, if a single dataloader goes through all of them in order.
+
+    Args:
+        dataloaders (Any): Dataloader or list of dataloaders.
+        datamodule (Any): Where they are from; tells the categories.
+
+    Returns:
+        Mapping[str, int] | None: Category -> number of images; ``None`` if that is not known, or there is only one.
+    """
     loaders = dataloaders if isinstance(dataloaders, list | tuple) else [dataloaders]
     samples = _samples(dataloaders)
     sequential = len(loaders) == 1 and isinstance(getattr(loaders[0], "sampler", None), SequentialSampler)

@@ -8,7 +8,7 @@ from anomalib.metrics import AnomalibMetric, Evaluator
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from anomalib_uniad.metrics.evaluation import Evaluation
+from anomalib_uniad.metrics.evaluation import Evaluation, writes_files
 from anomalib_uniad.metrics.exact import seven_metrics
 from anomalib_uniad.metrics.prediction import Prediction
 from anomalib_uniad.metrics.resolution import PixelResolution, check_whole_images
@@ -45,8 +45,7 @@ class PerCategoryEvaluator(ThresholdLearner):
 
     Args:
         val_metrics (AnomalibMetric | Sequence[AnomalibMetric] | None): Metrics after each validation. ``None``
-            is the image-level AUROC alone, as pixel-level metrics at each validation make training slow; an
-            empty list is no metric. Defaults to ``None``.
+            is the image-level AUROC alone; an empty list is no metric. Defaults to ``None``.
         test_metrics (AnomalibMetric | Sequence[AnomalibMetric] | None): Metrics after a test. ``None`` is the seven
             that the field reports, image AUROC, AP and F1max and pixel AUROC, AP, F1max and AUPRO, and anomalib's F1
             scores of the decisions. Defaults to ``None``.
@@ -62,7 +61,7 @@ class PerCategoryEvaluator(ThresholdLearner):
 
     Raises:
         TypeError: If the metrics are not metrics of anomalib.
-        ValueError: If ``pixel_resolution`` or ``thresholds`` is neither of its values.
+        ValueError: If ``pixel_resolution`` or ``thresholds`` is neither of its values, or two metrics have one name.
 
     Example:
         >>> from anomalib.metrics import AUROC, F1Max
@@ -96,6 +95,11 @@ class PerCategoryEvaluator(ThresholdLearner):
         if test_metrics is None:
             test_metrics = [*seven_metrics(), *(m for m in _anomalibs_metrics() if m.name.endswith("F1Score"))]
         super().__init__(val_metrics, test_metrics, compute_on_cpu)
+        for kind, metrics in (("val_metrics", self.val_metrics), ("test_metrics", self.test_metrics)):
+            names = [metric.name for metric in as_list(metrics)]
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                msg = f"{kind} has several metrics with the name {', '.join(twice)}; give them different prefixes."
+                raise ValueError(msg)
         self.pixel_resolution = pixel_resolution
         self.thresholds = thresholds
         self.category = category
@@ -138,9 +142,8 @@ class PerCategoryEvaluator(ThresholdLearner):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what cannot be measured before long work starts."""
-        del trainer
         if self.pixel_resolution == "original":
-            check_whole_images(getattr(pl_module, "pre_processor", None))
+            check_whole_images(getattr(pl_module, "pre_processor", None), trainer.test_dataloaders)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget what was tested before, and look at what the model returns."""
@@ -171,8 +174,7 @@ class PerCategoryEvaluator(ThresholdLearner):
         """Show and write the results."""
         del pl_module
         evaluation, self._evaluation = self._evaluation, None
-        # Barebones is for measuring speed, so nothing is written then.
-        if evaluation is not None and not trainer.barebones:
+        if evaluation is not None and writes_files(trainer):
             evaluation.write(self._loaded_epochs or trainer.current_epoch or None, self._learned_from)
 
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -198,7 +200,7 @@ class PerCategoryEvaluator(ThresholdLearner):
         """Write the table of the images."""
         del pl_module
         prediction, self._prediction = self._prediction, None
-        if prediction is not None and not trainer.barebones:
+        if prediction is not None and writes_files(trainer):
             prediction.write()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -45,13 +45,14 @@ def seven_metrics() -> list[AnomalibMetric]:
     """Return the metrics that the field reports.
 
     Returns:
-        list[AnomalibMetric]: image AUROC, AP, F1max; pixel AUROC, AP, F1max, AUPRO, the latter not strict.
+        list[AnomalibMetric]: image AUROC, AP, F1max; pixel AUROC, AP, F1max, AUPRO; undefined, not an error, where
+            a model returns no scores or maps.
 
     Example:
         >>> [metric.name for metric in seven_metrics()][3:]
         ['pixel_AUROC', 'pixel_AP', 'pixel_F1Max', 'pixel_AUPRO']
     """
-    image = [cls(fields=LEVELS["image"], prefix="image_") for cls in (AUROC, AP, F1Max)]
+    image = [cls(fields=LEVELS["image"], prefix="image_", strict=False) for cls in (AUROC, AP, F1Max)]
     return [*image, *(cls(fields=LEVELS["pixel"], prefix="pixel_", strict=False) for cls in (AUROC, AP, F1Max, AUPRO))]
 
 

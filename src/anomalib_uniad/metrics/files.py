@@ -3,16 +3,18 @@
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
+from anomalib_uniad.file_names import file_names
 from anomalib_uniad.metrics.results import Results
 from anomalib_uniad.metrics.table import to_frame, to_markdown
 from anomalib_uniad.metrics.thresholds import Thresholds
+
+_ODD: Literal["backslashreplace"] = "backslashreplace"  # names of files need not be text
 
 
 class RunFiles:
@@ -45,14 +47,14 @@ class RunFiles:
         self.folder.mkdir(parents=True, exist_ok=True)
         frame = to_frame(results)
         csv = self._path(self.stem, ".csv")
-        frame.assign(**run).to_csv(csv, index=False, mode="x")
+        frame.assign(**run).to_csv(csv, index=False, mode="x", errors=_ODD)
         about = [f"- {name}: {value}" for name, value in run.items() if value != ""]
         lines = [to_markdown(frame), "", *about, ""]
         if thresholds:
             lines += ["Thresholds of the categories, in raw scores:", "", _threshold_table(thresholds), ""]
-        csv.with_suffix(".md").write_text("\n".join(lines), encoding="utf-8")
+        csv.with_suffix(".md").write_text("\n".join(lines), encoding="utf-8", errors=_ODD)
         text = json.dumps(_document(results, run, thresholds), indent=1, ensure_ascii=False)
-        csv.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+        csv.with_suffix(".json").write_text(text + "\n", encoding="utf-8", errors=_ODD)
         return csv
 
     def write_predictions(self, predictions: pd.DataFrame) -> Path:
@@ -66,7 +68,7 @@ class RunFiles:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         csv = self._path("predictions", ".csv")
-        predictions.to_csv(csv, index=False, mode="x")
+        predictions.to_csv(csv, index=False, mode="x", errors=_ODD)
         return csv
 
     def write_curves(self, pictures: Mapping[str, bytes]) -> None:
@@ -77,11 +79,8 @@ class RunFiles:
         """
         folder = self._path("curves", "")
         folder.mkdir(parents=True, exist_ok=True)
-        for category, picture in pictures.items():
-            name = file_name(category)
-            while (folder / f"{name}.png").exists():  # two names that differ in odd characters only
-                name += "_"
-            (folder / f"{name}.png").write_bytes(picture)
+        for category, name in file_names(list(pictures)).items():
+            (folder / f"{name}.png").write_bytes(pictures[category])
 
     def _path(self, stem: str, suffix: str) -> Path:
         return self.folder / (f"{stem}-{self._number}{suffix}" if self._number else f"{stem}{suffix}")
@@ -90,22 +89,6 @@ class RunFiles:
         end = f"-{number}" if number else ""
         stems = [f"{self.stem}{end}{suffix}" for suffix in (".csv", ".md", ".json")]
         return [*stems, f"predictions{end}.csv", f"curves{end}"]
-
-
-def file_name(category: str) -> str:
-    """Return a name of a file for a category, whose own name may have slashes and the like.
-
-    Args:
-        category (str): Name of the category.
-
-    Returns:
-        str: The same name if it has letters, digits, dots, hyphens and spaces only, of any alphabet.
-
-    Example:
-        >>> file_name("metal_nut"), file_name("a/b: c"), file_name("..")
-        ('metal_nut', 'a_b_ c', '_.')
-    """
-    return re.sub(r"^\.", "_", re.sub(r"[^\w.\- ]", "_", category)) or "_"
 
 
 def _document(results: Results, run: Mapping[str, Any], thresholds: Thresholds) -> dict[str, Any]:

@@ -8,12 +8,12 @@ import torch
 from anomalib.data import ImageBatch
 from anomalib.metrics import AnomalibMetric
 
-from anomalib_uniad.data.category import categories_of, known_categories
+from anomalib_uniad.data.category import categories_of, known_categories, paths_of
 from anomalib_uniad.metrics.distributed import part, world_size
 from anomalib_uniad.metrics.exact import LEVELS, Level, from_ranking, level_of
 from anomalib_uniad.metrics.functional import Ranking
 from anomalib_uniad.metrics.resolution import PixelResolution, at_original_size
-from anomalib_uniad.metrics.results import ONE_KIND, Results, Seen, joined_over_processes, undefined
+from anomalib_uniad.metrics.results import Results, Seen, joined_over_processes, undefined
 from anomalib_uniad.metrics.scores import ScorePool
 
 Finished = Callable[[str, Results, Mapping[Level, Ranking]], None]
@@ -51,8 +51,8 @@ class CategoryMetrics:
     ) -> None:
         self._metrics: dict[str, Any] = {metric.name: metric for metric in metrics}
         self._ranked = {name: rule for name, m in self._metrics.items() if (rule := from_ranking(m)) is not None}
-        wanted = {level_of(self._metrics[name]) for name in self._ranked} | set(levels)
-        self._levels: list[Level] = [level for level in LEVELS if level in wanted]
+        self._needed = {level_of(self._metrics[name]) for name in self._ranked}
+        self._levels: list[Level] = [level for level in LEVELS if level in self._needed | set(levels)]
         self._datamodule = datamodule
         self._known = known_categories(datamodule)
         if datamodule is not None and not self._known:  # anomalib's Folder and others that have no categories
@@ -71,7 +71,7 @@ class CategoryMetrics:
         """Return the category of each image of a batch."""
         if len(self._known) == 1:
             return self._known * len(batch)
-        return categories_of(batch.image_path or [None] * len(batch), self._datamodule)
+        return categories_of(paths_of(batch), self._datamodule)
 
     def update(self, batch: ImageBatch) -> None:
         """Update the metrics of each category with its part of a batch.
@@ -118,28 +118,27 @@ class CategoryMetrics:
                 seen.missing.setdefault(name, lacking[-1])
             else:
                 seen.updated.add(name)
-        for target in {metric.fields[-1] for metric in self._metrics.values()} & set(ONE_KIND):
-            values = getattr(batch, target, None)
-            if values is not None:
-                kinds = seen.kinds.setdefault(target, set())
-                if True not in kinds and bool(values.any()):
-                    kinds.add(True)
-                if False not in kinds and not bool(values.all()):
-                    kinds.add(False)
         pixel = [name for name, metric in self._metrics.items() if metric.fields[-1] == "gt_mask"]
         self._update_metrics(category, batch, seen, [name for name in self._metrics if name not in pixel], "image")
-        resized = (
-            at_original_size(batch, self._mask_paths) if self._original and batch.anomaly_map is not None else [batch]
-        )
-        for part_of_batch in resized:
-            self._update_metrics(category, part_of_batch, seen, pixel, "pixel")
+        resize = self._original and getattr(batch, "anomaly_map", None) is not None
+        for resized in at_original_size(batch, self._mask_paths) if resize else [batch]:
+            self._update_metrics(category, resized, seen, pixel, "pixel")
 
-    def _update_metrics(self, category: str, batch: ImageBatch, seen: Seen, names: list[str], level: Level) -> None:
+    def _update_metrics(self, category: str, batch: Any, seen: Seen, names: list[str], level: Level) -> None:
         scores, targets = (getattr(batch, name, None) for name in LEVELS[level])
+        if targets is not None:
+            kinds = seen.kinds.setdefault(LEVELS[level][1], set())
+            if True not in kinds and bool(targets.any()):
+                kinds.add(True)
+            if False not in kinds and not bool(targets.all()):
+                kinds.add(False)
         if level in self._levels and scores is not None and targets is not None:
+            # Wanted for thresholds only, maps of another size than the masks are no reason to fail.
+            wanted = level in self._needed or scores.shape[-2:] == targets.shape[-2:] or level == "image"
             pool = self._pools.setdefault((level, category), ScorePool())
-            (pool.add if level == "image" else pool.add_maps)(scores, targets)
-            seen.levels.add(level)
+            if wanted:
+                (pool.add if level == "image" else pool.add_maps)(scores, targets)
+                seen.levels.add(level)
             if pool.has_nan:
                 seen.nan.add(level)
         for name in names:
@@ -174,7 +173,7 @@ class CategoryMetrics:
 
     def _copy(self, name: str, category: str) -> Any:
         if (name, category) not in self._copies:
-            metric = self._metrics[name].clone()
+            metric = self._metrics[name].clone().to(self._device or "cpu")
             metric.reset()
             # torchmetrics puts each batch that has a score outside [0, 1] through a sigmoid, and no other. That
             # would change the order of scores of different batches, and large scores would become equal.

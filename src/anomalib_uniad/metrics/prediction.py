@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from anomalib_uniad.data.category import categories_of, known_categories
+from anomalib_uniad.data.category import categories_of, known_categories, paths_of
 from anomalib_uniad.metrics.files import RunFiles
 from anomalib_uniad.metrics.session import Session
 
@@ -40,7 +40,7 @@ class Prediction(Session):
         """Decide the images of a batch, and write them down."""
         categories = self._categories(batch)
         raw = self._decide(batch, categories)
-        self._without += sum(category not in self._used for category in categories)
+        self._without += sum("image" not in self._used.get(category, {}) for category in categories)
         self._write_down(batch, raw, categories)
 
     def write(self) -> None:
@@ -61,10 +61,12 @@ class Prediction(Session):
 
     def _categories(self, batch: Any) -> list[str]:
         """The category that was given, else the last folder with the name of one that the model knows."""
-        paths = [Path(path) for path in batch.image_path or [""] * len(batch)]
+        paths = [Path(path or "") for path in paths_of(batch)]
         if self._evaluator.category is not None:
             return [self._evaluator.category] * len(paths)
-        known = self._evaluator.category_thresholds
-        if not known and self._datamodule is not None and known_categories(self._datamodule):
+        if known_categories(self._datamodule):  # it knows, other than a folder of images
             return categories_of(paths, self._datamodule)
+        known = self._evaluator.category_thresholds
+        if len(known) == 1:
+            return list(known) * len(paths)
         return [next((part for part in reversed(path.parts[:-1]) if part in known), "") for path in paths]

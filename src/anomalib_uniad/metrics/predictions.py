@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from anomalib_uniad.data.category import paths_of
 from anomalib_uniad.metrics.distributed import gather_objects
 from anomalib_uniad.metrics.functional import Floats
 from anomalib_uniad.metrics.thresholds import Thresholds
@@ -41,13 +42,15 @@ class Predictions:
             of_categories (Thresholds): Thresholds that are used in its place.
         """
         count = len(categories)
-        paths = batch.image_path or [""] * count
+        paths = paths_of(batch)
         labels = _kinds(batch.gt_label, count)
         decisions = _kinds(batch.pred_label, count)
         raws, scores = _numbers(raw, count), _numbers(batch.pred_score, count)
         for row, category in enumerate(categories):
             used = of_categories.get(category, {}).get("image", threshold)
-            self._rows.append((str(paths[row]), category, labels[row], raws[row], scores[row], used, decisions[row]))
+            self._rows.append(
+                (str(paths[row] or ""), category, labels[row], raws[row], scores[row], used, decisions[row])
+            )
 
     def table(self) -> pd.DataFrame:
         """Return the rows of all processes; with several, each of them must call this.
@@ -69,7 +72,7 @@ class Predictions:
 
 def _kinds(values: Any, count: int) -> list[str]:
     """Words for labels; empty ones without labels, or with scores in their place, as anomalib has it sometimes."""
-    if values is None or values.is_floating_point() or values.numel() != count:
+    if values is None or values.numel() != count or not bool(((values == 0) | (values == 1)).all()):
         return [""] * count
     return [_KINDS[int(value)] for value in values.reshape(-1).tolist()]
 

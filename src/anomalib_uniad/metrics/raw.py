@@ -4,53 +4,61 @@
 from typing import Any
 
 from anomalib.data import InferenceBatch
-from torch import nn
+from anomalib.post_processing import PostProcessor
 
 
 class RawPredictions:
-    """Looks at what the torch model of a Lightning module returns, until it is told to stop.
+    """Looks at what anomalib's post-processor of a model is given, until it is told to stop.
 
-    anomalib's post-processor shifts scores by one threshold for all categories and cuts them to the range from 0 to 1.
+    The post-processor shifts scores by one threshold for all categories and cuts them to the range from 0 to 1.
     Categories that score higher or lower than others are then cut as a whole, and nothing is left of their order.
 
     Args:
-        pl_module (Any): A model of anomalib; one without a torch model in ``model`` is never seen to return anything.
+        post_processor (Any): The post-processor of the model; with another class than anomalib's, or none, what the
+            batch has is all that there is.
     """
 
-    def __init__(self, pl_module: Any) -> None:
+    def __init__(self, post_processor: Any) -> None:
         self._last: InferenceBatch | None = None
-        model = getattr(pl_module, "model", None)
-        self._hook = model.register_forward_hook(self._keep) if isinstance(model, nn.Module) else None
+        self._watched: Any = post_processor if isinstance(post_processor, PostProcessor) else None
+        if self._watched is not None:
+            process = self._watched.post_process_batch
 
-    def take(self) -> InferenceBatch | None:
-        """Return what was returned last, once."""
+            def look_first(batch: Any) -> None:
+                # It puts new tensors into the batch and leaves these as they are.
+                self._last = InferenceBatch(pred_score=batch.pred_score, anomaly_map=batch.anomaly_map)
+                process(batch)
+
+            self._watched.__dict__["post_process_batch"] = look_first
+
+    def take(self, batch: Any) -> InferenceBatch:
+        """Return what the model returned for a batch that was just processed.
+
+        Args:
+            batch (Any): The batch.
+
+        Returns:
+            InferenceBatch: ``pred_score`` and ``anomaly_map``.
+        """
         last, self._last = self._last, None
-        return last
+        return last or InferenceBatch(pred_score=batch.pred_score, anomaly_map=batch.anomaly_map)
 
     def stop(self) -> None:
-        """Leave the model as it was."""
-        if self._hook is not None:
-            self._hook.remove()
-        self._hook = self._last = None
-
-    def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        del module, inputs
-        self._last = output if isinstance(output, InferenceBatch) else None
+        """Leave the post-processor as it was."""
+        if self._watched is not None:
+            self._watched.__dict__.pop("post_process_batch", None)
+        self._watched = self._last = None
 
 
-def with_raw_scores(batch: Any, raw: InferenceBatch | None) -> Any:
+def with_raw_scores(batch: Any, raw: InferenceBatch) -> Any:
     """Return a batch with the model's own scores and maps; labels and masks that follow from thresholds stay.
 
     Args:
         batch (Any): Batch after post-processing; it stays as it is.
-        raw (InferenceBatch | None): What the model returned.
+        raw (InferenceBatch): What the model returned.
 
     Returns:
-        Any: A new batch, or the same one if there is nothing to change.
+        Any: A new batch.
     """
-    changed = {}
-    for name in ("pred_score", "anomaly_map"):
-        value, processed = getattr(raw, name, None), getattr(batch, name, None)
-        if value is not None and processed is not None and value.numel() == processed.numel():
-            changed[name] = value.detach().reshape(processed.shape)
-    return batch.update(in_place=False, **changed) if changed else batch
+    changed = {name: getattr(raw, name) for name in ("pred_score", "anomaly_map") if getattr(raw, name) is not None}
+    return batch.update(in_place=False, **{name: value.detach() for name, value in changed.items()})

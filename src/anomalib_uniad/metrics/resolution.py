@@ -7,8 +7,6 @@ from typing import Any, Literal
 
 import torch
 from anomalib.data import ImageBatch
-from anomalib.data.transforms import ExportableCenterCrop
-from anomalib.data.transforms.utils import extract_transforms_by_type
 from anomalib.data.utils import read_mask
 from PIL import Image
 from torch.nn import functional as F
@@ -19,24 +17,41 @@ from anomalib_uniad.metrics.distributed import part
 PixelResolution = Literal["model", "original"]
 
 
-def check_whole_images(pre_processor: Any) -> None:
-    """Check that a pre-processor shows whole images to the model.
+# What leaves every pixel where it is, relative to the image.
+_IN_PLACE = (v2.Resize, v2.Normalize, v2.ToDtype, v2.ToImage, v2.Identity, v2.GaussianBlur, v2.Grayscale)
+
+
+def check_whole_images(pre_processor: Any, dataloaders: Any = None) -> None:
+    """Check that anomaly maps can be compared with the original images.
 
     Args:
-        pre_processor (Any): anomalib's pre-processor of a model.
+        pre_processor (Any): anomalib's pre-processor of the model.
+        dataloaders (Any): Dataloader or list of dataloaders of the images. Defaults to ``None``.
 
     Raises:
-        ValueError: If it crops them: anomaly maps then do not cover the original images.
+        ValueError: If the pre-processor or the augmentations of a dataset crop or move images.
+        FileNotFoundError: If images or masks are not there.
     """
-    transform = getattr(pre_processor, "transform", None)
-    kinds = (v2.CenterCrop, v2.RandomCrop, v2.Pad, ExportableCenterCrop)
-    crops = [type(step).__name__ for kind in kinds for step in extract_transforms_by_type(transform, kind)]
-    if crops:
-        msg = (
-            f"pixel_resolution 'original' needs anomaly maps of whole images, but the pre-processor has {crops[0]}. "
-            "Take it out, or use pixel_resolution 'model'."
-        )
-        raise ValueError(msg)
+    loaders = dataloaders if isinstance(dataloaders, list | tuple) else [dataloaders]
+    datasets = [getattr(loader, "dataset", None) for loader in loaders]
+    found = {"pre-processor": getattr(pre_processor, "transform", None)}
+    found |= {f"dataset {type(data).__name__}": getattr(data, "augmentations", None) for data in datasets}
+    for where, transform in found.items():
+        steps = transform.transforms if isinstance(transform, v2.Compose) else [transform]
+        moving = [type(step).__name__ for step in steps if step is not None and not isinstance(step, _IN_PLACE)]
+        if moving:
+            msg = (
+                f"pixel_resolution 'original' needs anomaly maps of whole images, but the {where} has {moving[0]}. "
+                "Take it out, or use pixel_resolution 'model'."
+            )
+            raise ValueError(msg)
+    for samples in (getattr(data, "samples", None) for data in datasets):
+        for column in ("image_path", "mask_path"):
+            paths = [] if samples is None or column not in samples else samples[column]
+            for path in paths:
+                if isinstance(path, str | Path) and str(path) and not Path(path).is_file():
+                    msg = f"pixel_resolution 'original' reads {path}, which is not there."
+                    raise FileNotFoundError(msg)
 
 
 def at_original_size(batch: ImageBatch, mask_paths: Mapping[str, str] | None = None) -> Iterator[ImageBatch]:
@@ -83,10 +98,11 @@ def _size(path: str | None) -> tuple[int, int]:
 
 def _mask(path: str | None, one: Any, size: tuple[int, int]) -> torch.Tensor:
     if path in {None, "", "None"}:  # anomalib's batches have the last one for images without a mask
-        if bool(one.gt_mask.any()):
+        mask = one.gt_mask.bool()
+        if bool(mask.any()) and not bool(mask.all()):
             msg = f"pixel_resolution 'original' needs masks in files, but {one.image_path[0]} has none. Use 'model'."
             raise ValueError(msg)
-        return torch.zeros(1, *size, dtype=torch.bool)
+        return mask.reshape(-1)[:1].expand(1, *size)  # all normal or all defective, at any size
     if not Path(str(path)).is_file():
         msg = f"The mask {path} of {one.image_path[0]} is not there."
         raise FileNotFoundError(msg)

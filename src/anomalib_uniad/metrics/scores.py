@@ -14,11 +14,42 @@ from anomalib_uniad.metrics.functional import Floats, Ranking, rank
 _SPOOL_BYTES = 1 << 22  # what a category keeps in memory; beyond that it goes to a temporary file
 
 
+class _Spool:
+    """Numbers that are appended one array after the other, and read again at once."""
+
+    def __init__(self) -> None:
+        self._file: IO[bytes] | None = None
+        self._bytes = 0
+
+    def append(self, values: np.ndarray) -> None:
+        if self._file is None:
+            self._file = tempfile.SpooledTemporaryFile(_SPOOL_BYTES, prefix="anomalib-uniad-")  # noqa: SIM115  # see clear
+        self._file.write(np.ascontiguousarray(values).data)
+        self._bytes += values.nbytes
+
+    def read(self, dtype: np.dtype) -> np.ndarray:
+        values = np.empty(self._bytes // dtype.itemsize, dtype)
+        if self._file is not None:
+            self._file.seek(0)
+            # In parts: a file in memory hands out copies.
+            view, start = values.view(np.uint8).data, 0
+            while start < len(view):
+                data = self._file.read(min(1 << 24, len(view) - start))
+                view[start : start + len(data)] = data
+                start += len(data)
+        return values
+
+    def clear(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file, self._bytes = None, 0
+
+
 class ScorePool:
     """Scores of positives and negatives of one category, as they come batch by batch.
 
-    Negatives, nearly all of the pixels, are kept as bare numbers, in a temporary file once they are more than 4 MiB.
-    So memory does not grow with the number of categories, whatever the order of the images.
+    They are kept as bare numbers, 4 bytes each (and 4 more for the size of a positive's region), in temporary files
+    once they are more than 4 MiB. So memory hardly grows with the number of categories, whatever the order of images.
 
     Attributes:
         positives (int): Number of positives so far.
@@ -31,9 +62,7 @@ class ScorePool:
         self.negatives = 0
         self.has_nan = False
         self._dtype: np.dtype = np.dtype(np.float32)
-        self._file: IO[bytes] | None = None
-        self._positives: list[Floats] = []
-        self._weights: list[Floats] = []
+        self._positives, self._sizes, self._negatives = _Spool(), _Spool(), _Spool()
 
     def add(self, scores: torch.Tensor, targets: torch.Tensor) -> None:
         """Add scores of images.
@@ -43,7 +72,7 @@ class ScorePool:
             targets (torch.Tensor): ``(B,)``, 1 is defective.
         """
         target = targets.detach().bool().cpu().numpy().reshape(-1)
-        self._add(self._plain(scores).reshape(-1), target, np.ones(int(target.sum())))
+        self._add(self._plain(scores).reshape(-1), target, np.ones(int(target.sum()), np.int32))
 
     def add_maps(self, maps: torch.Tensor, masks: torch.Tensor) -> None:
         """Add pixels. Each region of a mask, connected also across corners, counts 1 in AUPRO.
@@ -51,16 +80,22 @@ class ScorePool:
         Args:
             maps (torch.Tensor): Anomaly maps ``(B, H, W)`` or ``(B, 1, H, W)``.
             masks (torch.Tensor): Masks of the same size, 1 is defective.
+
+        Raises:
+            ValueError: If maps and masks differ in size.
         """
         height, width = masks.shape[-2:]
+        if maps.shape[-2:] != masks.shape[-2:]:
+            msg = f"Anomaly maps of {tuple(maps.shape[-2:])} pixels cannot be compared with masks of {(height, width)}."
+            raise ValueError(msg)
         values = self._plain(maps).reshape(-1, height, width)
         for scores, mask in zip(values, masks.detach().bool().cpu().numpy().reshape(-1, height, width), strict=True):
             if not mask.any():
-                self._add(scores.ravel(), None, None)
+                self._add(scores.ravel())
                 continue
             _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
             regions = labels[mask]
-            self._add(scores.ravel(), mask.ravel(), 1.0 / np.bincount(regions)[regions])
+            self._add(scores.ravel(), mask.ravel(), np.bincount(regions)[regions].astype(np.int32))
 
     def rank(self, device: torch.device | None = None) -> Ranking:
         """Rank what has been added, over all processes; with several, each of them must call this.
@@ -71,31 +106,19 @@ class ScorePool:
         Returns:
             Ranking: Counts.
         """
-        positives = np.concatenate(self._positives) if self._positives else np.empty(0, self._dtype)
-        weights = np.concatenate(self._weights) if self._weights else np.empty(0)
-        negatives = np.empty(0, self._dtype)
-        if self._file is not None:
-            self._file.seek(0)
-            negatives = np.empty(self.negatives, self._dtype)
-            # In parts: a file in memory hands out copies.
-            view, part, start = negatives.view(np.uint8).data, 1 << 24, 0
-            while start < len(view):
-                data = self._file.read(min(part, len(view) - start))
-                view[start : start + len(data)] = data
-                start += len(data)
+        positives, negatives = self._positives.read(self._dtype), self._negatives.read(self._dtype)
+        sizes = self._sizes.read(np.dtype(np.int32))
         if world_size() > 1:
             # A process that has seen nothing of the category does not know whether scores are double.
             dtype = np.result_type(*gather_objects(self._dtype))
             positives, negatives = positives.astype(dtype, copy=False), negatives.astype(dtype, copy=False)
-            positives, weights, negatives = (gather_array(array, device) for array in (positives, weights, negatives))
-        return rank(positives, negatives, weights)
+            positives, sizes, negatives = (gather_array(array, device) for array in (positives, sizes, negatives))
+        return rank(positives, negatives, 1.0 / sizes)
 
     def clear(self) -> None:
-        """Free the memory and the file; the numbers stay."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-        self._positives, self._weights = [], []
+        """Free the memory and the files; the numbers stay."""
+        for spool in (self._positives, self._sizes, self._negatives):
+            spool.clear()
 
     def __del__(self) -> None:
         self.clear()  # also when a test was interrupted
@@ -111,14 +134,12 @@ class ScorePool:
         self.has_nan = self.has_nan or bool(suspect and np.isnan(values).any())
         return values
 
-    def _add(self, scores: Floats, target: np.ndarray | None, weights: Floats | None) -> None:
+    def _add(self, scores: Floats, target: np.ndarray | None = None, sizes: np.ndarray | None = None) -> None:
         negatives = scores
-        if target is not None and weights is not None:
+        if target is not None and sizes is not None:
             positives, negatives = scores[target], scores[~target]
             self.positives += len(positives)
             self._positives.append(positives)
-            self._weights.append(weights)
+            self._sizes.append(sizes)
         self.negatives += len(negatives)
-        if self._file is None:
-            self._file = tempfile.SpooledTemporaryFile(_SPOOL_BYTES, prefix="anomalib-uniad-")  # noqa: SIM115  # see clear
-        self._file.write(np.ascontiguousarray(negatives).data)
+        self._negatives.append(negatives)

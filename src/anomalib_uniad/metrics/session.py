@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from anomalib_uniad.metrics.predictions import Predictions
 from anomalib_uniad.metrics.raw import RawPredictions
-from anomalib_uniad.metrics.thresholds import Thresholds, apply, in_raw_scores
+from anomalib_uniad.metrics.thresholds import Thresholds, apply, in_raw_scores, of_categories
 
 if TYPE_CHECKING:
     from anomalib_uniad.metrics.evaluator import PerCategoryEvaluator
@@ -34,7 +34,7 @@ class Session:
         self._pl_module = pl_module
         self._datamodule = getattr(trainer, "datamodule", None)
         self._post_processor: Any = getattr(pl_module, "post_processor", None)
-        self._raw = RawPredictions(pl_module)
+        self._raw = RawPredictions(self._post_processor)
         self._predictions = Predictions()
         self._globally = in_raw_scores(self._post_processor)
         self._used: Thresholds = {}
@@ -49,6 +49,7 @@ class Session:
             if not isinstance(self._post_processor, PostProcessor):
                 msg = "thresholds is 'category', which needs anomalib's PostProcessor, but the model has none."
                 raise ValueError(msg)
+        self._decided_by = of_categories(self._used, self._post_processor) if self._used else {}
 
     def stop(self) -> None:
         """Leave the model as it was."""
@@ -56,17 +57,15 @@ class Session:
 
     def _decide(self, batch: Any, categories: Sequence[str]) -> Any:
         """Decide by categories if that is wanted, and return what the model itself returned."""
-        raw = self._raw.take()
-        if raw is None and not isinstance(self._post_processor, PostProcessor):
-            raw = batch  # nothing has changed the scores
-        if self._used and raw is not None:
+        raw = self._raw.take(batch)
+        if self._used:
             apply(batch, raw, categories, self._used, self._post_processor)
         return raw
 
     def _write_down(self, batch: Any, raw: Any, categories: Sequence[str]) -> None:
         scores = getattr(raw, "pred_score", None)
         scores = None if scores is None else scores.reshape(-1)[: len(batch)]
-        self._predictions.add(batch, scores, categories, self._globally["image"], self._used)
+        self._predictions.add(batch, scores, categories, self._globally["image"], self._decided_by)
 
     @property
     def _folder(self) -> Path:

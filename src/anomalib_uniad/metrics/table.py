@@ -91,6 +91,7 @@ def describe_run(
     learned_from: str | None,
     scope: str = "global",
     pixel_resolution: str = "model",
+    raw: bool = True,
 ) -> dict[str, Any]:
     """Collect what a row of results must tell to be understood on its own.
 
@@ -101,10 +102,12 @@ def describe_run(
         learned_from (str | None): On which images thresholds were learned, ``""`` if unknown; ``None`` if on none.
         scope (str): Whether decisions are by one threshold, ``"global"``, or by that of the ``"category"``.
         pixel_resolution (str): At which size pixels were compared. Defaults to ``"model"``.
+        raw (bool): Whether the scores are those of the model itself, or as anomalib normalises them.
+            Defaults to ``True``.
 
     Returns:
-        dict[str, Any]: model, dataset, epochs, thresholds, decisions, pixel_resolution, seed, device, versions and
-            command; empty strings if unknown.
+        dict[str, Any]: model, dataset, epochs, thresholds, decisions, pixel_resolution, scores, seed, device,
+            versions and command; empty strings if unknown.
     """
     device = torch.device(getattr(pl_module, "device", "cpu"))
     seed = getattr(pl_module, "seed", None)
@@ -116,6 +119,7 @@ def describe_run(
         "thresholds": "none" if learned_from is None or not _has_thresholds(pl_module) else learned_from,
         "decisions": scope,
         "pixel_resolution": pixel_resolution,
+        "scores": "raw" if raw else "normalised",
         "seed": os.environ.get("PL_GLOBAL_SEED", "") if seed is None else seed,
         "device": f"{device}{name}",
         "versions": versions(),

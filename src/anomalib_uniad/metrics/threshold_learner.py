@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The part of the evaluator that belongs to validations: metrics, and thresholds that travel in checkpoints."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from anomalib.metrics import AnomalibMetric, Evaluator
@@ -11,7 +11,9 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from anomalib_uniad.data.validation import describe_validation
 from anomalib_uniad.metrics.distributed import ImagesOfThisProcess
-from anomalib_uniad.metrics.evaluation import write_validation
+from anomalib_uniad.metrics.evaluation import expected_images, write_validation, writes_files
+from anomalib_uniad.metrics.exact import Level
+from anomalib_uniad.metrics.functional import Ranking
 from anomalib_uniad.metrics.per_category import CategoryMetrics
 from anomalib_uniad.metrics.results import Results
 from anomalib_uniad.metrics.thresholds import Thresholds, learn
@@ -39,6 +41,10 @@ class ThresholdLearner(Evaluator):
         compute_on_cpu: bool = True,
     ) -> None:
         super().__init__(val_metrics, test_metrics, compute_on_cpu)
+        # Not as modules: these are only templates, and buffers of theirs in checkpoints would keep a model from being
+        # loaded with other metrics, or with anomalib's evaluator.
+        for name in ("val_metrics", "test_metrics"):
+            self.__dict__[name] = list(self._modules.pop(name))  # type: ignore[call-overload]
         self.category_thresholds: Thresholds = {}
         # Made anew for each epoch, so nothing is left of the last one.
         self._validated: CategoryMetrics | None = None
@@ -48,6 +54,12 @@ class ThresholdLearner(Evaluator):
         self._loaded_epochs: int | None = None
         self._learned_from: str | None = None  # where thresholds come from; None if there was no validation
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Take no state, also not that which other evaluators have put into a checkpoint."""
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            del state_dict[key]
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget what was validated before."""
         self._learned = {}
@@ -56,7 +68,8 @@ class ThresholdLearner(Evaluator):
             as_list(self.val_metrics),
             getattr(trainer, "datamodule", None),
             levels=("image", "pixel"),
-            finished=lambda category, _, rankings: self._learned.update({category: learn(rankings)}),
+            expected=expected_images(trainer.val_dataloaders, getattr(trainer, "datamodule", None)),
+            finished=self._learn,
             device=pl_module.device,
         )
 
@@ -88,7 +101,7 @@ class ThresholdLearner(Evaluator):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show and write the results of a validation that is not a part of a training."""
         results, self._results = self._results, None
-        if results is not None and trainer.state.fn == TrainerFn.VALIDATING and not trainer.barebones:
+        if results is not None and trainer.state.fn == TrainerFn.VALIDATING and writes_files(trainer):
             write_validation(
                 self.category_thresholds, trainer, pl_module, results, self._loaded_epochs, self._learned_from
             )
@@ -111,6 +124,11 @@ class ThresholdLearner(Evaluator):
         self.category_thresholds = checkpoint.get("category_thresholds", {})
         progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {})
         self._loaded_epochs = progress.get("current", {}).get("ready")
+
+    def _learn(self, category: str, results: Results, rankings: Mapping[Level, Ranking]) -> None:
+        del results
+        if rankings:
+            self._learned[category] = learn(rankings)
 
     def _publish(self, trainer: Trainer, results: Results) -> None:
         for name, value in results.logged().items():

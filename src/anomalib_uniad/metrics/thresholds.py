@@ -2,7 +2,7 @@
 """Thresholds of each category, learned at validation."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from anomalib.post_processing import PostProcessor
@@ -36,18 +36,46 @@ def in_raw_scores(post_processor: Any) -> dict[Level, float]:
     Returns:
         dict[Level, float]: A threshold for each level; NaN where there is none.
     """
-    if type(post_processor) is not PostProcessor or not post_processor.enable_thresholding:
-        return {"image": float("nan"), "pixel": float("nan")}
-    found: dict[Level, float] = {}
-    for level in ("image", "pixel"):
+    found: dict[Level, float] = {"image": float("nan"), "pixel": float("nan")}
+    if not isinstance(post_processor, PostProcessor) or not post_processor.enable_thresholding:
+        return found
+    # Classes derived from it (MEBin) decide about pixels in other ways.
+    for level in _levels(post_processor):
         decision = float(getattr(post_processor, f"normalized_{level}_threshold"))
         threshold = float(getattr(post_processor, f"{level}_threshold"))
-        low, high = (float(getattr(post_processor, f"{level}_{end}")) for end in ("min", "max"))
+        low = float(getattr(post_processor, f"{level}_min"))
         if not post_processor.enable_normalization or low != low:  # then anomalib compares the scores as they are
             found[level] = decision
-        else:  # anomalib puts its threshold at 0.5, from where the sensitivity moves the decision
-            found[level] = threshold + (decision - 0.5) * (high - low)
+        else:
+            found[level] = _moved(threshold, level, post_processor)
     return found
+
+
+def of_categories(thresholds: Thresholds, post_processor: PostProcessor) -> Thresholds:
+    """Return the thresholds of categories by which is decided: as learned, moved by anomalib's sensitivity.
+
+    Args:
+        thresholds (Thresholds): Thresholds as learned.
+        post_processor (PostProcessor): anomalib's post-processor of the model.
+
+    Returns:
+        Thresholds: Thresholds in raw scores.
+    """
+    return {
+        category: {level: _moved(threshold, level, post_processor) for level, threshold in levels.items()}
+        for category, levels in thresholds.items()
+    }
+
+
+def _levels(post_processor: PostProcessor) -> tuple[Level, ...]:
+    return ("image", "pixel") if type(post_processor) is PostProcessor else ("image",)
+
+
+def _moved(threshold: float, level: Level, post_processor: PostProcessor) -> float:
+    """A threshold in raw scores, moved by the sensitivity: anomalib puts it at 0.5 and decides at 1 - sensitivity."""
+    low, high = (float(getattr(post_processor, f"{level}_{end}")) for end in ("min", "max"))
+    decision = float(getattr(post_processor, f"normalized_{level}_threshold"))
+    return threshold + (decision - 0.5) * (high - low) if high > low else threshold
 
 
 def apply(
@@ -72,7 +100,12 @@ def apply(
         scores, processed, decided = getattr(raw, score, None), getattr(batch, score), getattr(batch, decision)
         if scores is None or processed is None or scores.numel() != processed.numel():
             continue
-        scores, processed = scores.reshape(processed.shape), processed.clone()
+        if level not in _levels(post_processor):
+            continue
+        # In half precision, a threshold between two scores would be rounded to one of them.
+        scores = scores.reshape(processed.shape)
+        scores = scores if scores.dtype == torch.float64 else scores.float()
+        processed = processed.clone()
         decided = None if decided is None else decided.clone()
         for row, category in enumerate(categories):
             threshold = thresholds.get(category, {}).get(level)
@@ -81,9 +114,11 @@ def apply(
             at = torch.tensor(threshold, dtype=scores.dtype, device=scores.device)
             if post_processor.enable_normalization:
                 low, high = getattr(post_processor, f"{level}_min"), getattr(post_processor, f"{level}_max")
-                processed[row] = post_processor._normalize(scores[row], low, high, at)
-                at = getattr(post_processor, f"normalized_{level}_threshold").to(processed)
+                normalised = cast("torch.Tensor", post_processor._normalize(scores[row], low, high, at))
+                processed[row] = normalised.to(processed.dtype)
             if decided is not None and decided.dtype == torch.bool:
-                decided[row] = (processed[row] > at).reshape(decided[row].shape)
+                # By raw scores: close to the threshold, normalising would round to it.
+                above = scores[row] > _moved(threshold, level, post_processor)
+                decided[row] = above.reshape(decided[row].shape)
         setattr(batch, score, processed)
         setattr(batch, decision, decided)

@@ -65,6 +65,8 @@ def _thresholds(runs: Sequence[Run]) -> list[str]:
     if differ := _differ(runs, "thresholds"):
         text = f"Thresholds were learned on different images ({differ}): F1Score and decisions are not comparable."
         found.append(text)
+    if differ := _differ(runs, "decisions"):
+        found.append(f"Decisions are by different kinds of thresholds ({differ}): F1Score is not comparable.")
     seen = [run.name for run in runs if run.about.get("thresholds", "").startswith("test images")]
     if seen:
         names = ", ".join(seen)

@@ -3,11 +3,12 @@
 
 import base64
 import io
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
+
+from anomalib_uniad.file_names import file_names
 
 from .decisions import NORMAL, Decisions
 from .runs import Run
@@ -33,30 +34,8 @@ def find_curves(run: Run, category: str) -> Path | None:
         Path | None: The picture, ``None`` if there is none.
     """
     folder = run.beside("curves")
-    path = folder / curve_names(run.categories).get(category, "") if folder else None
+    path = folder / f"{file_names(run.categories).get(category, '')}.png" if folder else None
     return path if path and path.is_file() else None
-
-
-def curve_names(categories: Sequence[str]) -> dict[str, str]:
-    """Say how the pictures of categories are called, whose own names may have slashes and the like.
-
-    Args:
-        categories (Sequence[str]): Names of all categories, in the order of the run.
-
-    Returns:
-        dict[str, str]: Category -> name of the file, as evaluations choose it.
-
-    Example:
-        >>> curve_names(["metal_nut", "a/b", "a|b"])
-        {'metal_nut': 'metal_nut.png', 'a/b': 'a_b.png', 'a|b': 'a_b_.png'}
-    """
-    names: dict[str, str] = {}
-    for category in categories:
-        name = re.sub(r"^\.", "_", re.sub(r"[^\w.\- ]", "_", category)) or "_"
-        while f"{name}.png" in names.values():
-            name += "_"
-        names[category] = f"{name}.png"
-    return names
 
 
 def find_heatmaps(run: Run, category: str) -> dict[Key, Path]:

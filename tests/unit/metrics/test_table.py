@@ -51,7 +51,7 @@ def test_files(tmp_path, monkeypatch, capsys):
     frame = pd.read_csv(tmp_path / "metrics.csv", keep_default_na=False)
     assert list(frame) == [
         *("category", *DEFAULT, "note", "model", "dataset", "epochs", "thresholds", "decisions", "pixel_resolution"),
-        *("seed", "device", "versions", "command"),
+        *("scores", "seed", "device", "versions", "command"),
     ]
     assert list(frame.category) == ["a", "b", "c", "mean"]
     assert frame.image_AUROC[0] == pytest.approx(results["image_AUROC/a"], abs=1e-7)  # logged in single precision

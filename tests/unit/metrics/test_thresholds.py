@@ -9,7 +9,7 @@ from anomalib.post_processing import MEBinPostProcessor, PostProcessor
 from sklearn.metrics import f1_score
 
 from anomalib_uniad.metrics.functional import rank
-from anomalib_uniad.metrics.thresholds import apply, in_raw_scores, learn
+from anomalib_uniad.metrics.thresholds import apply, in_raw_scores, learn, of_categories
 from replay import make_batch
 
 
@@ -47,9 +47,49 @@ def test_global_threshold_without_normalisation():
     assert batch.pred_label.equal(raw.pred_score > in_raw_scores(made)["image"])
 
 
-@pytest.mark.parametrize("made", [None, PostProcessor(enable_thresholding=False), MEBinPostProcessor(), "other"])
+@pytest.mark.parametrize("made", [None, PostProcessor(enable_thresholding=False), "other"])
 def test_no_global_threshold(made):
     assert all(math.isnan(value) for value in in_raw_scores(made).values())
+
+
+def test_pixels_of_other_post_processors_stay_theirs():
+    made = MEBinPostProcessor()
+    for name, value in (("_image_threshold", 2.0), ("image_min", 1.0), ("image_max", 5.0)):
+        getattr(made, name).fill_(value)
+    assert in_raw_scores(made)["image"] == 2.0
+    assert math.isnan(in_raw_scores(made)["pixel"])
+    batch = make_batch(["a"] * 4, [0] * 4, scale=6.0)
+    raw = InferenceBatch(pred_score=batch.pred_score, anomaly_map=batch.anomaly_map)
+    masks = batch.pred_mask.clone()
+    apply(batch, raw, ["a"] * 4, {"a": {"image": 3.0, "pixel": 5.9}}, made)
+    assert batch.pred_mask.equal(masks)
+    assert batch.pred_label.equal(raw.pred_score > 3.0)
+
+
+@pytest.mark.parametrize("sensitivity", [0.3, 0.8])
+def test_sensitivity_moves_thresholds_of_categories(sensitivity):
+    made = post_processor(image_sensitivity=sensitivity, pixel_sensitivity=sensitivity)
+    names = ["a"] * 50
+    raw, batch = decided(made, make_batch(names, [0] * 50), scale=6.0)
+    learned = {"a": {"image": 3.0, "pixel": 2.5}}
+    apply(batch, raw, names, learned, made)
+    moved = of_categories(learned, made)["a"]
+    assert batch.pred_label.equal(raw.pred_score > moved["image"])
+    assert batch.pred_mask.equal(raw.anomaly_map > moved["pixel"])
+    assert moved["image"] == pytest.approx(3.0 + (0.5 - sensitivity) * 4)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_half_precision_decides_as_learned(kind):
+    for seed in range(40):
+        scores = torch.rand(40, generator=torch.Generator().manual_seed(seed)).to(kind)
+        labels = torch.rand(40, generator=torch.Generator().manual_seed(1000 + seed)) < 0.5
+        values = scores.float().numpy()
+        threshold = learn({"image": rank(values[labels.numpy()], values[~labels.numpy()].copy())})["image"]
+        batch = make_batch(["a"] * 40, [0] * 40).update(pred_score=scores.clone())
+        made = post_processor((0.5, 0.0, 1.0))
+        apply(batch, InferenceBatch(pred_score=scores), ["a"] * 40, {"a": {"image": threshold}}, made)
+        assert batch.pred_label.numpy().tolist() == (values > np.float32(threshold)).tolist()
 
 
 def test_learned_threshold_is_that_of_the_highest_f1():

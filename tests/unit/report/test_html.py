@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from anomalib_uniad.file_names import file_names
 from anomalib_uniad.report import pictures
 from anomalib_uniad.report.comparison import compare
 from anomalib_uniad.report.decisions import read_decisions
 from anomalib_uniad.report.html import to_html
-from anomalib_uniad.report.pictures import choose, curve_names, find_curves, find_heatmaps, jpeg, png
+from anomalib_uniad.report.pictures import choose, find_curves, find_heatmaps, jpeg, png
 from anomalib_uniad.report.runs import read_runs
 from runs import write_picture, write_predictions, write_run
 
@@ -58,10 +59,10 @@ def render(folders: list[Path], names: list[str] | None = None, heatmaps: int = 
 def full_run(folder: Path, values: dict[str, float], **about: Any) -> Path:
     """Write a run with curves, heatmaps and predictions."""
     write_run(folder, {name: {"image_AUROC": value} for name, value in values.items()}, **about)
-    names = curve_names(list(values))
+    names = file_names(list(values))
     rows = []
     for name in values:
-        write_picture(folder / "curves" / names[name], (90, 30), noise=False)
+        write_picture(folder / "curves" / f"{names[name]}.png", (90, 30), noise=False)
         for number in range(2):
             for kind in ("good", "crack", "dent"):
                 if "/" not in name:
