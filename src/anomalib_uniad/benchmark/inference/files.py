@@ -165,6 +165,8 @@ class Files:
             datamodule = None
             if name == "int8_ptq":
                 datamodule = MultiCategory(root=self.images(self._calibration), num_workers=0)
+            onnx = self.onnx
+            self.uniad.__dict__["to_onnx"] = lambda *_, **__: onnx  # exported once for all precisions
             self.uniad.to_openvino(
                 **common, input_size=self.image_size, compression_type=COMPRESSION[name], datamodule=datamodule
             )
