@@ -19,6 +19,7 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 import evaluation_worker
 from anomalib_uniad import MultiCategory, UniAD
 from anomalib_uniad.metrics import PerCategoryEvaluator
+from anomalib_uniad.metrics.per_category import CategoryMetrics
 from helpers import make_mvtec_like
 from replay import METRICS
 from small import SMALL, quiet_engine
@@ -143,6 +144,32 @@ def test_decisions_of_a_prediction(data, trained, tmp_path: Path) -> None:
     assert table.category.isna().all(), "nothing tells the category"
     with pytest.raises(ValueError, match="category is 'nut', but the model has thresholds of bottle, cable"):
         predicted("wrong", folder, thresholds="category", category="nut")
+
+
+def test_categories_are_finished_one_after_the_other(data, tmp_path: Path, monkeypatch) -> None:
+    """With the last image of a category, in tests and validations, its values are computed and its scores dropped."""
+    kept: list[int] = []
+    update = CategoryMetrics.update
+
+    def look(self, batch) -> None:
+        update(self, batch)
+        kept.append(len({category for _, category in self._pools}))
+
+    monkeypatch.setattr(CategoryMetrics, "update", look)
+    runner = quiet_engine(tmp_path, max_epochs=1)
+    runner.train(UniAD(**SMALL, visualizer=False), datamodule=data)
+    # Batches of 4: bottle has 6 images, so the second batch has its last two and the first two of cable.
+    assert kept == [1, 1, 0] * 2
+
+
+def test_images_of_no_known_category(data, trained, tmp_path: Path, caplog) -> None:
+    loose = tmp_path / "loose"
+    loose.mkdir()
+    Image.fromarray(np.zeros((70, 70, 3), np.uint8)).save(loose / "a.png")
+    model = UniAD(**SMALL, evaluator=PerCategoryEvaluator(thresholds="category"))
+    runner = quiet_engine(tmp_path)
+    runner.predict(model=model, dataset=PredictDataset(path=loose, image_size=(70, 70)), ckpt_path=trained[1])
+    assert "1 images were decided by the global threshold" in caplog.text
 
 
 def test_a_category_without_thresholds(data, trained, tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ class Decider:
             there = f"it has those of {', '.join(thresholds)}" if thresholds else "it has none of any category"
             msg = f"The model has no threshold of the category {category!r}: {there}."
             raise ValueError(msg)
-        threshold = thresholds[category]
+        threshold = self._metadata.moved(thresholds[category], "image")
         if self.normalised and (self._width is None or self._center is None):
             msg = "The thresholds of categories are raw scores, but the metadata lacks how scores are normalised."
             raise ValueError(msg)

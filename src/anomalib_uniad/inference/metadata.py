@@ -136,10 +136,13 @@ class ModelMetadata:
 
     def threshold_of(self, level: Level) -> float | None:
         """Raw value above which the model decides for an anomaly; ``None`` if it is not known."""
-        center, width = self.center_of(level), self.range_of(level)
-        if center is None or width is None:
-            return self.thresholds.get(level)
-        return center + (0.5 - self.normalization.get(f"{level}_sensitivity", 0.5)) * width
+        center = self.center_of(level)
+        return self.thresholds.get(level) if center is None else self.moved(center, level)
+
+    def moved(self, threshold: float, level: Level) -> float:
+        """A threshold as learned, moved by the sensitivity that anomalib's post-processor was given."""
+        width = self.range_of(level) or 0.0
+        return threshold + (0.5 - self.normalization.get(f"{level}_sensitivity", 0.5)) * width
 
 
 def _encode(name: str, value: Any) -> str:

@@ -48,6 +48,18 @@ def test_without_a_category_as_anomalib(raw: float) -> None:
     assert decision.raw_score == (pytest.approx(raw, abs=1e-4) if raw < 22 else None)
 
 
+def test_sensitivity_moves_the_threshold_of_a_category() -> None:
+    metadata = replace(FITTED, normalization={**FITTED.normalization, "image_sensitivity": 0.6})
+    category, learned = next((name, of["image"]) for name, of in FITTED.category_thresholds.items() if "image" in of)
+    width = FITTED.normalization["image_max"] - FITTED.normalization["image_min"]
+    moved = learned - 0.1 * width
+    decider = Decider(metadata, decides=True, has_raw_score=True, category=category)
+    for raw, anomalous in ((moved + 0.01, True), (moved - 0.01, False)):
+        decision = decider.decide(of_anomalib(raw, 0.6))
+        assert decision.threshold == pytest.approx(moved)
+        assert decision.anomalous is anomalous
+
+
 def test_sensitivity() -> None:
     metadata = replace(FITTED, normalization={**FITTED.normalization, "image_sensitivity": 0.6})
     for raw in (9.0, 11.0, 13.0):

@@ -8,7 +8,11 @@ import pytest
 import torch
 from anomalib.metrics import AUPR, AUPRO, AUROC, Evaluator, F1Max, F1Score
 from anomalib.models.components import AnomalibModule
+from anomalib.post_processing import PostProcessor
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, roc_auc_score, roc_curve
+from torch.utils.data import DataLoader
 from torchmetrics.classification import BinaryROC
 from torchmetrics.utilities.compute import auc
 
@@ -263,3 +267,93 @@ class TestMemory:
         metrics = CategoryMetrics(seven_metrics(), expected={"a": 9})
         metrics.update(make_batch(["a"] * 4, [0, 1, 1, 0]))
         assert metrics.compute().images == {"a": 4}
+
+
+class Recording(ProgressBar):
+    """Keeps what is printed above it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def print(self, *words) -> None:
+        self.lines.append(" ".join(words))
+
+    def disable(self) -> None:
+        pass
+
+
+class TestWiring:
+    def test_rows_while_it_runs(self, tmp_path):
+        bar = Recording()
+        quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_model_summary"), False)
+        results = run(PerCategoryEvaluator(test_metrics=seven_metrics()), mixed(), tmp_path, callbacks=[bar], **quiet)
+        assert [line.split()[0] for line in bar.lines] == ["image", "AUROC", "a", "b", "c"]
+        assert bar.lines[2].split()[1] == f"{results['image_AUROC/a']:.4f}"
+        assert max(map(len, bar.lines)) < 80
+        assert len(set(map(len, bar.lines))) == 1, "in columns"
+
+    def test_pictures(self, tmp_path):
+        run(PerCategoryEvaluator(), mixed(), tmp_path / "with")
+        run(PerCategoryEvaluator(pictures=False), mixed(), tmp_path / "without")
+        assert (tmp_path / "with" / "curves" / "a.png").is_file()
+        assert not (tmp_path / "without" / "curves").exists()
+        assert (tmp_path / "without" / "metrics.csv").is_file()
+
+    def test_a_picture_that_fails_costs_nothing_else(self, tmp_path, monkeypatch, caplog):
+        def fail(*args):
+            raise OSError("no fonts")
+
+        monkeypatch.setattr("anomalib_uniad.metrics.curves.plot_category", fail)
+        run(PerCategoryEvaluator(), mixed(), tmp_path)
+        assert "There is no picture of 'a': no fonts" in caplog.text
+        assert (tmp_path / "metrics.csv").is_file()
+
+    def test_models_are_left_as_they_were(self, tmp_path):
+        class Failing(Replay):
+            def test_step(self, batch, batch_idx):
+                raise RuntimeError("of the model")
+
+        model = Failing(PerCategoryEvaluator())
+        model.post_processor = PostProcessor()
+        trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, logger=False, enable_progress_bar=False)
+        with pytest.raises(RuntimeError, match="of the model"):
+            trainer.test(model, DataLoader(mixed(), batch_size=None), verbose=False)
+        assert "post_process_batch" not in vars(model.post_processor)
+
+    def test_a_sanity_check_teaches_nothing(self):
+        evaluator = PerCategoryEvaluator()
+        evaluator.log = lambda *args, **kwargs: None
+        trainer = SimpleNamespace(
+            sanity_checking=True, val_dataloaders=None, datamodule=None, barebones=False, world_size=1
+        )
+        for checking in (True, False):
+            trainer.sanity_checking = checking
+            evaluator.on_validation_epoch_start(trainer, SimpleNamespace(device="cpu"))
+            evaluator.on_validation_batch_end(trainer, None, None, mixed()[0], 0)
+            evaluator.on_validation_epoch_end(trainer, None)
+            assert bool(evaluator.category_thresholds) is not checking
+
+    def test_two_metrics_of_one_name(self):
+        with pytest.raises(ValueError, match="test_metrics has several metrics with the name image_AUROC"):
+            PerCategoryEvaluator(test_metrics=[AUROC(**IMAGE), AUROC(**IMAGE, thresholds=3)])
+
+    def test_maps_of_another_size_than_the_masks(self, tmp_path):
+        batch = make_batch(["a"] * 4, [0, 1, 1, 0])
+        batch = batch.update(in_place=False, anomaly_map=torch.rand(4, 4, 16))
+        # Thresholds alone are no reason to fail.
+        run(PerCategoryEvaluator(), [batch], tmp_path, stage="validate")
+        metrics = CategoryMetrics(seven_metrics())
+        with pytest.raises(ValueError, match=r"maps of \(4, 16\) pixels cannot be compared with masks of \(8, 8\)"):
+            metrics.update(batch)
+
+    def test_without_scores(self, tmp_path):
+        batch = make_batch(["a", "b"] * 4, [0, 0, 1, 1] * 2).update(pred_score=None, anomaly_map=None, pred_mask=None)
+        results = run(PerCategoryEvaluator(), [batch], tmp_path)
+        assert set(results) == {f"image_F1Score{name}" for name in ("", "/a", "/b")}
+        assert "no pred_score from the model" in (tmp_path / "metrics.csv").read_text()
+
+    def test_names_that_are_not_text(self, tmp_path):
+        run(PerCategoryEvaluator(), [make_batch(["a\udcff", "x" * 300] * 4, [0, 0, 1, 1] * 2)], tmp_path)
+        assert "a\\udcff" in (tmp_path / "metrics.csv").read_text()
+        assert len(list((tmp_path / "curves").iterdir())) == 2
