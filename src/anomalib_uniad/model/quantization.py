@@ -1,39 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """INT8: which part of an exported model is quantised, with which images, and how what is lost is measured."""
 
-import copy
-import logging
 import math
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
-from anomalib.data import AnomalibDataModule, AnomalibDataset, ImageBatch, ImageItem
+from anomalib.data import AnomalibDataModule, ImageBatch
 from anomalib.deploy import CompressionType
 from anomalib.metrics import F1Score
 from anomalib.post_processing import PostProcessor
 from lightning_utilities.core.imports import module_available
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 from torchmetrics import Metric
 from torchvision.transforms.v2 import functional as transforms
 from torchvision.tv_tensors import Mask
+
+from .calibration import Images, batches_of, calibration_images, plain
 
 if TYPE_CHECKING:
     import nncf
     import openvino
 
-logger = logging.getLogger(__name__)
-
-IMAGES = 300  # that activations are measured on
 _OUTPUTS = ("pred_score", "pred_label", "anomaly_map", "pred_mask")
-
-
-class Images(NamedTuple):
-    """Images as an exported model takes them."""
-
-    input: torch.Tensor  # (B, 3, H, W); where items are too few for a fixed batch, the last one is repeated
-    items: list[ImageItem]
 
 
 def check_quantization(
@@ -104,7 +94,7 @@ def _check_accuracy_control(post_processor: Any, metric: Any, max_drop: float) -
 
 
 def quantize(model: "openvino.Model", datamodule: AnomalibDataModule, size: tuple[int, int]) -> "openvino.Model":
-    """Quantise a model with training images, which are normal ones; no image that is tested is looked at.
+    """Quantise a model with training images; no image that is tested is looked at.
 
     Args:
         model (openvino.Model): The exported model.
@@ -116,7 +106,7 @@ def quantize(model: "openvino.Model", datamodule: AnomalibDataModule, size: tupl
     """
     import nncf
 
-    images = _calibration_images(model, datamodule, size)
+    images = calibration_images(model, datamodule, size)
     options, advanced = _options(model)
     return nncf.quantize(model, _dataset(images), subset_size=len(images), advanced_parameters=advanced, **options)
 
@@ -143,8 +133,8 @@ def quantize_with_accuracy_control(
     """
     import nncf
 
-    calibration = _calibration_images(model, datamodule, size)
-    validation = _batches(datamodule.val_data, range(len(datamodule.val_data)), model, size)
+    calibration = calibration_images(model, datamodule, size)
+    validation = batches_of(plain(datamodule.val_data), model, size)
     validate = partial(measure, metric=metric or F1Score(fields=["pred_label", "gt_label"]))
     options, advanced = _options(model)
     return nncf.quantize_with_accuracy_control(
@@ -189,9 +179,10 @@ def measure(model: Any, batches: Iterable[Images], metric: Metric) -> tuple[floa
 
 
 def sensitive_operations(model: "openvino.Model") -> list[str]:
-    """Names of the operations that stay as they are: before the backbone, and from the reconstruction error on.
+    """Names of the operations that stay as they are, because they are sensitive and cost little time.
 
-    Pixels are resized and normalised, and the error is a difference of similar features; neither costs much time.
+    These are what comes before the backbone, its depthwise convolutions, the resize of its maps, which are the target
+    of the reconstruction, and everything from the reconstruction error on, a difference of similar features.
 
     Args:
         model (openvino.Model): The exported model.
@@ -204,7 +195,8 @@ def sensitive_operations(model: "openvino.Model") -> list[str]:
     after = _reached(
         norms, lambda op: [target.get_node() for port in op.outputs() for target in port.get_target_inputs()]
     )
-    return sorted(before | after | {op.get_friendly_name() for op in errors})
+    kept = [op for op in operations if op.get_type_name() in {"GroupConvolution", "Interpolate"}]
+    return sorted(before | after | {op.get_friendly_name() for op in (*kept, *errors)})
 
 
 def _reached(start: Sequence[Any], neighbors: Any) -> set[str]:
@@ -225,36 +217,10 @@ def _options(model: "openvino.Model") -> tuple[dict[str, Any], Any]:
 
     advanced = AdvancedQuantizationParameters(
         overflow_fix=OverflowFix.ENABLE,  # processors without VNNI saturate otherwise, which costs most of the accuracy
-        activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,  # defects are what is cut off otherwise
+        activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,  # rare values are not cut off
     )
     scope = nncf.IgnoredScope(names=sensitive_operations(model), validate=False)
     return {"model_type": nncf.ModelType.TRANSFORMER, "ignored_scope": scope}, advanced
-
-
-def _calibration_images(model: "openvino.Model", datamodule: AnomalibDataModule, size: tuple[int, int]) -> DataLoader:
-    dataset = datamodule.train_data
-    count = min(IMAGES, len(dataset))
-    logger.info("Activations are measured on %d of %d training images", count, len(dataset))
-    chosen = torch.linspace(0, len(dataset) - 1, count).round().int().tolist()  # of each category its part
-    return _batches(dataset, chosen, model, size)
-
-
-def _batches(
-    dataset: AnomalibDataset, chosen: Sequence[int], model: "openvino.Model", size: tuple[int, int]
-) -> DataLoader:
-    """Images one by one in their own size, or as many and as large as the model's input is, if it is fixed."""
-    shape = model.input().partial_shape
-    batch = shape[0].get_length() if shape[0].is_static else 1
-    fixed = (shape[2].get_length(), shape[3].get_length()) if shape[2].is_static and shape[3].is_static else None
-    collate = partial(_collate, batch=batch, size=fixed or (size if batch > 1 else None))
-    plain = copy.copy(dataset)
-    plain.augmentations = None
-    return DataLoader(Subset(plain, chosen), batch_size=batch, collate_fn=collate)
-
-
-def _collate(items: list[ImageItem], batch: int, size: tuple[int, int] | None) -> Images:
-    images: list[Any] = [item.image if size is None else transforms.resize(item.image, list(size)) for item in items]
-    return Images(torch.stack(images + images[-1:] * (batch - len(images))), items)
 
 
 def _dataset(batches: DataLoader) -> "nncf.Dataset":

@@ -14,7 +14,8 @@ from anomalib.metrics import AUROC, F1Score
 from openvino import opset13 as ops
 
 from anomalib_uniad import MultiCategory, UniAD
-from anomalib_uniad.model.quantization import Images, _batches, check_quantization, measure, sensitive_operations
+from anomalib_uniad.model.calibration import CalibrationImages, Images, batches_of, calibration_images
+from anomalib_uniad.model.quantization import check_quantization, measure, sensitive_operations
 from helpers import make_mvtec_like
 from small import SMALL
 
@@ -116,26 +117,42 @@ def test_pixels_and_error_stay_exact() -> None:
 def test_images_come_in_their_own_size(data: MultiCategory) -> None:
     data.setup("fit")
     model = tiny(ov.PartialShape([-1, 3, -1, 64]))
-    batches = list(_batches(data.train_data, range(8), model, (64, 64)))
+    batches = list(calibration_images(model, data, (64, 64)))
     assert [tuple(batch.input.shape) for batch in batches] == [(1, 3, 72, 90)] * 4 + [(1, 3, 64, 64)] * 4
     assert batches[0].input[0].equal(data.train_data[0].image)
     assert [batch.items[0].image_path for batch in batches] == list(data.train_data.samples.image_path)
+
+
+def test_every_category_has_its_part(data: MultiCategory, monkeypatch) -> None:
+    data.setup("fit")
+    monkeypatch.setattr("anomalib_uniad.model.calibration.IMAGES", 4)
+    batches = calibration_images(tiny(ov.PartialShape([-1, 3, -1, 64])), data, (64, 64))
+    names = [data.category_by_path[batch.items[0].image_path] for batch in batches]
+    assert names == ["bottle", "bottle", "cable", "cable"]
 
 
 def test_images_are_without_augmentations(data: MultiCategory) -> None:
     data.setup("fit")
     expected = data.train_data[0].image
     data.train_data.augmentations = torch.zeros_like
-    (batch,) = _batches(data.train_data, [0], tiny(ov.PartialShape([-1, 3, -1, 64])), (64, 64))
+    batch = next(iter(calibration_images(tiny(ov.PartialShape([-1, 3, -1, 64])), data, (64, 64))))
     assert batch.input[0].equal(expected)
     assert data.train_data.augmentations is torch.zeros_like  # it is the user's
+
+
+def test_every_second_image_has_a_black_or_white_rectangle() -> None:
+    grey = [ImageItem(image=torch.full((3, 8, 12), 0.5)) for _ in range(4)]
+    painted = [item.image for item in torch.utils.data.Subset(CalibrationImages(grey), range(4))]
+    assert [image[0, 2:4, 3:6].unique().tolist() for image in painted] == [[0.5], [1.0], [0.5], [0.0]]
+    assert all((image == 0.5).sum() == 3 * (8 * 12 - 6) for image in painted[1::2])
+    assert all(item.image.unique().tolist() == [0.5] for item in grey)
 
 
 @pytest.mark.parametrize(("height", "expected"), [(-1, (40, 64)), (48, (48, 64))])
 def test_a_fixed_batch_is_filled(data: MultiCategory, height: int, expected: tuple[int, int]) -> None:
     data.setup("fit")
     model = tiny(ov.PartialShape([3, 3, height, 64]))
-    first, last = _batches(data.train_data, [0, 4, 5, 6], model, (40, 64))
+    first, last = batches_of([data.train_data[index] for index in (0, 4, 5, 6)], model, (40, 64))
     assert first.input.shape == last.input.shape == (3, 3, *expected)
     assert [len(first.items), len(last.items)] == [3, 1]
     assert last.input[0].equal(last.input[2])
