@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from anomalib_uniad.benchmark import export_tables
 from anomalib_uniad.benchmark.evaluation import tables as evaluation
 from anomalib_uniad.benchmark.inference import tables as inference
 from anomalib_uniad.benchmark.training import tables as training
@@ -54,6 +55,13 @@ def _industrial(results: Path) -> str:
         head = f"{method} ({epochs[0]:.0f} {unit})" if len(epochs) else str(method)
         table[head] = [cells.get(category, "") for category in table["category"]]
     return f"Image / pixel AUROC in percent:\n\n{to_markdown(pd.DataFrame(table))}"
+
+
+def _industrial_report(results: Path) -> str:
+    rows = _read(results, "industrial_report").drop(columns=["best", "note"])
+    means = rows[rows["category"] == "mean"].drop(columns="category").set_index("metric")
+    table = (100 * means).map(lambda value: "" if pd.isna(value) else f"{value:.1f}").reset_index()
+    return f"Means over the categories in percent:\n\n{to_markdown(table)}"
 
 
 def _industrial_epochs(results: Path) -> str:
@@ -193,11 +201,14 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "inference_speed": lambda results: inference.speed(_read(results, "inference_speed")),
     "inference_floor": lambda results: inference.floor(_read(results, "inference_floor")),
     "inference_start": lambda results: inference.start(_read(results, "inference_start")),
+    "ports": lambda results: export_tables.ports(_read(results, "ports")),
+    "graph": lambda results: export_tables.graph(_read(results, "graph")),
     "backbones": _backbones,
     "border": _border,
     "quickstart": _quickstart,
     "industrial": _industrial,
     "industrial_epochs": _industrial_epochs,
+    "industrial_report": _industrial_report,
     "cifar10": _cifar10,
     "cifar10_epochs": _cifar10_epochs,
     "recipe": _recipe,
