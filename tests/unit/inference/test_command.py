@@ -80,7 +80,7 @@ def test_files_and_a_second_run(folder: Path, capsys) -> None:
     assert Path("images/heatmaps/250.png").is_file()
     assert Path("images/heatmaps/bottle/60.png").is_file()
     main(["predict", "model.xml", "images", "--output", "images", "--overwrite", "true"])
-    assert capsys.readouterr().out.count("5 images") == 1
+    assert capsys.readouterr().out.count("\n5 images: ") == 1
 
 
 def test_without_thresholds(folder: Path, capsys) -> None:
