@@ -52,7 +52,7 @@ def check_quantization(
         raise ModuleNotFoundError(msg, name="nncf")
     if compression == CompressionType.INT8:
         return
-    name = compression.value
+    name = compression.name  # as on the command line
     if datamodule is None:
         msg = f"compression_type={name} measures activations on images: give a datamodule (--data on the command line)."
         raise ValueError(msg)

@@ -37,7 +37,9 @@ def no_export(monkeypatch) -> None:
 @pytest.mark.usefixtures("no_export")
 @pytest.mark.parametrize("compression", ["int8_ptq", "int8_acq"])
 def test_images_are_needed(tmp_path: Path, compression: str) -> None:
-    with pytest.raises(ValueError, match=f"compression_type={compression} measures activations on images: give a data"):
+    with pytest.raises(
+        ValueError, match=f"compression_type={compression.upper()} measures activations on images: give a data"
+    ):
         UniAD(**SMALL).to_openvino(tmp_path, compression_type=compression)
     assert not list(tmp_path.iterdir())
 
@@ -45,7 +47,9 @@ def test_images_are_needed(tmp_path: Path, compression: str) -> None:
 @pytest.mark.usefixtures("no_export")
 @pytest.mark.parametrize("compression", ["int8_ptq", "int8_acq"])
 def test_learned_ranges_are_needed(tmp_path: Path, data: MultiCategory, compression: str) -> None:
-    with pytest.raises(ValueError, match=f"compression_type={compression} needs a model that has learned how to norm"):
+    with pytest.raises(
+        ValueError, match=f"compression_type={compression.upper()} needs a model that has learned how to norm"
+    ):
         UniAD(**SMALL).to_openvino(tmp_path / "out", compression_type=compression, datamodule=data)
     assert not (tmp_path / "out").exists()
 
