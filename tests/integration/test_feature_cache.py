@@ -200,7 +200,7 @@ def test_the_callbacks_keep_their_order(root: Path, tmp_path: Path) -> None:
         return order
 
     plain, cached = run(), run(FeatureCache("memory"))
-    assert "PreProcessor" in plain.during
+    assert "ExactPreProcessor" in plain.during
     assert cached.during == [n for n in cached.after if n != "PreProcessor"]
     assert [n for n in cached.after if n != "FeatureCache"] == plain.after
 
