@@ -27,7 +27,7 @@ from .recipe import CheckpointChoice, CompileMode, FeatureCacheMode, FeatureDtyp
 from .torch_model import PositionEmbedding, UniADModel
 
 
-class UniAD(Recipe, FromOfficial, SelfDescribing, AnomalibModule):
+class UniAD(Recipe, FromOfficial, SelfDescribing, AnomalibModule):  # type: ignore[misc]  # static methods overridden
     """UniAD, one model for many product categories (https://arxiv.org/abs/2206.03687).
 
     The defaults are the paper's recipe for MVTec-AD; with 1,000 epochs, batches of 8 and a validation every 10
