@@ -230,6 +230,7 @@ def test_no_thresholds_of_categories(data, tmp_path: Path) -> None:
     model = UniAD(**SMALL, evaluator=PerCategoryEvaluator(thresholds="category"))
     with pytest.raises(ValueError, match="the model has none of categories"):
         quiet_engine(tmp_path).test(model, datamodule=data)
+    assert "post_process_batch" not in vars(model.post_processor), "left as it was"
 
 
 @pytest.mark.parametrize("name", ["pixel_resolution", "thresholds"])

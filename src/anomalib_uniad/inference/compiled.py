@@ -65,7 +65,7 @@ def compile_file(file: Path, device: str = "CPU", precision_hint: PrecisionHint 
     metadata = ModelMetadata.read(model, file)
     outputs = {name: index for index, output in enumerate(model.outputs) for name in output.names}
     _check_ports(file, model, outputs)
-    raw_score, raw_output = _raw_score(model.output("pred_score")), None
+    raw_score, raw_output = raw_score_of(model.output("pred_score")), None
     if raw_score is not None:
         raw_output = len(model.outputs)
         model.add_outputs(raw_score)
@@ -137,7 +137,7 @@ def _with_images_as_input(model: ov.Model) -> ov.Model:
     return steps.build()
 
 
-def _raw_score(score: ov.Output) -> ov.Output | None:
+def raw_score_of(score: ov.Output) -> ov.Output | None:
     """The score before anomalib's post-processor normalises it and cuts it to [0, 1]; ``None`` if it does not.
 
     The post-processor selects, per a constant, between the normalised and the raw score.

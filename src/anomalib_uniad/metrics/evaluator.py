@@ -149,6 +149,7 @@ class PerCategoryEvaluator(ThresholdLearner):
         """Forget what was tested before, and look at what the model returns."""
         self._stop()
         self._evaluation = Evaluation(self, trainer, pl_module, as_list(self.test_metrics))
+        self._evaluation.start()
 
     def on_test_batch_end(
         self,
@@ -181,6 +182,7 @@ class PerCategoryEvaluator(ThresholdLearner):
         """Look at what the model returns."""
         self._stop()
         self._prediction = Prediction(self, trainer, pl_module)
+        self._prediction.start()
 
     def on_predict_batch_end(
         self,

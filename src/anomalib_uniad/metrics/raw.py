@@ -8,7 +8,7 @@ from anomalib.post_processing import PostProcessor
 
 
 class RawPredictions:
-    """Looks at what anomalib's post-processor of a model is given, until it is told to stop.
+    """Looks at what anomalib's post-processor of a model is given, from ``start`` to ``stop``.
 
     The post-processor shifts scores by one threshold for all categories and cuts them to the range from 0 to 1.
     Categories that score higher or lower than others are then cut as a whole, and nothing is left of their order.
@@ -21,6 +21,9 @@ class RawPredictions:
     def __init__(self, post_processor: Any) -> None:
         self._last: InferenceBatch | None = None
         self._watched: Any = post_processor if isinstance(post_processor, PostProcessor) else None
+
+    def start(self) -> None:
+        """Begin to look."""
         if self._watched is not None:
             process = self._watched.post_process_batch
 

@@ -51,6 +51,10 @@ class Session:
                 raise ValueError(msg)
         self._decided_by = of_categories(self._used, self._post_processor) if self._used else {}
 
+    def start(self) -> None:
+        """Look at what the model returns; not before it is clear that nothing is refused."""
+        self._raw.start()
+
     def stop(self) -> None:
         """Leave the model as it was."""
         self._raw.stop()
