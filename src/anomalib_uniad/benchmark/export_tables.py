@@ -52,3 +52,28 @@ def graph(rows: pd.DataFrame) -> str:
         f"{'are' if left else 'are not'} among them. The map differs from that of torch by at most "
         f"{rows['difference'].max():.0e} of its range."
     )
+
+
+def export_parity(rows: pd.DataFrame) -> str:
+    """Differences of exported maps from torch's.
+
+    Args:
+        rows (pd.DataFrame): ``export_parity.csv``.
+    """
+    (backbone,) = rows["backbone"].unique()
+    (masked,) = rows["masked"].unique()
+    table = pd.DataFrame(
+        {
+            "image size": rows["image_size"],
+            "padding": rows["padding"],
+            "batch": rows["batch"],
+            "map": [f"{value:.0e}" for value in rows["map"]],
+            "score": [f"{value:.0e}" for value in rows["score"]],
+            "without the mask": [f"{value:.2f}" for value in rows["without_mask"]],
+        }
+    )
+    return (
+        f"`{backbone}`, random weights, OpenVINO in f32; largest differences from torch, as parts of the range of its "
+        f"map:\n\n{to_markdown(table)}\n\nAttentions with a mask in each file: {masked}. In the last column: what the "
+        "map would differ by if there were none."
+    )

@@ -203,6 +203,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "inference_start": lambda results: inference.start(_read(results, "inference_start")),
     "ports": lambda results: export_tables.ports(_read(results, "ports")),
     "graph": lambda results: export_tables.graph(_read(results, "graph")),
+    "export_parity": lambda results: export_tables.export_parity(_read(results, "export_parity")),
     "backbones": _backbones,
     "border": _border,
     "quickstart": _quickstart,

@@ -81,7 +81,9 @@ def _predict(
     if heatmaps and "anomaly_map" not in compiled.outputs:
         msg = f"{model} puts out no anomaly map: leave the heatmaps out with --heatmaps false."
         raise ValueError(msg)
-    decider = Decider(compiled.metadata, "pred_label" in compiled.outputs, compiled.raw_output is not None, category)
+    decider = Decider(
+        compiled.metadata, "pred_label" in compiled.outputs, "pred_score" in compiled.raw_outputs, category
+    )
     for file in files:
         decider.category_of(file.relative)  # mistakes are told before the work
     with Writer(output, files, heatmaps, overwrite) as writer:
@@ -101,7 +103,7 @@ def _run(
 
     def finish(output: "Output") -> None:
         if heatmaps and output.image is not None and output.anomaly_map is not None:
-            writer.heatmap(output.file, output.image, decider.normalise_map(output.anomaly_map))
+            writer.heatmap(output.file, output.image, decider.shown_map(output))
 
     counts: Counter[str] = Counter()
     console = Console(stderr=True, highlight=False)

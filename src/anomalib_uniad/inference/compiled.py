@@ -23,14 +23,14 @@ class Compiled:
         model (ov.CompiledModel): The model.
         batch_size (int): Images per request.
         outputs (dict[str, int]): Position of each output by name: ``pred_score``, ``anomaly_map`` and what else it has.
-        raw_output (int | None): Position of the raw score, where ``pred_score`` is cut to [0, 1].
+        raw_outputs (dict[str, int]): Position of the raw values of an output that is cut to [0, 1], by its name.
         metadata (ModelMetadata): What the file says about itself.
     """
 
     model: ov.CompiledModel
     batch_size: int
     outputs: dict[str, int]
-    raw_output: int | None
+    raw_outputs: dict[str, int]
     metadata: ModelMetadata
 
 
@@ -65,10 +65,11 @@ def compile_file(file: Path, device: str = "CPU", precision_hint: PrecisionHint 
     metadata = ModelMetadata.read(model, file)
     outputs = {name: index for index, output in enumerate(model.outputs) for name in output.names}
     _check_ports(file, model, outputs)
-    raw_score, raw_output = raw_score_of(model.output("pred_score")), None
-    if raw_score is not None:
-        raw_output = len(model.outputs)
-        model.add_outputs(raw_score)
+    raw = {name: raw_values_of(model.output(name)) for name in ("pred_score", "anomaly_map") if name in outputs}
+    cut = {name: port for name, port in raw.items() if port is not None}
+    raw_outputs = {name: len(model.outputs) + index for index, name in enumerate(cut)}
+    if cut:
+        model.add_outputs(list(cut.values()))
     batch = model.input().partial_shape[0]
     batch_size = batch.get_length() if batch.is_static else 1
     model = _with_images_as_input(model)
@@ -83,7 +84,7 @@ def compile_file(file: Path, device: str = "CPU", precision_hint: PrecisionHint 
     except RuntimeError as error:
         msg = f"OpenVINO cannot compile {file} for {device} with {config}: {_last_line(error)}"
         raise ValueError(msg) from error
-    return Compiled(compiled, batch_size, outputs, raw_output, metadata)
+    return Compiled(compiled, batch_size, outputs, raw_outputs, metadata)
 
 
 def _check_files(file: Path) -> Path:
@@ -137,12 +138,12 @@ def _with_images_as_input(model: ov.Model) -> ov.Model:
     return steps.build()
 
 
-def raw_score_of(score: ov.Output) -> ov.Output | None:
-    """The score before anomalib's post-processor normalises it and cuts it to [0, 1]; ``None`` if it does not.
+def raw_values_of(output: ov.Output) -> ov.Output | None:
+    """Score or map before anomalib's post-processor normalises it and cuts it to [0, 1]; ``None`` if it does not.
 
-    The post-processor selects, per a constant, between the normalised and the raw score.
+    The post-processor selects, per a constant, between the normalised and the raw values.
     """
-    node = score.node.input_value(0).get_node()
+    node = output.node.input_value(0).get_node()
     if node.get_type_name() != "Select":
         return None
     branches = [node.input_value(1), node.input_value(2)]

@@ -89,14 +89,28 @@ class Decider:
             anomalous = raw > threshold if raw is not None else normalised == 1.0
         return Decision(category, raw, normalised, threshold, anomalous)
 
-    def normalise_map(self, anomaly_map: np.ndarray) -> np.ndarray:
-        """Map ``(H, W)`` with values in [0, 1], 0.5 at the threshold; without one, relative to its own range."""
-        if self.normalised and anomaly_map.min() >= 0 and anomaly_map.max() <= 1:
-            return anomaly_map
-        threshold = self._metadata.threshold_of("pixel")
+    def shown_map(self, output: Output) -> np.ndarray:
+        """Map ``(H, W)`` of an image with values in [0, 1], 0.5 at the threshold; without one, relative to its range.
+
+        The threshold is that of the image's category if it has one for pixels, else the model's.
+
+        Raises:
+            ValueError: If the output has no map.
+        """
+        shown, metadata = output.anomaly_map, self._metadata
+        if shown is None:
+            msg = f"There is no anomaly map of {output.file.path}."
+            raise ValueError(msg)
+        of_category = metadata.category_thresholds.get(self.category_of(output.file.relative), {}).get("pixel")
+        if self.normalised and shown.min() >= 0 and shown.max() <= 1:
+            width = metadata.range_of("pixel")
+            if of_category is None or width is None or output.raw_map is None:
+                return shown
+            return np.clip((output.raw_map - of_category) / width + 0.5, 0, 1)
+        threshold = metadata.threshold_of("pixel") if of_category is None else of_category
         if threshold:
-            return np.clip(anomaly_map / (2 * threshold), 0, 1)
-        return (anomaly_map - anomaly_map.min()) / (np.ptp(anomaly_map) or 1)
+            return np.clip(shown / (2 * threshold), 0, 1)
+        return (shown - shown.min()) / (np.ptp(shown) or 1)
 
     def _of_model(self, output: Output) -> tuple[float | None, float | None, float | None, bool | None]:
         """Raw and normalised score, threshold and decision without a category."""

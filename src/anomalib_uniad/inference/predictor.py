@@ -24,6 +24,8 @@ class Output:
         raw_score (float | None): Its raw score where the model normalises and the raw one can be had too.
         label (bool | None): Whether the model itself calls it anomalous, if it decides.
         anomaly_map (np.ndarray | None): ``(H, W)``, of the model's size.
+        raw_map (np.ndarray | None): The raw map where the model normalises and the raw one can be had too; only while
+            ``finish`` runs.
         image (np.ndarray | None): ``(H, W, 3)``, uint8, of its own size; only while ``finish`` runs.
         error (str): Why there is no result; empty if there is one.
     """
@@ -33,6 +35,7 @@ class Output:
     raw_score: float | None = None
     label: bool | None = None
     anomaly_map: np.ndarray | None = field(default=None, repr=False)
+    raw_map: np.ndarray | None = field(default=None, repr=False)
     image: np.ndarray | None = field(default=None, repr=False)
     error: str = ""
 
@@ -100,7 +103,7 @@ class Predictor:
         for output in outputs:
             if finish is not None:
                 finish(output)
-            output.image = None
+            output.image = output.raw_map = None
         return outputs
 
     def _infer(self, outputs: list[Output]) -> None:
@@ -118,16 +121,17 @@ class Predictor:
         finally:
             self._idle.put(request)
         named = {name: results[index] for name, index in compiled.outputs.items()}
-        if compiled.raw_output is not None:
-            named["raw_score"] = results[compiled.raw_output]
+        raw = {name: results[index] for name, index in compiled.raw_outputs.items()}
         for index, output in enumerate(outputs):
             output.score = float(named["pred_score"].reshape(-1)[index])
-            if "raw_score" in named:
-                output.raw_score = float(named["raw_score"].reshape(-1)[index])
+            if "pred_score" in raw:
+                output.raw_score = float(raw["pred_score"].reshape(-1)[index])
             if "pred_label" in named:
                 output.label = bool(named["pred_label"].reshape(-1)[index])
             if "anomaly_map" in named:
                 output.anomaly_map = named["anomaly_map"][index].reshape(named["anomaly_map"].shape[-2:])
+            if "anomaly_map" in raw:
+                output.raw_map = raw["anomaly_map"][index].reshape(raw["anomaly_map"].shape[-2:])
 
     def _request(self, request: ov.InferRequest, images: np.ndarray) -> list[np.ndarray]:
         """Images ``(B, H, W, 3)`` -> all outputs."""

@@ -133,9 +133,30 @@ def test_failed_images_have_their_category_alone() -> None:
     assert Decider(NORMALISED, True, True, "cable").decide(failed) == Decision("cable")
 
 
+def of_map(values: np.ndarray, raw: np.ndarray | None = None, category: str = "") -> Output:
+    return output(0.5, f"{category}/a.png" if category else "a.png", anomaly_map=values, raw_map=raw)
+
+
 def test_maps() -> None:
     values = np.array([[0.0, 6.0], [3.0, 30.0]])
-    np.testing.assert_array_equal(Decider(FITTED, True, True).normalise_map(values / 30), values / 30)
-    np.testing.assert_allclose(Decider(RAW, False, False).normalise_map(values), [[0, 0.5], [0.25, 1]])
-    np.testing.assert_allclose(Decider(ModelMetadata(), False, False).normalise_map(values), values / 30)
-    np.testing.assert_array_equal(Decider(ModelMetadata(), False, False).normalise_map(values * 0), values * 0)
+    np.testing.assert_array_equal(Decider(FITTED, True, True).shown_map(of_map(values / 30, values)), values / 30)
+    np.testing.assert_allclose(Decider(RAW, False, False).shown_map(of_map(values)), [[0, 0.5], [0.25, 1]])
+    np.testing.assert_allclose(Decider(ModelMetadata(), False, False).shown_map(of_map(values)), values / 30)
+    np.testing.assert_array_equal(Decider(ModelMetadata(), False, False).shown_map(of_map(values * 0)), values * 0)
+    with pytest.raises(ValueError, match="no anomaly map of a.png"):
+        Decider(FITTED, True, True).shown_map(output(0.5))
+
+
+def test_maps_of_a_category() -> None:
+    """0.5 is where the raw map is at the category's threshold, also where the model's own normalisation cuts it off."""
+    metadata = replace(FITTED, category_thresholds={"screw": {"image": 12.0, "pixel": 1.0}, "cable": {"image": 30.0}})
+    raw = np.array([[0.5, 1.0], [3.0, 6.0]])
+    post = PostProcessor()
+    cut = post._normalize(*(torch.tensor(value) for value in (raw, 2.0, 10.0, 6.0))).numpy()
+    assert cut[0, 1] == 0
+    decider = Decider(metadata, True, True, "auto")
+    expected = np.array([[-0.5, 0.0], [2.0, 5.0]]) / 8 + 0.5
+    np.testing.assert_allclose(decider.shown_map(of_map(cut, raw, "screw")), np.clip(expected, 0, 1))
+    np.testing.assert_array_equal(decider.shown_map(of_map(cut, raw, "cable")), cut)  # has none for pixels
+    not_normalised = Decider(replace(metadata, normalization={}), False, False, "screw")
+    np.testing.assert_allclose(not_normalised.shown_map(of_map(raw)), np.clip(raw / 2, 0, 1))

@@ -65,7 +65,7 @@ def test_raw_outputs(tmp_path: Path) -> None:
     assert output.score == pytest.approx(expected_map(file).max(), abs=1e-6)
     assert output.raw_score is output.label is None
     without = compile_file(save_tiny(tmp_path / "other.xml", raw_branch=False))
-    assert without.raw_output is None
+    assert without.raw_outputs == {}
     assert without.metadata == NORMALISED
 
 
