@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exported files compute what torch computes: maps, the neighbor mask, precisions, shapes, names."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from small import SMALL, quiet_engine
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.onnx, openvino and nncf warn about themselves
 
 PORTS = Path(__file__).parents[2] / "results" / "ports.csv"
+README = Path(__file__).parents[2] / "README.md"
 TINY: dict[str, Any] = {**SMALL, "layers": (0, 1)}  # strides 2 and 4: exports take seconds
 
 
@@ -176,6 +178,21 @@ def test_ports(trained, tmp_path: Path) -> None:
         for port in ports
     ]
     assert rows == pd.read_csv(PORTS)[["kind", "name", "type", "shape"]].to_dict("records")
+
+
+def test_snippets_of_the_readme(trained, tmp_path: Path, monkeypatch, capsys) -> None:
+    """As they stand there, with the exported file and an image beside them."""
+    path = export(trained, tmp_path)
+    (path.parent / "new.png").write_bytes(Path(trained[1].val_data.samples["image_path"][0]).read_bytes())
+    monkeypatch.chdir(path.parent)
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    snippets = [block for block in blocks if '"model.xml"' in block]
+    assert len(snippets) == 2
+    for snippet in snippets:
+        exec(snippet, {})
+    scored, described = capsys.readouterr().out.splitlines()[-2:]
+    assert re.fullmatch(r"[01](\.\d+)? (True|False) \(1, 1, 64, 64\)", scored)
+    assert described.startswith("('bottle', 'cable') {'image': ")
 
 
 def shape(port: Any) -> str:

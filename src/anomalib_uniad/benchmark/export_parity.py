@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -23,12 +23,13 @@ from rich.progress import track
 from anomalib_uniad import UniAD
 from anomalib_uniad.benchmark.runner import add_rows
 from anomalib_uniad.metrics.table import versions
+from anomalib_uniad.model.components import NeighborMaskedAttention
 
 
 def export_parity(
     backbone: str = "tf_efficientnet_b4",
     image_sizes: Sequence[int] = (224, 256, 448),
-    padding_modes: Sequence[str] = ("zeros", "reflect"),
+    padding_modes: Sequence[Literal["zeros", "reflect"]] = ("zeros", "reflect"),
     batches: Sequence[int] = (1, 8),
     output_dir: Path = Path("results"),
 ) -> None:
@@ -112,8 +113,9 @@ def _has_mask(attention: Any) -> bool:
 
 def _without_mask(model: UniAD, images: torch.Tensor) -> torch.Tensor:
     """The map of a model if nothing is hidden from its tokens."""
-    masks = [(module, module.visible) for module in model.modules() if getattr(module, "visible", None) is not None]
-    for module, _ in masks:
+    attentions = [module for module in model.modules() if isinstance(module, NeighborMaskedAttention)]
+    masks = [(module, module.visible) for module in attentions]
+    for module in attentions:
         module.visible = None
     try:
         anomaly_map: torch.Tensor = model(images).anomaly_map

@@ -143,7 +143,7 @@ def test_maps() -> None:
     np.testing.assert_allclose(Decider(RAW, False, False).shown_map(of_map(values)), [[0, 0.5], [0.25, 1]])
     np.testing.assert_allclose(Decider(ModelMetadata(), False, False).shown_map(of_map(values)), values / 30)
     np.testing.assert_array_equal(Decider(ModelMetadata(), False, False).shown_map(of_map(values * 0)), values * 0)
-    with pytest.raises(ValueError, match="no anomaly map of a.png"):
+    with pytest.raises(ValueError, match=r"no anomaly map of a\.png"):
         Decider(FITTED, True, True).shown_map(output(0.5))
 
 
