@@ -69,7 +69,7 @@ def export_parity(rows: pd.DataFrame) -> str:
             "batch": rows["batch"],
             "map": [f"{value:.0e}" for value in rows["map"]],
             "score": [f"{value:.0e}" for value in rows["score"]],
-            "without the mask": [f"{value:.2f}" for value in rows["without_mask"]],
+            "without the mask": [f"{value:.3f}" for value in rows["without_mask"]],
         }
     )
     return (

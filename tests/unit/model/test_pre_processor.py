@@ -34,6 +34,15 @@ def test_exported_with_any_size(tmp_path) -> None:
         torch.testing.assert_close(torch.from_numpy(compiled(images.numpy())[0]), expected, atol=2e-5, rtol=0)
 
 
+def test_nothing_is_left_of_it_for_images_of_its_size() -> None:
+    module, images = AntialiasedResize((64, 48)), torch.rand(2, 3, 64, 48)
+    assert module(images) is images
+    fixed = torch.export.export(module, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    assert not [node for node in fixed.graph.nodes if node.op == "call_function"]
+    other = torch.export.export(module, (images[..., 1:],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    assert [node for node in other.graph.nodes if node.op == "call_function"]
+
+
 def test_model_resizes_as_in_validation() -> None:
     model = UniAD(**SMALL, post_processor=False).eval()
     assert type(model.pre_processor) is ExactPreProcessor
