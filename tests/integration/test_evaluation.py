@@ -162,6 +162,32 @@ def test_categories_are_finished_one_after_the_other(data, tmp_path: Path, monke
     assert kept == [1, 1, 0] * 2
 
 
+def test_new_images_of_all_kinds(trained, tmp_path: Path) -> None:
+    """Sizes and modes may differ; a broken file is named before anything is predicted."""
+    folder = tmp_path / "new"
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (90, 60, 4), dtype=np.uint8)
+    Image.fromarray(noise[:70, :, 0]).save(folder / "grey.png")
+    Image.fromarray(noise).save(folder / "transparent.png")
+    Image.fromarray(noise[:60, :, :3]).save(folder / "small.jpg")
+    Image.fromarray(noise[..., 0].astype(np.uint16) * 257).save(folder / "sixteen.png")
+
+    def predict(name: str) -> Path:
+        runner = quiet_engine(tmp_path / name)
+        runner.predict(model=UniAD(**SMALL, visualizer=True), data_path=folder, ckpt_path=trained[1])
+        return Path(runner.trainer.default_root_dir)
+
+    results = predict("whole")
+    table = pd.read_csv(results / "predictions.csv")
+    assert sorted(Path(path).name for path in table.path) == sorted(path.name for path in folder.iterdir())
+    assert table.raw_score.notna().all()
+    assert len([path for path in (results / "images").rglob("*") if path.is_file()]) == 4
+    (folder / "broken.png").write_bytes((folder / "grey.png").read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"1 of 5 images cannot be read: .*broken\.png .*anomalib-uniad predict"):
+        predict("broken")
+    assert not list((tmp_path / "broken").rglob("*.png"))
+
+
 def test_images_of_no_known_category(data, trained, tmp_path: Path, caplog) -> None:
     loose = tmp_path / "loose"
     loose.mkdir()

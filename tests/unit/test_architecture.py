@@ -19,8 +19,9 @@ ALLOWED = {
     "backbones": set(),
     "data.category": set(),
     "data.validation": set(),
+    "data.readable": set(),
     "data": {"data", "metrics.evaluator"},  # the evaluator at run time only, see below
-    "metrics": {"metrics", "data.category", "data.validation", "file_names", ""},
+    "metrics": {"metrics", "data.category", "data.readable", "data.validation", "file_names", ""},
     "model.components": {"model.components", "backbones"},
     "model.anomaly_map": set(),
     "model.loss": set(),

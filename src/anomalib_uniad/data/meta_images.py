@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from anomalib_uniad.data.meta_problems import Problems
 from anomalib_uniad.data.meta_records import Record
+from anomalib_uniad.data.readable import read_whole
 from anomalib_uniad.data.strict_json import show
 
 
@@ -180,11 +181,7 @@ def _look(path: str, is_mask: bool, whole: bool) -> _Seen | str:
                 return f"it has more than 8 bits (Pillow's mode {image.mode}), which would be cut off: {_ADVICE}"
             if not whole:
                 return _Seen(size)
-            if image.format == "PNG":
-                image.verify()
-            else:
-                image.draft(image.mode, (1, 1))  # JPEG: decode all of it, but to the smallest size
-                image.load()
+            read_whole(image)
         return _Seen(size, _marks_something(path) if is_mask else None)
     except Exception as error:  # decoders raise anything from OSError to struct.error
         return f"{type(error).__name__}: {error}"

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from anomalib_uniad.metrics.evaluation import Evaluation, writes_files
 from anomalib_uniad.metrics.exact import seven_metrics
-from anomalib_uniad.metrics.prediction import Prediction
+from anomalib_uniad.metrics.prediction import Prediction, check_images
 from anomalib_uniad.metrics.resolution import PixelResolution, check_whole_images
 from anomalib_uniad.metrics.threshold_learner import ThresholdLearner, as_list
 from anomalib_uniad.metrics.thresholds import ThresholdScope
@@ -177,6 +177,11 @@ class PerCategoryEvaluator(ThresholdLearner):
         evaluation, self._evaluation = self._evaluation, None
         if evaluation is not None and writes_files(trainer):
             evaluation.write(self._loaded_epochs or trainer.current_epoch or None, self._learned_from)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse images that cannot be read before long work starts."""
+        del pl_module
+        check_images(trainer.predict_dataloaders)
 
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at what the model returns."""

@@ -5,9 +5,12 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anomalib.data import PredictDataset
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import CombinedLoader
 
 from anomalib_uniad.data.category import categories_of, known_categories, paths_of
+from anomalib_uniad.data.readable import check_readable
 from anomalib_uniad.metrics.files import RunFiles
 from anomalib_uniad.metrics.session import Session
 
@@ -15,6 +18,24 @@ if TYPE_CHECKING:
     from anomalib_uniad.metrics.evaluator import PerCategoryEvaluator
 
 logger = logging.getLogger(__name__)
+
+
+def check_images(dataloaders: Any) -> None:
+    """Refuse new images that cannot be read; those of datasets are not looked at.
+
+    Args:
+        dataloaders (Any): Those of a prediction.
+
+    Raises:
+        ValueError: If there are some; the message names them.
+    """
+    datasets = [getattr(loader, "dataset", None) for loader in CombinedLoader(dataloaders or []).flattened]
+    images = [path for dataset in datasets if isinstance(dataset, PredictDataset) for path in dataset.image_filenames]
+    check_readable(
+        images,
+        "Nothing was predicted: take them away, or export the model and use `anomalib-uniad predict`, which reports "
+        "such files and predicts the others.",
+    )
 
 
 class Prediction(Session):
