@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from anomalib_uniad.benchmark import export_tables
+from anomalib_uniad.benchmark import export_tables, quantization_tables
 from anomalib_uniad.benchmark.evaluation import tables as evaluation
 from anomalib_uniad.benchmark.inference import tables as inference
 from anomalib_uniad.benchmark.training import tables as training
@@ -114,8 +114,7 @@ def _recipe(results: Path) -> str:
     return to_markdown(pd.DataFrame(table))
 
 
-def _recipe_variants(results: Path) -> str:
-    rows = _read(results, "recipe")
+def _variants(rows: pd.DataFrame) -> str:
     table: dict[str, list] = {"recipe": [], "epochs": [], "seeds": []}
     table |= {str(category): [] for category in rows["category"].unique()}
     for method, run in rows.groupby("method", sort=False):
@@ -123,8 +122,16 @@ def _recipe_variants(results: Path) -> str:
         table["epochs"].append(run["epochs"].max())
         table["seeds"].append(", ".join(map(str, run["seed"].unique())))
         for category, part in run.groupby("category"):
-            table[str(category)].append(_pair(part))
+            table[str(category)].append(_spread(part) if category == "mean" else _pair(part))
     return to_markdown(pd.DataFrame(table))
+
+
+def _trials(results: Path, batch: bool) -> str:
+    """Those of batch size and learning rate, or those of other choices; the first trial is what all differ from."""
+    rows = _read(results, "trials")
+    first = rows["method"] == rows["method"].iloc[0]
+    rows = rows[first | (rows["method"].str.startswith("batch") == batch)]
+    return f"Image / pixel AUROC in percent:\n\n{_variants(rows)}"
 
 
 def _float16_features(results: Path) -> str:
@@ -204,6 +211,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "ports": lambda results: export_tables.ports(_read(results, "ports")),
     "graph": lambda results: export_tables.graph(_read(results, "graph")),
     "export_parity": lambda results: export_tables.export_parity(_read(results, "export_parity")),
+    "quantization": lambda results: quantization_tables.quantization(_read(results, "quantization")),
+    "industrial_parity": lambda results: quantization_tables.industrial_parity(_read(results, "industrial_parity")),
     "backbones": _backbones,
     "border": _border,
     "quickstart": _quickstart,
@@ -214,7 +223,9 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "cifar10_epochs": _cifar10_epochs,
     "recipe": _recipe,
     "score_pool": _score_pool,
-    "recipe_variants": _recipe_variants,
+    "recipe_variants": lambda results: _variants(_read(results, "recipe")),
+    "trials_batch": lambda results: _trials(results, batch=True),
+    "trials_choices": lambda results: _trials(results, batch=False),
     "float16_features": _float16_features,
     "import_torch": _import_torch,
     "training_speed": _training("training_speed", training.speed),

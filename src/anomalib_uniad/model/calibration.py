@@ -51,13 +51,16 @@ class CalibrationImages(Dataset[ImageItem]):
         return item
 
 
-def calibration_images(model: "openvino.Model", datamodule: AnomalibDataModule, size: tuple[int, int]) -> DataLoader:
+def calibration_images(
+    model: "openvino.Model", datamodule: AnomalibDataModule, size: tuple[int, int], painted: bool = True
+) -> DataLoader:
     """Training images that activations are measured on.
 
     Args:
         model (openvino.Model): The exported model.
         datamodule (AnomalibDataModule): Where they are from; it is set up.
         size (tuple[int, int]): Height and width to which the model resizes.
+        painted (bool): Paint rectangles, see :class:`CalibrationImages`. Defaults to ``True``.
 
     Returns:
         DataLoader: Of :class:`Images`.
@@ -66,7 +69,8 @@ def calibration_images(model: "openvino.Model", datamodule: AnomalibDataModule, 
     count = min(IMAGES, len(dataset))
     logger.info("Activations are measured on %d of %d training images", count, len(dataset))
     chosen = torch.linspace(0, len(dataset) - 1, count).round().int().tolist()  # of each category its part
-    return batches_of(CalibrationImages(Subset(plain(dataset), chosen)), model, size)
+    images = Subset(plain(dataset), chosen)
+    return batches_of(CalibrationImages(images) if painted else images, model, size)
 
 
 def plain(dataset: AnomalibDataset) -> AnomalibDataset:

@@ -2,7 +2,7 @@
 """INT8: which part of an exported model is quantised, with which images, and how what is lost is measured."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     import openvino
 
 _OUTPUTS = ("pred_score", "pred_label", "anomaly_map", "pred_mask")
+# Parts that stay in float32, and what else is done for accuracy.
+PIXELS, DEPTHWISE = "float32 before the backbone", "float32 depthwise convolutions"
+MAPS, ERROR = "float32 resize of maps", "float32 from the error on"
+OVERFLOW, RANGES = "overflow fix", "largest ranges"
+RECTANGLES, TRANSFORMER = "painted rectangles", "transformer type (SmoothQuant)"
+CHOICES = (OVERFLOW, RANGES, RECTANGLES, TRANSFORMER, PIXELS, DEPTHWISE, MAPS, ERROR)
 
 
 def check_quantization(
@@ -93,21 +99,30 @@ def _check_accuracy_control(post_processor: Any, metric: Any, max_drop: float) -
         raise ValueError(msg)
 
 
-def quantize(model: "openvino.Model", datamodule: AnomalibDataModule, size: tuple[int, int]) -> "openvino.Model":
+def quantize(
+    model: "openvino.Model", datamodule: AnomalibDataModule, size: tuple[int, int], without: Collection[str] = ()
+) -> "openvino.Model":
     """Quantise a model with training images; no image that is tested is looked at.
 
     Args:
         model (openvino.Model): The exported model.
         datamodule (AnomalibDataModule): Where images are from.
         size (tuple[int, int]): Height and width to which the model resizes.
+        without (Collection[str]): What of :data:`CHOICES` is left out, to see what it does. Defaults to ``()``.
 
     Returns:
         openvino.Model: The model in INT8.
+
+    Raises:
+        ValueError: If there is no such choice.
     """
     import nncf
 
-    images = calibration_images(model, datamodule, size)
-    options, advanced = _options(model)
+    if unknown := sorted(set(without) - set(CHOICES)):
+        msg = f"There is no choice {', '.join(unknown)}: without takes {', '.join(CHOICES)}."
+        raise ValueError(msg)
+    images = calibration_images(model, datamodule, size, painted=RECTANGLES not in without)
+    options, advanced = _options(model, without)
     return nncf.quantize(model, _dataset(images), subset_size=len(images), advanced_parameters=advanced, **options)
 
 
@@ -178,7 +193,7 @@ def measure(model: Any, batches: Iterable[Images], metric: Metric) -> tuple[floa
     return float(metric.compute()), scores
 
 
-def sensitive_operations(model: "openvino.Model") -> list[str]:
+def sensitive_operations(model: "openvino.Model", without: Collection[str] = ()) -> list[str]:
     """Names of the operations that stay as they are, because they are sensitive and cost little time.
 
     These are what comes before the backbone, its depthwise convolutions, the resize of its maps, which are the target
@@ -186,6 +201,7 @@ def sensitive_operations(model: "openvino.Model") -> list[str]:
 
     Args:
         model (openvino.Model): The exported model.
+        without (Collection[str]): Which of these parts are not kept as they are. Defaults to ``()``.
     """
     operations = model.get_ordered_ops()
     first = next(op for op in operations if op.get_type_name() == "Convolution")
@@ -195,8 +211,10 @@ def sensitive_operations(model: "openvino.Model") -> list[str]:
     after = _reached(
         norms, lambda op: [target.get_node() for port in op.outputs() for target in port.get_target_inputs()]
     )
-    kept = [op for op in operations if op.get_type_name() in {"GroupConvolution", "Interpolate"}]
-    return sorted(before | after | {op.get_friendly_name() for op in (*kept, *errors)})
+    kept = {PIXELS: before, ERROR: after | {op.get_friendly_name() for op in errors}}
+    for part, kind in ((DEPTHWISE, "GroupConvolution"), (MAPS, "Interpolate")):
+        kept[part] = {op.get_friendly_name() for op in operations if op.get_type_name() == kind}
+    return sorted({name for part, names in kept.items() if part not in without for name in names})
 
 
 def _reached(start: Sequence[Any], neighbors: Any) -> set[str]:
@@ -210,17 +228,19 @@ def _reached(start: Sequence[Any], neighbors: Any) -> set[str]:
     return names
 
 
-def _options(model: "openvino.Model") -> tuple[dict[str, Any], Any]:
+def _options(model: "openvino.Model", without: Collection[str] = ()) -> tuple[dict[str, Any], Any]:
     import nncf
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
-    advanced = AdvancedQuantizationParameters(
-        overflow_fix=OverflowFix.ENABLE,  # processors without VNNI saturate otherwise, which costs most of the accuracy
-        activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,  # rare values are not cut off
-    )
-    scope = nncf.IgnoredScope(names=sensitive_operations(model), validate=False)
-    return {"model_type": nncf.ModelType.TRANSFORMER, "ignored_scope": scope}, advanced
+    advanced = AdvancedQuantizationParameters()
+    if OVERFLOW not in without:
+        advanced.overflow_fix = OverflowFix.ENABLE  # processors without VNNI saturate, which costs most of the accuracy
+    if RANGES not in without:
+        advanced.activations_range_estimator_params = RangeEstimatorParametersSet.MINMAX  # rare values are not cut off
+    scope = nncf.IgnoredScope(names=sensitive_operations(model, without), validate=False)
+    model_type = None if TRANSFORMER in without else nncf.ModelType.TRANSFORMER
+    return {"model_type": model_type, "ignored_scope": scope}, advanced
 
 
 def _dataset(batches: DataLoader) -> "nncf.Dataset":

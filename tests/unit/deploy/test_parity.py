@@ -85,6 +85,9 @@ def test_comparison(files: dict[str, Path], model: UniAD, data: Path, tmp_path: 
     assert (exact[["map_difference_max", "score_difference_max"]] < 1e-4).all(axis=None)
     assert (exact[[f"{name}_change" for name in METRICS]].abs() < 1e-4).all(axis=None)
     assert (exact["flipped_decisions"] == 0).all()
+    largest, mean = frame["pixel_AUROC_largest_change"], frame["pixel_AUROC_change"]
+    assert (exact[["image_AUROC_largest_change", "pixel_AUROC_largest_change"]].abs() < 1e-4).all(axis=None)
+    assert abs(largest["damaged.xml"]) > abs(mean["damaged.xml"]) > 0  # a category changes more than the mean
     assert 1e-6 < frame["map_difference_mean"]["f16.xml"] < frame["map_difference_max"]["f16.xml"] < 1e-2
     assert frame["map_difference_max"]["damaged.xml"] > 0.01
     assert frame["pixel_AP_change"].abs()["damaged.xml"] > 1e-3

@@ -53,6 +53,10 @@ class Quality:
         means = {name: results.mean(name) for name in METRICS}
         return {name: float("nan") if mean is None else float(mean) for name, mean in means.items()}
 
+    def of_categories(self, name: str) -> dict[str, float]:
+        """Values of a metric by category, where it is defined."""
+        return {category: float(value) for category, value in self._metrics.compute().of(name).items()}
+
 
 class Range:
     """Smallest and largest value so far."""
@@ -123,6 +127,16 @@ def changes(own: Mapping[str, float], reference: Mapping[str, float]) -> dict[st
     columns: dict[str, float] = {}
     for name, value in own.items():
         columns |= {name: value, f"{name}_change": value - reference[name]}
+    return columns
+
+
+def category_changes(own: Quality, reference: Quality) -> dict[str, float | None]:
+    """Of both AUROCs the change in the category in which it changes most; ``None`` if they are undefined."""
+    columns: dict[str, float | None] = {}
+    for name in ("image_AUROC", "pixel_AUROC"):
+        values, before = own.of_categories(name), reference.of_categories(name)
+        found = [value - before[category] for category, value in values.items() if category in before]
+        columns[f"{name}_largest_change"] = max(found, key=abs, default=None)
     return columns
 
 

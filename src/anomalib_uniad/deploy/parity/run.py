@@ -18,7 +18,7 @@ from rich.progress import Progress
 from anomalib_uniad.data.category import categories_of
 from anomalib_uniad.metrics.table import versions
 
-from .comparison import Differences, Quality, Range, changes, number_of_images
+from .comparison import Differences, Quality, Range, category_changes, changes, number_of_images
 from .inputs import check, export_files, load, make_datamodule, normalises
 from .predictors import Kind, OpenVINOPredictor, Predictor, TorchPredictor, processor
 from .tables import render
@@ -130,7 +130,8 @@ def _compare(
     rows: list[dict[str, Any]] = [{**_columns(torch_model), **reference["raw"]}]
     for other, difference, quality in zip(others, differences, qualities, strict=True):
         found = difference.columns(ranges[other.kind, "map"], ranges[other.kind, "score"])
-        rows.append({**_columns(other), **found, **changes(quality.compute(), reference[other.kind])})
+        found |= changes(quality.compute(), reference[other.kind]) | category_changes(quality, references[other.kind])
+        rows.append({**_columns(other), **found})
     task = progress.add_task("Measuring", total=len(predictors) * (len(images) + 1))
     times = latencies(predictors, images, lambda: progress.advance(task))
     for row, predictor, seconds in zip(rows, predictors, times, strict=True):
