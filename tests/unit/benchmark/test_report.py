@@ -11,6 +11,7 @@ import pytest
 
 from anomalib_uniad import MetaFile, UniAD
 from anomalib_uniad.benchmark import import_torch, report, runner
+from anomalib_uniad.benchmark.tables import TABLES
 
 ROOT = Path(__file__).parents[3]
 
@@ -172,3 +173,20 @@ def test_tables_of_border_and_backbones(tmp_path: Path) -> None:
     assert re.search(
         r"\| resnet18 \| +\[1, 2\] \| +192 \| +2\.8 M \| +64 x 64, 96 x 64 \| +zeros, reflect \| +2e-05 \|", text
     )
+
+
+def test_trials(tmp_path: Path) -> None:
+    """Means and ranges over seeds; trials of the batch size and others in tables of their own."""
+    rows = [
+        {"method": method, "category": category, "image_AUROC": image, "pixel_AUROC": 0.9, "epochs": 60, "seed": seed}
+        for method, seed, image in (("batch 8", 0, 0.8), ("batch 32", 0, 0.7), ("dropout", 0, 0.6), ("batch 8", 1, 0.9))
+        for category in ("screw", "mean")
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "trials.csv", index=False)
+    batch, choices = (TABLES[name](tmp_path).splitlines()[4:] for name in ("trials_batch", "trials_choices"))
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in batch]
+    assert cells == [
+        ["batch 8", "60", "0, 1", "85.0 / 90.0", "85.0 / 90.0 (80.0 to 90.0)"],
+        ["batch 32", "60", "0", "70.0 / 90.0", "70.0 / 90.0"],
+    ]
+    assert [row.split("|")[1].strip() for row in choices] == ["batch 8", "dropout"]
