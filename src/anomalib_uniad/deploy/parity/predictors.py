@@ -12,7 +12,7 @@ import torch
 from anomalib.data import InferenceBatch
 from torch.nn.functional import interpolate
 
-from anomalib_uniad.inference.compiled import raw_score_of
+from anomalib_uniad.inference.compiled import raw_values_of
 from anomalib_uniad.inference.metadata import ModelMetadata
 
 Kind = Literal["raw", "normalised"]
@@ -110,7 +110,7 @@ class OpenVINOPredictor:
         self.name, self.size_bytes = file.name, size_on_disk(file)
         self._core, model = ov.Core(), read(file)
         outputs = {name: index for index, port in enumerate(model.outputs) for name in port.names}
-        raw = {name: raw_score_of(model.output(name)) for name in ("pred_score", "anomaly_map")}
+        raw = {name: raw_values_of(model.output(name)) for name in ("pred_score", "anomaly_map")}
         if all(port is not None for port in raw.values()):
             outputs |= {f"raw_{name}": len(model.outputs) + index for index, name in enumerate(raw)}
             model.add_outputs(list(raw.values()))
