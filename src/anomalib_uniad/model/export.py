@@ -19,7 +19,7 @@ from anomalib_uniad.data.category import known_categories
 from anomalib_uniad.inference.metadata import ModelMetadata
 
 from .pre_processor import ExactPreProcessor
-from .quantization import check_quantization, quantize, quantize_with_accuracy_control
+from .quantization import check_quantization, compress_weights, quantize, quantize_with_accuracy_control
 
 OPSET = 18  # what torch's exporter writes; for anomalib's default it would try to convert it, and fail
 
@@ -179,6 +179,12 @@ class SelfDescribing(LightningModule):
             ov_kwargs,
             onnx_kwargs,
         )
+
+    def _compress_ov_model(self, model: Any, compression_type: CompressionType | None = None, *args: Any) -> Any:
+        if compression_type == CompressionType.INT8:
+            return compress_weights(model)
+        exporter: Any = super()
+        return exporter._compress_ov_model(model, compression_type, *args)
 
     def _post_training_quantization_ov(self, model: Any, datamodule: AnomalibDataModule) -> Any:
         return quantize(model, datamodule, self._resized_to)

@@ -99,6 +99,22 @@ def _check_accuracy_control(post_processor: Any, metric: Any, max_drop: float) -
         raise ValueError(msg)
 
 
+def compress_weights(model: "openvino.Model") -> "openvino.Model":
+    """Store weights in INT8, except those of depthwise convolutions: few, and most of the accuracy is lost by them.
+
+    Args:
+        model (openvino.Model): The exported model.
+
+    Returns:
+        openvino.Model: The model, which computes in float32.
+    """
+    import nncf
+
+    kept = nncf.IgnoredScope(names=_of_type(model.get_ops(), "GroupConvolution"), validate=False)
+    compressed: openvino.Model = nncf.compress_weights(model, ignored_scope=kept)
+    return compressed
+
+
 def quantize(
     model: "openvino.Model", datamodule: AnomalibDataModule, size: tuple[int, int], without: Collection[str] = ()
 ) -> "openvino.Model":
@@ -213,8 +229,12 @@ def sensitive_operations(model: "openvino.Model", without: Collection[str] = ())
     )
     kept = {PIXELS: before, ERROR: after | {op.get_friendly_name() for op in errors}}
     for part, kind in ((DEPTHWISE, "GroupConvolution"), (MAPS, "Interpolate")):
-        kept[part] = {op.get_friendly_name() for op in operations if op.get_type_name() == kind}
+        kept[part] = set(_of_type(operations, kind))
     return sorted({name for part, names in kept.items() if part not in without for name in names})
+
+
+def _of_type(operations: Iterable[Any], kind: str) -> list[str]:
+    return [op.get_friendly_name() for op in operations if op.get_type_name() == kind]
 
 
 def _reached(start: Sequence[Any], neighbors: Any) -> set[str]:

@@ -118,6 +118,23 @@ def test_pixels_and_error_stay_exact() -> None:
     assert not kept & {"backbone", "projection"}
 
 
+def test_weights_of_depthwise_convolutions_stay_exact() -> None:
+    image = ops.parameter([1, 8, 16, 16], np.float32, name="image")
+    weights = np.random.default_rng(0).normal(size=(8, 1, 1, 3, 3)).astype(np.float32)
+    depthwise = ops.group_convolution(image, ops.constant(weights), [1, 1], [0, 0], [0, 0], [1, 1], name="depthwise")
+    kernel = ops.constant(np.ones((8, 8, 1, 1), np.float32))
+    features = ops.convolution(depthwise, kernel, [1, 1], [0, 0], [0, 0], [1, 1], name="pointwise")
+    model = ov.Model([ops.result(features)], [image])
+    compressed = UniAD(**SMALL)._compress_ov_model(model, CompressionType.INT8)
+    found = {
+        op.get_friendly_name(): op.input_value(1).get_node()
+        for op in compressed.get_ops()
+        if "wise" in op.get_friendly_name()
+    }
+    np.testing.assert_array_equal(found["depthwise"].get_data(), weights)
+    assert found["pointwise"].get_type_name() != "Constant"  # it is made of one in INT8
+
+
 def test_images_come_in_their_own_size(data: MultiCategory) -> None:
     data.setup("fit")
     model = tiny(ov.PartialShape([-1, 3, -1, 64]))
