@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``anomalib-uniad predict``. OpenVINO, numpy and Pillow are imported when it runs."""
 
+import io
 import sys
 import time
 from collections import Counter
@@ -34,20 +35,26 @@ def predict(
         model: model.xml (with model.bin beside it) or model.onnx, as `anomalib export` writes them.
         images: Folders, searched at all depths, and images.
         output: Folder for predictions.csv and heatmaps.
-        category: Decide by the threshold of this category, which the model must have; "auto" takes each image's
-            category from the folder directly below the given one. Default: by the model's own threshold.
+        category: Decide by the threshold of this category, which the model must have; "auto" takes the last folder in
+            an image's path that has the name of one. Default: by the model's own threshold.
         heatmaps: Write heatmaps/<path of the image>.png, the image with its anomaly map over it.
-        overwrite: Replace files that are there.
+        overwrite: Replace files that are there; heatmaps of images that are not predicted now stay.
         device: OpenVINO's name of the device, for example CPU, GPU or AUTO.
         precision_hint: Precision of the computation. "f32" gives the numbers of torch; "bf16" is faster on processors
             that have it and shifts scores slightly; "auto" is OpenVINO's choice, which is bf16 on such processors.
             Models in INT8 stay in INT8.
         threads: Threads for the model on the CPU; 0 takes all cores.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be in the terminal's encoding
     try:
         failed = _predict(
             model, images, output, category, heatmaps, overwrite, device, precision_hint=precision_hint, threads=threads
         )
+    except KeyboardInterrupt:
+        _say("Interrupted; the rows of the images until then are in the table.", stderr=True)
+        sys.exit(130)
     except (OSError, ValueError) as error:
         sys.exit(f"predict: {error}")
     except ModuleNotFoundError as error:
@@ -70,14 +77,16 @@ def _predict(
     threads: int,
 ) -> int:
     """Do it; return the number of images without a result."""
-    from .compiled import compile_file
+    from .compiled import compile_file, computes_in_bf16
     from .decision import Decider
-    from .images import find_images
+    from .images import HEATMAPS, find_images
     from .predictor import Predictor
-    from .writer import HEATMAPS, Writer
+    from .writer import Writer
 
     files = find_images(images, leave_out=output / HEATMAPS)  # the heatmaps of an earlier run are no images
     compiled = compile_file(model, device, precision_hint, threads)
+    if precision_hint == "bf16" and not computes_in_bf16(compiled):
+        _say(f"{device} cannot compute in bf16 here; the model runs in f32.", stderr=True)
     if heatmaps and "anomaly_map" not in compiled.outputs:
         msg = f"{model} puts out no anomaly map: leave the heatmaps out with --heatmaps false."
         raise ValueError(msg)
@@ -85,7 +94,7 @@ def _predict(
         compiled.metadata, "pred_label" in compiled.outputs, "pred_score" in compiled.raw_outputs, category
     )
     for file in files:
-        decider.category_of(file.relative)  # mistakes are told before the work
+        decider.category_of(file.path)  # mistakes are told before the work
     with Writer(output, files, heatmaps, overwrite) as writer:
         counts = _run(Predictor(compiled), decider, writer, files, heatmaps)
     if heatmaps:
@@ -103,7 +112,10 @@ def _run(
 
     def finish(output: "Output") -> None:
         if heatmaps and output.image is not None and output.anomaly_map is not None:
-            writer.heatmap(output.file, output.image, decider.shown_map(output))
+            try:
+                writer.heatmap(output.file, output.image, decider.shown_map(output))
+            except OSError as error:  # the prediction goes on
+                output.error = f"its heatmap cannot be written: {error}"
 
     counts: Counter[str] = Counter()
     console = Console(stderr=True, highlight=False)
@@ -128,7 +140,7 @@ def _run(
     return counts
 
 
-def _say(line: str) -> None:
+def _say(line: str, stderr: bool = False) -> None:
     from rich.console import Console
 
-    Console(highlight=False).print(line, soft_wrap=True, markup=False)
+    Console(highlight=False, stderr=stderr).print(line, soft_wrap=True, markup=False)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import openvino as ov
-from openvino.preprocess import PrePostProcessor, ResizeAlgorithm
+from openvino.preprocess import PrePostProcessor
 
 from .metadata import ModelMetadata
 
@@ -17,11 +17,13 @@ _VIRTUAL_DEVICES = {"AUTO", "BATCH", "HETERO", "MULTI"}
 
 @dataclass(frozen=True)
 class Compiled:
-    """A model that takes images as they are read: ``(B, H, W, 3)``, uint8, of any size.
+    """A model that takes images as they are read: ``(B, H, W, 3)`` from 0 to 255.
 
     Args:
         model (ov.CompiledModel): The model.
         batch_size (int): Images per request.
+        size (tuple[int, int] | None): Height and width that images must have, which are float32 then; ``None`` if they
+            may be of any size, which are uint8 then.
         outputs (dict[str, int]): Position of each output by name: ``pred_score``, ``anomaly_map`` and what else it has.
         raw_outputs (dict[str, int]): Position of the raw values of an output that is cut to [0, 1], by its name.
         metadata (ModelMetadata): What the file says about itself.
@@ -29,6 +31,7 @@ class Compiled:
 
     model: ov.CompiledModel
     batch_size: int
+    size: tuple[int, int] | None
     outputs: dict[str, int]
     raw_outputs: dict[str, int]
     metadata: ModelMetadata
@@ -70,10 +73,18 @@ def compile_file(file: Path, device: str = "CPU", precision_hint: PrecisionHint 
     raw_outputs = {name: len(model.outputs) + index for index, name in enumerate(cut)}
     if cut:
         model.add_outputs(list(cut.values()))
-    batch = model.input().partial_shape[0]
+    batch, _, height, width = model.input().partial_shape
     batch_size = batch.get_length() if batch.is_static else 1
-    model = _with_images_as_input(model)
-    model.reshape(ov.PartialShape([batch_size, -1, -1, 3]))
+    size = (height.get_length(), width.get_length()) if height.is_static and width.is_static else None
+    if size and metadata.image_size and any(a < b for a, b in zip(size, metadata.image_size, strict=True)):
+        alone, inside = (f"{height} x {width}" for height, width in (size, metadata.image_size))
+        msg = (
+            f"{file} takes images of {alone} pixels alone, which is less than the {inside} that the model works with: "
+            "export it again with an --input_size that is not smaller, or without."
+        )
+        raise ValueError(msg)
+    model = _with_images_as_input(model, ov.Type.f32 if size else ov.Type.u8)
+    model.reshape(ov.PartialShape([batch_size, *(size or (-1, -1)), 3]))
     config: dict[str, Any] = {"PERFORMANCE_HINT": "THROUGHPUT"}
     if precision_hint != "auto":
         config["INFERENCE_PRECISION_HINT"] = precision_hint
@@ -84,7 +95,15 @@ def compile_file(file: Path, device: str = "CPU", precision_hint: PrecisionHint 
     except RuntimeError as error:
         msg = f"OpenVINO cannot compile {file} for {device} with {config}: {_last_line(error)}"
         raise ValueError(msg) from error
-    return Compiled(compiled, batch_size, outputs, raw_outputs, metadata)
+    return Compiled(compiled, batch_size, size, outputs, raw_outputs, metadata)
+
+
+def computes_in_bf16(compiled: Compiled) -> bool:
+    """Whether a model runs in bfloat16; where the device does not tell, the answer is yes."""
+    try:
+        return str(compiled.model.get_property("INFERENCE_PRECISION_HINT").get_type_name()) == "bf16"
+    except RuntimeError:
+        return True
 
 
 def _check_files(file: Path) -> Path:
@@ -119,40 +138,52 @@ def _check_ports(file: Path, model: ov.Model, outputs: dict[str, int]) -> None:
         raise ValueError(msg)
 
 
-def _with_images_as_input(model: ov.Model) -> ov.Model:
-    """Scaling to [0, 1] and, for an input of fixed size, resizing inside the model.
-
-    The interpolation is the one that UniAD has inside where its input is of any size: bilinear with antialiasing.
-    """
+def _with_images_as_input(model: ov.Model, element_type: ov.Type) -> ov.Model:
+    """Scaling to [0, 1] inside the model."""
     steps = PrePostProcessor(model)
-    fixed = model.input().partial_shape[2].is_static
-    tensor = steps.input().tensor()
-    tensor.set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
-    if fixed:
-        tensor.set_spatial_dynamic_shape()
+    steps.input().tensor().set_element_type(element_type).set_layout(ov.Layout("NHWC"))
     steps.input().model().set_layout(ov.Layout("NCHW"))
-    convert = steps.input().preprocess().convert_element_type(ov.Type.f32)
-    if fixed:
-        convert.resize(ResizeAlgorithm.RESIZE_BILINEAR_PILLOW)
-    convert.scale(255.0)
+    steps.input().preprocess().convert_element_type(ov.Type.f32).scale(255.0)
     return steps.build()
 
 
 def raw_values_of(output: ov.Output) -> ov.Output | None:
     """Score or map before anomalib's post-processor normalises it and cuts it to [0, 1]; ``None`` if it does not.
 
-    The post-processor selects, per a constant, between the normalised and the raw values.
+    The post-processor selects, per a constant, between the normalised and the raw values. In files of fixed shape that
+    is decided already, and the steps of the normalisation are left: cut, shift and scale.
     """
-    node = output.node.input_value(0).get_node()
-    if node.get_type_name() != "Select":
-        return None
-    branches = [node.input_value(1), node.input_value(2)]
-    kinds = [branch.get_node().get_type_name() for branch in branches]
-    others = [branch for branch, kind in zip(branches, kinds, strict=True) if kind not in _CUT]
-    return others[0] if len(others) == 1 else None
+    port = output.node.input_value(0)
+    if _kind(port) == "Select":
+        branches = [port.get_node().input_value(1), port.get_node().input_value(2)]
+        others = [branch for branch in branches if _kind(branch) not in {*_CUT, "Select", "Constant"}]
+        return others[0] if len(others) == 1 else None
+    for kinds, least, most in ((_CUT, 1, 2), (_SHIFT, 1, 2), (_SCALE, 1, 1), (_SHIFT, 0, 1)):
+        for number in range(most):
+            before = _before(port) if _kind(port) in kinds else None
+            if before is None and number < least:
+                return None
+            port = before or port
+    return port
 
 
-_CUT = {"Clamp", "Minimum", "Maximum", "Select", "Constant"}
+_CUT, _SHIFT, _SCALE = {"Clamp", "Minimum", "Maximum"}, {"Add", "Subtract"}, {"Multiply", "Divide"}
+
+
+def _kind(port: ov.Output) -> str:
+    return str(port.get_node().get_type_name())
+
+
+def _before(port: ov.Output) -> ov.Output | None:
+    """What an operation is applied to, if all else that goes into it is constant."""
+    inputs = [value for value in port.get_node().input_values() if not _is_constant(value)]
+    return inputs[0] if len(inputs) == 1 else None
+
+
+def _is_constant(port: ov.Output) -> bool:
+    if _kind(port) == "Convert":  # constants in float16
+        port = port.get_node().input_value(0)
+    return _kind(port) == "Constant"
 
 
 def _last_line(error: Exception) -> str:

@@ -41,8 +41,8 @@ class Decider:
         metadata (ModelMetadata): What the file says about itself.
         decides (bool): Whether the model has an output ``pred_label``.
         has_raw_score (bool): Whether the raw score can be had beside the normalised one.
-        category (str): Category whose threshold is used for all images; ``"auto"`` takes the topmost folder of the
-            relative path; empty leaves the decision to the model.
+        category (str): Category whose threshold is used for all images; ``"auto"`` takes the last folder in the path
+            that has the name of a category; empty leaves the decision to the model.
 
     Raises:
         ValueError: If the file has no threshold for the category; the message lists those that it has.
@@ -58,18 +58,27 @@ class Decider:
         if category and category != AUTO:
             self._threshold_of(category)
 
-    def category_of(self, relative: PurePath) -> str:
+    def category_of(self, path: PurePath) -> str:
         """Category of an image.
 
+        Args:
+            path (PurePath): Where it is.
+
         Raises:
-            ValueError: If it is to come from the folder and there is none, or there is no threshold for it.
+            ValueError: If it is to come from the folders and none of them has the name of one, or there is no threshold
+                for it.
         """
         if self._category != AUTO:
             return self._category
-        if len(relative.parts) < 2:
-            msg = f"{relative} is in no folder that could name its category: give the category instead of 'auto'."
+        known = {*self._metadata.categories, *self._metadata.category_thresholds}
+        category = next((name for name in reversed(path.parts[:-1]) if name in known), "")
+        if not category:
+            names = ", ".join(sorted(known)) or "none"
+            msg = (
+                f"No folder in the path {path} has the name of a category of the model ({names}): give the category "
+                "instead of 'auto'."
+            )
             raise ValueError(msg)
-        category = relative.parts[0]
         self._threshold_of(category)
         return category
 
@@ -79,7 +88,7 @@ class Decider:
         Raises:
             ValueError: If the model's scores are not what the metadata says.
         """
-        category = self.category_of(output.file.relative)
+        category = self.category_of(output.file.path)
         if output.score is None:
             return Decision(category)
         raw, normalised, threshold, anomalous = self._of_model(output)
@@ -101,7 +110,7 @@ class Decider:
         if shown is None:
             msg = f"There is no anomaly map of {output.file.path}."
             raise ValueError(msg)
-        of_category = metadata.category_thresholds.get(self.category_of(output.file.relative), {}).get("pixel")
+        of_category = metadata.category_thresholds.get(self.category_of(output.file.path), {}).get("pixel")
         if self.normalised and shown.min() >= 0 and shown.max() <= 1:
             width = metadata.range_of("pixel")
             if of_category is None or width is None or output.raw_map is None:

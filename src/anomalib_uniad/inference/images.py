@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finding and reading images."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 import numpy as np
 from PIL import Image
 
+TABLE, HEATMAPS = "predictions.csv", "heatmaps"  # what a prediction leaves in its folder
 # The same as those of anomalib, that is, of torchvision's folders; a test compares them.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
@@ -18,49 +20,75 @@ class ImageFile:
 
     Args:
         path (Path): Where it is.
-        relative (PurePath): Its path below the folder in which it was found; the name of a file that was given itself.
-        name (PurePath): The same, with the name of that folder before it if images are from several ones.
+        name (PurePath): Its path below the folder in which it was found, with the name of that folder before it if
+            images are from several ones; the name of a file that was given itself.
     """
 
     path: Path
-    relative: PurePath
     name: PurePath
 
 
 def find_images(sources: Sequence[Path], leave_out: Path | None = None) -> list[ImageFile]:
     """Find the images below folders, at all depths and by their extension, sorted by path.
 
+    Links are followed. Heatmaps that lie beside a table of predictions are no images.
+
     Args:
         sources (Sequence[Path]): Folders and files.
         leave_out (Path | None): A folder that is not searched. Defaults to ``None``.
 
     Returns:
-        list[ImageFile]: The images of the first source, of the second, and so on; each once.
+        list[ImageFile]: The images of the first source, of the second, and so on; what a source shares with an earlier
+        one is left out.
 
     Raises:
         FileNotFoundError: If a source is not there.
         ValueError: If a folder has no image or a file is none; the message names it.
     """
-    found: dict[Path, ImageFile] = {}
+    prefixes = _prefixes(list(dict.fromkeys(source.resolve() for source in sources if source.is_dir())))
+    found: list[ImageFile] = []
+    earlier: set[Path] = set()
     for source in sources:
         if source.is_dir():
-            prefix = source.resolve().name if len(sources) > 1 else ""
-            relative = sorted(path.relative_to(source) for path in source.glob("**/*") if _is_image(path, leave_out))
-            images = [ImageFile(source / path, path, prefix / path) for path in relative]
+            prefix = prefixes[source.resolve()] if len(sources) > 1 else PurePath()
+            images = [ImageFile(source / path, prefix / path) for path in sorted(_search(source, leave_out))]
         elif not source.exists():
             msg = f"There is no file or folder {source}."
             raise FileNotFoundError(msg)
         elif _is_image(source):
-            images = [ImageFile(source, PurePath(source.name), PurePath(source.name))]
+            images = [ImageFile(source, PurePath(source.name))]
         else:
             images = []
         if not images:
             what = "The folder {} has no images" if source.is_dir() else "The file {} is not an image"
             msg = f"{what.format(source)}: their names end in {', '.join(EXTENSIONS)}."
             raise ValueError(msg)
-        for image in images:
-            found.setdefault(image.path.resolve(), image)
-    return list(found.values())
+        resolved = {image: image.path.resolve() for image in images}
+        found += [image for image in images if resolved[image] not in earlier]
+        earlier |= set(resolved.values())
+    return found
+
+
+def _prefixes(folders: Sequence[Path]) -> dict[Path, PurePath]:
+    """As much of the end of each folder's path as tells it from the others."""
+    parts = {folder: folder.relative_to(folder.anchor).parts for folder in folders}
+    for count in range(1, max(map(len, parts.values()), default=0) + 1):
+        prefixes = {folder: PurePath(*names[-count:]) for folder, names in parts.items()}
+        if len(set(prefixes.values())) == len(folders):
+            return prefixes
+    return {folder: PurePath(*names) for folder, names in parts.items()}
+
+
+def _search(folder: Path, leave_out: Path | None) -> Iterator[Path]:
+    """Relative paths of the images of a folder."""
+    visited = set() if leave_out is None else {leave_out.resolve()}
+    for name, folders, files in os.walk(folder, followlinks=True):
+        here = Path(name)
+        visited.add(here.resolve())
+        if TABLE in files and HEATMAPS in folders:
+            folders.remove(HEATMAPS)
+        folders[:] = [name for name in folders if (here / name).resolve() not in visited]  # links may lead back
+        yield from ((here / name).relative_to(folder) for name in files if _is_image(here / name))
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -84,14 +112,30 @@ def read_image(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             return _rgb(image)
     except Exception as error:  # Pillow's decoders raise all kinds on damaged files
-        msg = " ".join(f"{error or type(error).__name__}".split())
+        msg = " ".join(f"{error or type(error).__name__}".replace(repr(str(path)), "it").split())
         raise ValueError(msg) from error
 
 
-def _is_image(path: Path, leave_out: Path | None = None) -> bool:
-    if path.suffix.lower() not in EXTENSIONS or not path.is_file():
-        return False
-    return leave_out is None or not path.resolve().is_relative_to(leave_out.resolve())
+def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize as UniAD does inside files that take any size: bilinear with antialiasing.
+
+    Args:
+        image (np.ndarray): ``(H, W, 3)``, uint8.
+        size (tuple[int, int]): New height and width.
+
+    Returns:
+        np.ndarray: ``(*size, 3)``, float32, from 0 to 255, not rounded.
+    """
+    channels = np.moveaxis(image.astype(np.float32), -1, 0)
+    if image.shape[:2] != size:
+        to = (size[1], size[0])
+        resized = [Image.fromarray(part).resize(to, Image.Resampling.BILINEAR) for part in channels]
+        channels = np.stack([np.asarray(part) for part in resized])
+    return np.moveaxis(channels, 0, -1)
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in EXTENSIONS and path.is_file()
 
 
 def _rgb(image: Image.Image) -> np.ndarray:

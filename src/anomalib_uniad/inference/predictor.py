@@ -11,7 +11,7 @@ import numpy as np
 import openvino as ov
 
 from .compiled import Compiled
-from .images import ImageFile, read_image
+from .images import ImageFile, read_image, resize_image
 
 
 @dataclass
@@ -61,13 +61,15 @@ class Predictor:
 
     def __init__(self, compiled: Compiled) -> None:
         self._compiled = compiled
+        self._type = np.float32 if compiled.size else np.uint8
         self.requests: int = compiled.model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         self._idle: SimpleQueue[ov.InferRequest] = SimpleQueue()
         for _ in range(self.requests):
             request = compiled.model.create_infer_request()
             # Once in this thread: OpenVINO sets up its conversion to numpy in the first use of it, and if two threads
             # are first at the same time, each may wait for the other for ever.
-            self._request(request, np.zeros((compiled.batch_size, 32, 32, 3), np.uint8))
+            height, width = compiled.size or (32, 32)
+            self._request(request, np.zeros((compiled.batch_size, height, width, 3), self._type))
             self._idle.put(request)
 
     def predict(self, files: Sequence[ImageFile], finish: Callable[[Output], None] | None = None) -> Iterator[Output]:
@@ -97,20 +99,23 @@ class Predictor:
 
     def _work(self, chunk: Sequence[ImageFile], finish: Callable[[Output], None] | None) -> list[Output]:
         outputs = [_read(file) for file in chunk]
-        read = [output for output in outputs if output.image is not None]
-        for shape in dict.fromkeys(output.image.shape for output in read if output.image is not None):
-            self._infer([output for output in read if output.image is not None and output.image.shape == shape])
+        same: dict[tuple[int, ...], list[tuple[Output, np.ndarray]]] = {}
+        for output in outputs:
+            if output.image is not None:
+                image = resize_image(output.image, self._compiled.size) if self._compiled.size else output.image
+                same.setdefault(image.shape, []).append((output, image))
+        for pairs in same.values():
+            self._infer(*zip(*pairs, strict=True))
         for output in outputs:
             if finish is not None:
                 finish(output)
             output.image = output.raw_map = None
         return outputs
 
-    def _infer(self, outputs: list[Output]) -> None:
+    def _infer(self, outputs: Sequence[Output], images: Sequence[np.ndarray]) -> None:
         """Run images of one size; a batch that is not full is filled up with the last of them."""
         compiled = self._compiled
-        images = [output.image for output in outputs if output.image is not None]
-        images += images[-1:] * (compiled.batch_size - len(images))
+        images = [*images, *[images[-1]] * (compiled.batch_size - len(images))]
         request = self._idle.get()
         try:
             results = self._request(request, np.stack(images))

@@ -12,10 +12,9 @@ import numpy as np
 
 from .decision import Decision
 from .heatmap import draw_heatmap
-from .images import ImageFile
+from .images import HEATMAPS, TABLE, ImageFile
 
-COLUMNS = ("path", "category", "raw_score", "normalised_score", "threshold", "decision", "error")
-HEATMAPS = "heatmaps"
+COLUMNS = ("path", "category", "raw_score", "normalised_score", "threshold", "decision", "heatmap", "error")
 _WORDS = {True: "anomalous", False: "normal", None: ""}
 
 
@@ -26,7 +25,7 @@ class Writer:
         output (Path): Folder for the files; it is made.
         files (Sequence[ImageFile]): The images that will come.
         heatmaps (bool): Whether heatmaps are written. Defaults to ``True``.
-        overwrite (bool): Replace files that are there. Defaults to ``False``.
+        overwrite (bool): Replace files that are there; heatmaps of other images stay. Defaults to ``False``.
 
     Raises:
         FileExistsError: If ``output`` is a file, or a file that would be written is there already.
@@ -38,16 +37,21 @@ class Writer:
         if output.exists() and not output.is_dir():
             msg = f"The output {output} is a file: give a folder."
             raise FileExistsError(msg)
-        self.table = output / "predictions.csv"
+        self.table = output / TABLE
+        self._output = output
         names = heatmap_names([file.name for file in files])
         paths = {file: output / HEATMAPS / name for file, name in zip(files, names, strict=True)}
         self._heatmaps = paths if heatmaps else {}
+        self._written: set[Path] = set()
+        if heatmaps and (output / HEATMAPS).exists() and not (output / HEATMAPS).is_dir():
+            msg = f"{output / HEATMAPS} is a file, but the heatmaps need a folder there: give another output folder."
+            raise FileExistsError(msg)
         there = [path for path in (self.table, *self._heatmaps.values()) if path.exists()]
         if there and not overwrite:
             more = f" and {len(there) - 1} more of the files to write are" if len(there) > 1 else " is"
             msg = f"{there[0]}{more} there already: give another folder, or --overwrite true to replace them."
             raise FileExistsError(msg)
-        output.mkdir(parents=True, exist_ok=True)
+        (output / HEATMAPS if heatmaps else output).mkdir(parents=True, exist_ok=True)
         # Names of files may be bytes that are no text: they are written as they are.
         mode = "w" if overwrite else "x"
         self._file = self.table.open(mode, newline="", encoding="utf-8", errors="surrogateescape")
@@ -66,12 +70,15 @@ class Writer:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Faster than Pillow's default, and not larger for pictures that are mostly texture.
         draw_heatmap(image, anomaly_map).save(path, compress_level=1, compress_type=zlib.Z_RLE)
+        self._written.add(path)
 
     def row(self, file: ImageFile, decision: Decision, error: str = "") -> None:
         """Write the row of an image, so that it is in the file even if the next image ends everything."""
         numbers = (decision.raw_score, decision.normalised_score, decision.threshold)
         texts = ("" if number is None else f"{number:.7g}" for number in numbers)
-        self._row((str(file.path), decision.category, *texts, _WORDS[decision.anomalous], error))
+        path = self._heatmaps.get(file)
+        heatmap = path.relative_to(self._output).as_posix() if path in self._written and path is not None else ""
+        self._row((str(file.path), decision.category, *texts, _WORDS[decision.anomalous], heatmap, error))
 
     def __enter__(self) -> "Writer":
         return self

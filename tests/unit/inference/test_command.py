@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import csv
+import io
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import pytest
 from PIL import Image
 
 from anomalib_uniad.cli import main
+from anomalib_uniad.inference import compiled, writer
+from anomalib_uniad.inference.writer import Writer
 from tiny_openvino import save_tiny
 
 
@@ -102,12 +105,14 @@ def test_without_thresholds(folder: Path, capsys) -> None:
             ["model.xml", "images", "--category", "nut"],
             "no threshold of the category 'nut': it has those of bottle, cable",
         ),
-        (["model.xml", "images/cable", "--category", "auto"], "is in no folder that could name its category"),
+        (["model.xml", "loose", "--category", "auto"], "No folder in the path loose/a.png has the name of a category"),
         (["damaged.xml", "images"], "damaged.xml: the metadata 'thresholds' is malformed"),
     ],
 )
 def test_mistakes(folder: Path, arguments: list[str], message: str, capsys) -> None:
     (folder / "empty").mkdir()
+    (folder / "loose").mkdir()
+    (folder / "loose" / "a.png").touch()
     damaged = (folder / "model.xml").read_text().replace("&quot;image&quot;: 0.5", "&quot;image&quot;: x")
     (folder / "damaged.xml").write_text(damaged)
     (folder / "damaged.bin").write_bytes((folder / "model.bin").read_bytes())
@@ -119,6 +124,61 @@ def test_mistakes(folder: Path, arguments: list[str], message: str, capsys) -> N
     assert "\n" not in str(stopped.value)
     assert sorted(folder.rglob("*")) == before
     assert capsys.readouterr().out == ""
+
+
+def test_interrupted(folder: Path, monkeypatch, capsys) -> None:
+    """The rows until then are kept."""
+    row = Writer.row
+    count = iter(range(10))
+
+    def interrupt(self, *arguments) -> None:
+        row(self, *arguments)
+        if next(count) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Writer, "row", interrupt)
+    with pytest.raises(SystemExit) as stopped:
+        main(["predict", "model.xml", "images"])
+    assert stopped.value.code == 130
+    assert "Interrupted; the rows of the images until then are in the table." in capsys.readouterr().err
+    assert len(decisions()) == 2
+
+
+def test_a_heatmap_that_cannot_be_written(folder: Path, monkeypatch) -> None:
+    draw = writer.draw_heatmap
+    full = iter([True, *[False] * 4])
+
+    def save(*arguments):
+        if next(full):
+            raise OSError(28, "No space left on device")
+        return draw(*arguments)
+
+    monkeypatch.setattr(writer, "draw_heatmap", save)
+    with pytest.raises(SystemExit, match="1"):
+        main(["predict", "model.xml", "images", "--threads", "1"])
+    rows = list(csv.DictReader(Path("predictions/predictions.csv").read_text().splitlines()))
+    failed = [row for row in rows if row["error"]]
+    assert len(failed) == 1
+    assert "its heatmap cannot be written: [Errno 28] No space" in failed[0]["error"]
+    assert failed[0]["heatmap"] == ""
+    assert all(row["decision"] and row["raw_score"] for row in rows)
+    assert sum(bool(row["heatmap"]) for row in rows) == 4
+
+
+def test_bfloat16(folder: Path, monkeypatch, capsys) -> None:
+    for has in (True, False):
+        monkeypatch.setattr(compiled, "computes_in_bf16", lambda _, has=has: has)
+        main(["predict", "model.xml", "images", "--precision_hint", "bf16", "--overwrite", "true"])
+        assert ("CPU cannot compute in bf16 here; the model runs in f32." in capsys.readouterr().err) != has
+    main(["predict", "model.xml", "images", "--overwrite", "true"])
+    assert "bf16" not in capsys.readouterr().err
+
+
+def test_names_that_the_terminal_cannot_show(folder: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="cp1252"))
+    main(["predict", "model.xml", "images", "--output", "日本"])
+    sys.stdout.seek(0)
+    assert r"Wrote \u65e5\u672c/predictions.csv" in sys.stdout.read()
 
 
 def test_heatmaps_need_a_map(folder: Path) -> None:

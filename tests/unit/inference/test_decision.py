@@ -23,7 +23,7 @@ RAW = replace(FITTED, normalization={})
 
 
 def output(score: float, path: str = "a.png", **values) -> Output:
-    return Output(ImageFile(Path(path), PurePath(path), PurePath(path)), score=score, **values)
+    return Output(ImageFile(Path(path), PurePath(path)), score=score, **values)
 
 
 def of_anomalib(raw: float, sensitivity: float = 0.5) -> Output:
@@ -89,10 +89,16 @@ def test_category_from_the_folder() -> None:
     decider = Decider(RAW, False, False, "auto")
     assert decider.decide(output(11.0, "bottle/x/a.png")).anomalous
     assert not decider.decide(output(11.0, "cable/a.png")).anomalous
-    with pytest.raises(ValueError, match=r"a.png is in no folder that could name its category"):
-        decider.category_of(PurePath("a.png"))
-    with pytest.raises(ValueError, match="no threshold of the category 'nut': it has those of bottle, cable"):
-        decider.category_of(PurePath("nut/a.png"))
+    assert decider.category_of(PurePath("/cable/bottle/nut/a.png")) == "bottle"
+    for path in ("a.png", "nut/a.png", "nut/bottle"):
+        message = rf"No folder in the path {path} has the name of a category of the model \(bottle, cable, screw\)"
+        with pytest.raises(ValueError, match=message):
+            decider.category_of(PurePath(path))
+    with pytest.raises(ValueError, match="no threshold of the category 'screw': it has those of bottle, cable"):
+        decider.category_of(PurePath("screw/a.png"))
+    only_named = Decider(replace(RAW, categories=("bottle", "tile")), False, False, "auto")
+    with pytest.raises(ValueError, match="no threshold of the category 'tile'"):
+        only_named.category_of(PurePath("bottle/tile/a.png"))
 
 
 def test_category_errors() -> None:
@@ -129,7 +135,7 @@ def test_metadata_of_another_model() -> None:
 
 
 def test_failed_images_have_their_category_alone() -> None:
-    failed = Output(ImageFile(Path("a.png"), PurePath("a.png"), PurePath("a.png")), error="truncated")
+    failed = Output(ImageFile(Path("a.png"), PurePath("a.png")), error="truncated")
     assert Decider(NORMALISED, True, True, "cable").decide(failed) == Decision("cable")
 
 

@@ -4,11 +4,13 @@ from pathlib import Path, PurePath
 
 import numpy as np
 import pytest
+import torch
 from anomalib.data.utils import read_image as anomalib_read_image
 from PIL import Image
+from torch.nn import functional as F
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from anomalib_uniad.inference.images import EXTENSIONS, find_images, read_image
+from anomalib_uniad.inference.images import EXTENSIONS, find_images, read_image, resize_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 17, 4), dtype=np.uint8)
 
@@ -104,10 +106,10 @@ def test_find(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "images")
     found = find_images([root])
     names = ["a.jpeg", "b/10.png", "b/2.PNG", "b/c/1.tif", "b.png/inside.bmp"]
-    assert [image.relative.as_posix() for image in found] == names
-    assert all(image.path == root / image.relative and image.name == image.relative for image in found)
+    assert [image.name.as_posix() for image in found] == names
+    assert all(image.path == root / image.name for image in found)
     left = find_images([root], leave_out=root / "b")
-    assert [image.relative.as_posix() for image in left] == ["a.jpeg", "b.png/inside.bmp"]
+    assert [image.name.as_posix() for image in left] == ["a.jpeg", "b.png/inside.bmp"]
 
 
 def test_find_in_several_places(tmp_path: Path) -> None:
@@ -119,8 +121,57 @@ def test_find_in_several_places(tmp_path: Path) -> None:
         PurePath("more/1.tif"),
         PurePath("images/b/10.png"),
     ]
-    assert [image.relative for image in found][1:3] == [PurePath("1.tif"), PurePath("b/10.png")]
     assert len(found) == 6  # a.jpeg once
+
+
+def test_folders_of_the_same_name(tmp_path: Path) -> None:
+    """Their names tell which image is from which."""
+    for name in ("bottle/good", "cable/good", "cable/bad"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "0.png").touch()
+    sources = [tmp_path / name for name in ("bottle/good", "cable/good", "cable/bad")]
+    names = [image.name.as_posix() for image in find_images([*sources, sources[0]])]
+    assert names == ["bottle/good/0.png", "cable/good/0.png", "cable/bad/0.png"]
+    (tmp_path / "good").mkdir()
+    (tmp_path / "good" / "0.png").touch()
+    here = tmp_path.name
+    assert [image.name.as_posix() for image in find_images([tmp_path / "good", sources[0]])] == [
+        f"{here}/good/0.png",
+        "bottle/good/0.png",
+    ]
+
+
+def test_links(tmp_path: Path) -> None:
+    """Each name is an image of its own, links to folders are searched, and circles end."""
+    root = make_folder(tmp_path / "images")
+    shutil.copytree(root / "b", tmp_path / "elsewhere")
+    (root / "b" / "link.png").symlink_to(root / "b" / "10.png")
+    (root / "folder").symlink_to(tmp_path / "elsewhere")
+    (root / "circle").symlink_to(root)
+    names = {image.name.as_posix() for image in find_images([root])}
+    assert {"b/10.png", "b/link.png", "folder/10.png", "folder/c/1.tif"} <= names
+    assert not [name for name in names if name.startswith("circle")]
+
+
+def test_heatmaps_are_no_images(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "images")
+    for name in ("results/heatmaps/a.png", "own/heatmaps/a.png"):
+        (root / name).parent.mkdir(parents=True)
+        (root / name).touch()
+    (root / "results" / "predictions.csv").touch()
+    names = {image.name.as_posix() for image in find_images([root])}
+    assert "own/heatmaps/a.png" in names
+    assert "results/heatmaps/a.png" not in names
+
+
+@pytest.mark.parametrize("size", [(20, 30), (90, 40), (61, 47)])
+def test_resize(size: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (61, 47, 3), dtype=np.uint8)
+    resized = resize_image(image, size)
+    assert resized.dtype == np.float32
+    tensor = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    expected = F.interpolate(tensor, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+    np.testing.assert_allclose(resized, expected.numpy(), atol=0.01)
 
 
 def test_nothing_to_find(tmp_path: Path) -> None:

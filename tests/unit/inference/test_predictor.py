@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,9 +65,33 @@ def test_raw_outputs(tmp_path: Path) -> None:
     (output,) = Predictor(compiled).predict([file])
     assert output.score == pytest.approx(expected_map(file).max(), abs=1e-6)
     assert output.raw_score is output.label is None
-    without = compile_file(save_tiny(tmp_path / "other.xml", raw_branch=False))
-    assert without.raw_outputs == {}
-    assert without.metadata == NORMALISED
+    assert compiled.raw_outputs == {}
+    maps: list[np.ndarray] = []
+    for raw_branch in (True, False):  # as in files of any shape, and of a fixed one
+        compiled = compile_file(save_tiny(tmp_path / "other.xml", raw_branch=raw_branch))
+        (output,) = Predictor(compiled).predict([file], lambda output: maps.append(output.raw_map))
+        assert output.raw_score == pytest.approx(expected_map(file).max(), abs=1e-5)
+        np.testing.assert_allclose(maps[-1], expected_map(file), atol=1e-5)
+        assert compiled.metadata == NORMALISED
+
+
+def test_a_normalisation_that_is_not_known(tmp_path: Path) -> None:
+    """Neither by a selection nor by its steps."""
+    import openvino as ov
+    from openvino import opset13 as ops
+
+    images = ops.parameter(ov.PartialShape([-1, 3, -1, -1]), np.float32)
+    score = ops.reduce_max(images, ops.constant([1, 2, 3]))
+    for last in (ops.clamp(score, 0.0, 1.0), ops.clamp(ops.sigmoid(score), 0.0, 1.0), ops.add(score, np.float32(1))):
+        last.output(0).set_names({"pred_score"})
+        ov.save_model(ov.Model([ops.result(last)], [images]), tmp_path / "other.xml")
+        assert compile_file(tmp_path / "other.xml").raw_outputs == {}
+
+
+def test_a_fixed_size_that_is_too_small(tmp_path: Path) -> None:
+    model = save_tiny(tmp_path / "model.xml", replace(NORMALISED, image_size=(64, 48)), size=50)
+    with pytest.raises(ValueError, match=r"takes images of 50 x 50 pixels alone, .* less than the 64 x 48 "):
+        compile_file(model)
 
 
 def test_memory_is_bounded(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ BLACK = np.zeros((6, 9, 3), dtype=np.uint8)
 
 
 def files(*names: str) -> list[ImageFile]:
-    return [ImageFile(Path("in") / name, PurePath(name), PurePath(name)) for name in names]
+    return [ImageFile(Path("in") / name, PurePath(name)) for name in names]
 
 
 def test_rows_are_there_at_once(tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_rows_are_there_at_once(tmp_path: Path) -> None:
     with Writer(tmp_path / "new" / "out", images, heatmaps=False) as writer:
         writer.row(images[0], Decision("bottle", 12.25, 1 / 3, 12.0, True))
         read = list(csv.reader(writer.table.read_text().splitlines()))
-        assert read == [list(COLUMNS), ['in/a, "b".png', "bottle", "12.25", "0.3333333", "12", "anomalous", ""]]
+        assert read == [list(COLUMNS), ['in/a, "b".png', "bottle", "12.25", "0.3333333", "12", "anomalous", "", ""]]
         writer.row(images[1], Decision(anomalous=False))
         writer.row(images[2], Decision(), "image file is truncated")
     rows = list(csv.DictReader(writer.table.read_text().splitlines()))
@@ -55,6 +55,11 @@ def test_heatmaps(tmp_path: Path) -> None:
     with Writer(tmp_path, images) as writer:
         for image in images:
             writer.heatmap(image, BLACK, np.zeros((2, 2)))
+            writer.row(image, Decision())
+    rows = list(csv.DictReader(writer.table.read_text().splitlines()))
+    assert [row["heatmap"] for row in rows] == [
+        *("heatmaps/good/a.png.png", "heatmaps/good/a.jpg.png", "heatmaps/b.png"),
+    ]
     written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png")}
     assert written == {"heatmaps/good/a.png.png", "heatmaps/good/a.jpg.png", "heatmaps/b.png"}
     with Image.open(tmp_path / "heatmaps" / "b.png") as heatmap:
@@ -98,3 +103,8 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "heatmaps" / "a.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(FileExistsError, match=r"a file: give a folder"):
         Writer(writer.table, images)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "heatmaps").touch()
+    with pytest.raises(FileExistsError, match=r"other/heatmaps is a file, but the heatmaps need a folder"):
+        Writer(tmp_path / "other", images, overwrite=True)
+    assert not (tmp_path / "other" / "predictions.csv").exists()
