@@ -15,6 +15,7 @@ from anomalib.data import PredictDataset
 from anomalib.models import Padim
 from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+from torch.utils.data import DataLoader
 
 import evaluation_worker
 from anomalib_uniad import MultiCategory, UniAD
@@ -162,8 +163,8 @@ def test_categories_are_finished_one_after_the_other(data, tmp_path: Path, monke
     assert kept == [1, 1, 0] * 2
 
 
-def test_new_images_of_all_kinds(trained, tmp_path: Path) -> None:
-    """Sizes and modes may differ; a broken file is named before anything is predicted."""
+def test_new_images_of_all_kinds(trained, tmp_path: Path, caplog) -> None:
+    """Sizes and modes may differ; a broken file is left out and named in the end."""
     folder = tmp_path / "new"
     folder.mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (90, 60, 4), dtype=np.uint8)
@@ -181,11 +182,24 @@ def test_new_images_of_all_kinds(trained, tmp_path: Path) -> None:
     table = pd.read_csv(results / "predictions.csv")
     assert sorted(Path(path).name for path in table.path) == sorted(path.name for path in folder.iterdir())
     assert table.raw_score.notna().all()
+    assert "1 images have more than 8 bits" in caplog.text
+    assert "sixteen.png" in caplog.text
     assert len([path for path in (results / "images").rglob("*") if path.is_file()]) == 4
     (folder / "broken.png").write_bytes((folder / "grey.png").read_bytes()[:500])
-    with pytest.raises(ValueError, match=r"1 of 5 images cannot be read: .*broken\.png .*anomalib-uniad predict"):
+    with pytest.raises(ValueError, match=r"1 of 5 images cannot be read: .*broken\.png .* The others were predicted\."):
         predict("broken")
-    assert not list((tmp_path / "broken").rglob("*.png"))
+    (path,) = (tmp_path / "broken").rglob("predictions.csv")
+    pd.testing.assert_frame_equal(pd.read_csv(path), table)
+    assert len([path for path in (path.parent / "images").rglob("*") if path.is_file()]) == 4
+    dataset = PredictDataset(path=folder, image_size=(70, 70))
+    loader = DataLoader(dataset, collate_fn=dataset.collate_fn, num_workers=1)
+    model, runner = UniAD(**SMALL), quiet_engine(tmp_path / "workers")
+    with pytest.raises(ValueError, match=r"1 of 5 images cannot be read: .* Nothing was predicted\."):
+        runner.predict(model=model, dataloaders=loader, ckpt_path=trained[1])
+    for path in folder.iterdir():
+        path.write_text("no image")
+    with pytest.raises(ValueError, match=r"5 of 5 images cannot be read: .* Nothing was predicted\."):
+        predict("nothing")
 
 
 def test_images_of_no_known_category(data, trained, tmp_path: Path, caplog) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether image files can be read to their end, without decoding more than that takes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,30 +30,39 @@ def read_whole(image: Image.Image) -> None:
         image.load()
 
 
-def check_readable(paths: Sequence[str | Path], advice: str) -> None:
-    """Refuse files that cannot be read as images.
+def look_at(paths: Sequence[str | Path]) -> tuple[dict[str, str], list[str]]:
+    """Find the files that cannot be read as images, and those that anomalib reads otherwise than one might expect.
 
     Args:
         paths (Sequence[str | Path]): The files.
-        advice (str): What to do, the end of the message.
 
-    Raises:
-        ValueError: If there are such files; the message names the first of them.
+    Returns:
+        tuple[dict[str, str], list[str]]: Path and reason of each file that cannot be read; paths of those with more
+        than 8 bits per pixel and channel, of which anomalib cuts off everything above 255.
     """
     with ThreadPoolExecutor(THREADS) as pool:
         # Only shown if it takes a while.
-        reasons = list(tqdm(pool.map(_why_not, paths), "Checking images", len(paths), unit="file", delay=3))
-    bad = [f"{path} ({reason})" for path, reason in zip(paths, reasons, strict=True) if reason]
-    if bad:
-        more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
-        msg = f"{len(bad)} of {len(paths)} images cannot be read: {'; '.join(bad[:SHOWN])}{more}. {advice}"
-        raise ValueError(msg)
+        looked = list(tqdm(pool.map(_look, paths), "Checking images", len(paths), unit="file", delay=3))
+    found = [(str(path), *result) for path, result in zip(paths, looked, strict=True)]
+    return {path: reason for path, reason, _ in found if reason}, [path for path, _, deep in found if deep]
 
 
-def _why_not(path: str | Path) -> str:
+def listed(files: Mapping[str, str]) -> str:
+    """The first files and their reasons, for a message.
+
+    Example:
+        >>> listed({"a.png": "it is empty"})
+        'a.png (it is empty)'
+    """
+    first = "; ".join(f"{path} ({reason})" for path, reason in list(files.items())[:SHOWN])
+    return first + (f"; and {len(files) - SHOWN} more" if len(files) > SHOWN else "")
+
+
+def _look(path: str | Path) -> tuple[str, bool]:
     try:
         with Image.open(path) as image:
+            deep = image.mode in {"I", "F"} or image.mode.startswith("I;16")
             read_whole(image)
     except Exception as error:  # decoders raise anything from OSError to struct.error
-        return " ".join(f"{error or type(error).__name__}".replace(str(path), "it").split())
-    return ""
+        return " ".join(f"{error or type(error).__name__}".replace(repr(str(path)), "it").split()), False
+    return "", deep

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from anomalib_uniad.metrics.evaluation import Evaluation, writes_files
 from anomalib_uniad.metrics.exact import seven_metrics
-from anomalib_uniad.metrics.prediction import Prediction, check_images
+from anomalib_uniad.metrics.prediction import Prediction, leave_out_unreadable
 from anomalib_uniad.metrics.resolution import PixelResolution, check_whole_images
 from anomalib_uniad.metrics.threshold_learner import ThresholdLearner, as_list
 from anomalib_uniad.metrics.thresholds import ThresholdScope
@@ -106,6 +106,7 @@ class PerCategoryEvaluator(ThresholdLearner):
         self.pictures = pictures
         self._evaluation: Evaluation | None = None
         self._prediction: Prediction | None = None
+        self._unreadable = ""
 
     @classmethod
     def from_evaluator(cls, evaluator: Evaluator) -> "PerCategoryEvaluator":
@@ -179,9 +180,9 @@ class PerCategoryEvaluator(ThresholdLearner):
             evaluation.write(self._loaded_epochs or trainer.current_epoch or None, self._learned_from)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse images that cannot be read before long work starts."""
+        """Leave out images that cannot be read."""
         del pl_module
-        check_images(trainer.predict_dataloaders)
+        self._unreadable = leave_out_unreadable(trainer.predict_dataloaders)
 
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at what the model returns."""
@@ -204,11 +205,18 @@ class PerCategoryEvaluator(ThresholdLearner):
             self._prediction.update(outputs)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the table of the images."""
+        """Write the table of the images; images that were left out are an error in the end.
+
+        Raises:
+            ValueError: If images could not be read; the others are predicted and written.
+        """
         del pl_module
         prediction, self._prediction = self._prediction, None
         if prediction is not None and writes_files(trainer):
             prediction.write()
+        unreadable, self._unreadable = self._unreadable, ""
+        if unreadable:  # now that all is written, so that a command ends with an error
+            raise ValueError(unreadable)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the model as it was."""

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader
 
 from anomalib_uniad.data.category import categories_of, known_categories, paths_of
-from anomalib_uniad.data.readable import check_readable
+from anomalib_uniad.data.readable import listed, look_at
 from anomalib_uniad.metrics.files import RunFiles
 from anomalib_uniad.metrics.session import Session
 
@@ -20,22 +20,39 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def check_images(dataloaders: Any) -> None:
-    """Refuse new images that cannot be read; those of datasets are not looked at.
+def leave_out_unreadable(dataloaders: Any) -> str:
+    """Take images that cannot be read out of what is predicted; only new images are looked at, not those of datasets.
 
     Args:
-        dataloaders (Any): Those of a prediction.
+        dataloaders (Any): Those of a prediction that is about to start.
+
+    Returns:
+        str: What to say at the end; empty if all can be read.
 
     Raises:
-        ValueError: If there are some; the message names them.
+        ValueError: If no image is left, or they are read by other processes, which have their list already.
     """
-    datasets = [getattr(loader, "dataset", None) for loader in CombinedLoader(dataloaders or []).flattened]
-    images = [path for dataset in datasets if isinstance(dataset, PredictDataset) for path in dataset.image_filenames]
-    check_readable(
-        images,
-        "Nothing was predicted: take them away, or export the model and use `anomalib-uniad predict`, which reports "
-        "such files and predicts the others.",
-    )
+    loaders = CombinedLoader(dataloaders or []).flattened
+    new = [loader for loader in loaders if isinstance(getattr(loader, "dataset", None), PredictDataset)]
+    images = [str(path) for loader in new for path in loader.dataset.image_filenames]
+    bad, deep = look_at(images)
+    if deep:
+        logger.warning(
+            "%d images have more than 8 bits, of which anomalib cuts off everything above 255, for example %s. Convert "
+            "them to 8 bits, or use `anomalib-uniad predict`, which takes the higher 8 of 16 bits.",
+            len(deep),
+            deep[0],
+        )
+    if not bad:
+        return ""
+    message = f"{len(bad)} of {len(images)} images cannot be read: {listed(bad)}."
+    if len(bad) == len(images) or any(loader.num_workers for loader in new):
+        msg = f"{message} Nothing was predicted."
+        raise ValueError(msg)
+    logger.warning("%s They are left out.", message)
+    for loader in new:
+        loader.dataset.image_filenames = [path for path in loader.dataset.image_filenames if str(path) not in bad]
+    return f"{message} The others were predicted."
 
 
 class Prediction(Session):
