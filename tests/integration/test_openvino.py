@@ -167,6 +167,22 @@ def test_fixed_input_and_batch(trained, tmp_path: Path) -> None:
     np.testing.assert_allclose(compiled(path)(images.numpy())["anomaly_map"], expected, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "shape"),
+    [
+        ({"dynamic_shapes": None}, [1, 3, 64, 96]),
+        ({"dynamic_axes": {"input": {0: "batch"}}}, [-1, 3, 64, 96]),
+        ({"dynamic_axes": {"input": {0: "batch", 3: "width"}}}, [-1, 3, 64, -1]),
+        ({"dynamic_axes": {"image": {0: "batch", 2: "height", 3: "width"}}, "input_names": ["image"]}, [-1, 3, -1, -1]),
+    ],
+)
+def test_without_input_size_sides_that_are_fixed_are_the_models(tmp_path: Path, arguments: Any, shape: Any) -> None:
+    """anomalib would take the 32 x 32 pixels with which it probes models."""
+    model = UniAD(**{**TINY, "image_size": (64, 96)}, seed=0).eval()
+    path = model.to_openvino(tmp_path, onnx_kwargs=arguments)
+    assert ov.Core().read_model(path).input().partial_shape == ov.PartialShape(shape)
+
+
 def test_ports(trained, tmp_path: Path) -> None:
     """Names, types and shapes for servers are those that the README tells."""
     path = export(trained, tmp_path, compression_type="fp16")

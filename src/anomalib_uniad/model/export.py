@@ -2,6 +2,7 @@
 """What a model knows of its training, and writes into exported files."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,6 +12,7 @@ from anomalib import TaskType
 from anomalib.data import AnomalibDataModule
 from anomalib.deploy import CompressionType
 from anomalib.models.components import AnomalibModule
+from anomalib.models.components.base.export_mixin.utils import get_dynamic_shapes_from_axes, get_example_input
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import LightningModule
 from torchmetrics import Metric
@@ -18,6 +20,7 @@ from torchmetrics import Metric
 from anomalib_uniad.data.category import known_categories
 from anomalib_uniad.inference.metadata import ModelMetadata
 
+from .accuracy import OUTPUTS
 from .pre_processor import ExactPreProcessor
 from .quantization import check_quantization, compress_weights, quantize, quantize_with_accuracy_control
 
@@ -116,11 +119,21 @@ class SelfDescribing(LightningModule):
             training=summary,
         )
 
-    def to_onnx(self, *args: Any, precision: str = "FP32", **kwargs: Any) -> Path:  # type: ignore[override]
+    def to_onnx(  # type: ignore[override]  # as anomalib's, not Lightning's
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        precision: str = "FP32",
+        **kwargs: Any,
+    ) -> Path:
         """Export to ONNX as anomalib does, with the metadata in the file; OpenVINO files are made from it.
 
         Args:
-            *args (Any): As of anomalib.
+            export_root (Path | str): As of anomalib.
+            model_file_name (str): As of anomalib. Defaults to ``"model"``.
+            input_size (tuple[int, int] | None): Height and width of the images; ``None`` is any, or the model's own
+                where the other arguments fix one of them. Defaults to ``None``.
             precision (str): What the metadata say of it. Defaults to ``"FP32"``.
             **kwargs (Any): As of anomalib; ``opset_version`` is 18 if it is not given.
 
@@ -128,7 +141,10 @@ class SelfDescribing(LightningModule):
             Path: The file.
         """
         kwargs.setdefault("opset_version", OPSET)
-        path: Path = super().to_onnx(*args, **kwargs)  # type: ignore[assignment]  # anomalib's, not Lightning's
+        if input_size is None and _fixes_size(kwargs):
+            input_size = self._resized_to  # anomalib would take 32 x 32 pixels, with which it probes models
+        exporter: Any = super()
+        path: Path = exporter.to_onnx(export_root, model_file_name, input_size, **kwargs)
         import onnx  # a package of the extra `openvino`
 
         model = onnx.load(path, load_external_data=False)  # weights in a file of their own stay there
@@ -199,6 +215,17 @@ class SelfDescribing(LightningModule):
     def _resized_to(self) -> tuple[int, int]:
         height, width = self.model.image_size  # type: ignore[union-attr, misc]
         return int(height), int(width)
+
+
+def _fixes_size(onnx_kwargs: Mapping[str, Any]) -> bool:
+    """Whether the example image says what the height or the width of the input is, asked with one of a single pixel."""
+    shapes = onnx_kwargs.get("dynamic_shapes")
+    if "dynamic_shapes" not in onnx_kwargs:
+        if "dynamic_axes" not in onnx_kwargs:
+            return False  # by default, all sizes are free
+        names = list(onnx_kwargs.get("input_names", ["input"]))
+        shapes = get_dynamic_shapes_from_axes(onnx_kwargs["dynamic_axes"], names, list(OUTPUTS))
+    return 1 in get_example_input((1, 1), shapes).shape[2:]  # at least two pixels where it is free
 
 
 def _finite(values: dict[str, float]) -> dict[str, float]:

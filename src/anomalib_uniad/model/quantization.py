@@ -6,24 +6,21 @@ from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-from anomalib.data import AnomalibDataModule, ImageBatch
+from anomalib.data import AnomalibDataModule
 from anomalib.deploy import CompressionType
 from anomalib.metrics import F1Score
 from anomalib.post_processing import PostProcessor
 from lightning_utilities.core.imports import module_available
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
-from torchvision.transforms.v2 import functional as transforms
-from torchvision.tv_tensors import Mask
 
-from .calibration import Images, batches_of, calibration_images, plain
+from .accuracy import measure
+from .calibration import batches_of, calibration_images, plain
 
 if TYPE_CHECKING:
     import nncf
     import openvino
 
-_OUTPUTS = ("pred_score", "pred_label", "anomaly_map", "pred_mask")
 # Parts that stay in float32, and what else is done for accuracy.
 PIXELS, DEPTHWISE = "float32 before the backbone", "float32 depthwise convolutions"
 MAPS, ERROR = "float32 resize of maps", "float32 from the error on"
@@ -49,6 +46,7 @@ def check_quantization(
         max_drop (float): By how much it may fall. Defaults to ``0.01``.
 
     Raises:
+        FileNotFoundError: If the data set is not there.
         ModuleNotFoundError: If NNCF is not installed.
         TypeError: If the metric is none.
         ValueError: If there are no images, the model has not learned its thresholds, or ``max_drop`` is out of range.
@@ -72,11 +70,18 @@ def check_quantization(
         raise ValueError(msg)
     if compression == CompressionType.INT8_ACQ:
         _check_accuracy_control(post_processor, metric, max_drop)
-    datamodule.prepare_data()
-    datamodule.setup("fit")
+    _set_up(datamodule, name)
     if compression == CompressionType.INT8_ACQ and not len(getattr(datamodule, "val_data", [])):
         msg = f"Accuracy is measured on validation images, of which {datamodule.name} has none: set val_split_mode."
         raise ValueError(msg)
+
+
+def _set_up(datamodule: AnomalibDataModule, name: str) -> None:
+    try:
+        datamodule.setup("fit")  # without prepare_data, which would download a public data set to a misspelt folder
+    except FileNotFoundError as error:
+        msg = f"compression_type={name} takes training images that are there, and downloads none: {error}"
+        raise FileNotFoundError(msg) from error
 
 
 def _check_accuracy_control(post_processor: Any, metric: Any, max_drop: float) -> None:
@@ -166,7 +171,8 @@ def quantize_with_accuracy_control(
 
     calibration = calibration_images(model, datamodule, size)
     validation = batches_of(plain(datamodule.val_data), model, size)
-    validate = partial(measure, metric=metric or F1Score(fields=["pred_label", "gt_label"]))
+    metric = metric or F1Score(fields=["pred_label", "gt_label"])
+    validate = partial(measure, metric=metric, images=len(datamodule.val_data))
     options, advanced = _options(model)
     return nncf.quantize_with_accuracy_control(
         model,
@@ -178,35 +184,6 @@ def quantize_with_accuracy_control(
         advanced_quantization_parameters=advanced,
         **options,
     )
-
-
-def measure(model: Any, batches: Iterable[Images], metric: Metric) -> tuple[float, list[float]]:
-    """Measure a model, and say how it scores each batch, which NNCF compares to find out what layers change.
-
-    Args:
-        model (Any): Compiled model.
-        batches (Iterable[Images]): Images with labels and masks.
-        metric (Metric): What is measured.
-
-    Returns:
-        tuple[float, list[float]]: The metric and the mean score of each batch. Of one batch alone, about which metrics
-        say little, the score in the place of the metric.
-    """
-    scores: list[float] = []
-    metric.reset()
-    for batch in batches:
-        outputs, count = model(batch.input.numpy()), len(batch.items)
-        found: dict[str, Any] = {name: torch.tensor(outputs[name])[:count] for name in _OUTPUTS if name in outputs}
-        masks = [item.gt_mask for item in batch.items]
-        if "anomaly_map" in found and all(mask is not None for mask in masks):
-            size = list(found["anomaly_map"].shape[-2:])
-            found["gt_mask"] = torch.cat([transforms.resize(Mask(mask), size).reshape(1, *size) for mask in masks])
-        labels = torch.tensor([bool(item.gt_label) for item in batch.items])
-        metric.update(ImageBatch(image=batch.input[:count], gt_label=labels, **found))
-        scores.append(float(found["pred_score"].mean()))
-    if len(scores) == 1:
-        return scores[0], scores
-    return float(metric.compute()), scores
 
 
 def sensitive_operations(model: "openvino.Model", without: Collection[str] = ()) -> list[str]:

@@ -4,18 +4,24 @@
 from pathlib import Path
 from typing import Any
 
+import anomalib.data
 import numpy as np
 import openvino as ov
 import pytest
 import torch
-from anomalib.data import ImageItem
+from anomalib.data import ImageItem, MVTecAD, Visa
 from anomalib.deploy import CompressionType
 from anomalib.metrics import AUROC, F1Score
 from openvino import opset13 as ops
 
 from anomalib_uniad import MultiCategory, UniAD
+from anomalib_uniad.model.accuracy import measure
 from anomalib_uniad.model.calibration import CalibrationImages, Images, batches_of, calibration_images
-from anomalib_uniad.model.quantization import check_quantization, measure, sensitive_operations
+from anomalib_uniad.model.quantization import (
+    check_quantization,
+    quantize_with_accuracy_control,
+    sensitive_operations,
+)
 from helpers import make_mvtec_like
 from small import SMALL
 
@@ -206,17 +212,74 @@ def batches(labels: list[list[bool]], size: int = 2) -> list[Images]:
 def test_a_metric_starts_anew_and_leaves_out_what_fills_a_batch() -> None:
     metric = F1Score(fields=["pred_label", "gt_label"])
     images = batches([[True, False], [True]])
-    assert measure(Model([[0.9, 0.1], [0.8, 0.2]]), images, metric) == (1.0, pytest.approx([0.5, 0.8]))
+    assert measure(Model([[0.9, 0.1], [0.8, 0.2]]), images, metric, 3) == (1.0, pytest.approx([0.5, 0.8]))
     # Half of the defects are missed, whatever was measured before; the fourth image is a filler.
-    assert measure(Model([[0.9, 0.1], [0.2, 0.9]]), images, metric)[0] == pytest.approx(2 / 3)
+    assert measure(Model([[0.9, 0.1], [0.2, 0.9]]), images, metric, 3)[0] == pytest.approx(2 / 3)
 
 
 def test_masks_are_compared_at_the_size_of_the_map() -> None:
     metric = AUROC(fields=["anomaly_map", "gt_mask"])
-    assert measure(Model([[0.9, 0.1], [0.8, 0.1]]), batches([[True, False], [True, False]]), metric)[0] == 1
+    assert measure(Model([[0.9, 0.1], [0.8, 0.1]]), batches([[True, False], [True, False]]), metric, 4)[0] == 1
 
 
 def test_one_batch_is_told_by_its_score() -> None:
-    """NNCF ranks layers by what it gets for single images; most metrics are 0 or 1 there."""
+    """NNCF asks about single batches; of a single image, most metrics are 0 or 1."""
     metric = AUROC(fields=["pred_score", "gt_label"])
-    assert measure(Model([[0.25]]), batches([[True]], size=1), metric) == (0.25, [0.25])
+    assert measure(Model([[0.25]]), batches([[True]], size=1), metric, 2) == (0.25, [0.25])
+
+
+def test_a_batch_of_all_images_is_measured() -> None:
+    metric = AUROC(fields=["pred_score", "gt_label"])
+    images = batches([[True, False, True]], size=4)
+    assert measure(Model([[0.6, 0.5, 0.4, 0.0]]), images, metric, 3) == (0.5, pytest.approx([0.5]))
+    assert measure(Model([[0.9, 0.5, 0.7, 0.0]]), images, metric, 3) == (1.0, pytest.approx([0.7]))
+
+
+def test_accuracy_control_measures_the_metric_on_a_batch_of_all_images(data: MultiCategory, monkeypatch) -> None:
+    asked: list[tuple[Any, Any]] = []
+
+    def control(model: Any, calibration: Any, validation: Any, validate: Any, **options: Any) -> Any:
+        asked.extend(validate(model, validation.get_data(indices)) for indices in (None, [0]))
+        return model
+
+    monkeypatch.setattr("nncf.quantize_with_accuracy_control", control)
+    data.setup("fit")
+    assert len(data.val_data) == 12
+    scores = [0.9 if item.gt_label else 0.1 for item in data.val_data]
+
+    class Batch16:
+        """As many outputs as the batch has, and the input of a model of fixed size."""
+
+        def __init__(self) -> None:
+            self.tiny = tiny([16, 3, 64, 64])
+            self.input, self.get_ordered_ops = self.tiny.input, self.tiny.get_ordered_ops
+
+        def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+            return {"pred_score": np.array([*scores, 0, 0, 0, 0], np.float32)}
+
+    quantize_with_accuracy_control(Batch16(), data, (64, 64), AUROC(fields=["pred_score", "gt_label"]))
+    assert [metric for metric, _ in asked] == [1.0, 1.0]
+    assert asked[0][1] == pytest.approx([0.5])
+
+
+@pytest.mark.usefixtures("no_export")
+@pytest.mark.parametrize("content", [None, [], ["notes.txt"]])
+@pytest.mark.parametrize("source", ["MVTecAD", "Visa"])
+def test_nothing_is_downloaded_to_a_misspelt_folder(
+    tmp_path: Path, monkeypatch, source: str, content: list[str] | None
+) -> None:
+    def download(self: Any) -> None:
+        raise AssertionError("this would download the data set")
+
+    for cls in (MVTecAD, Visa):
+        monkeypatch.setattr(cls, "prepare_data", download)
+    root = tmp_path / "typo"
+    if content is not None:
+        root.mkdir()
+        for name in content:
+            (root / name).touch()
+    for datamodule in (MultiCategory(source, root=root), getattr(anomalib.data, source)(root=root)):
+        with pytest.raises(FileNotFoundError, match=r"INT8_PTQ takes training images that are there.*: .*typo"):
+            learned().to_openvino(tmp_path / "out", compression_type="int8_ptq", datamodule=datamodule)
+    left = [] if content is None else ["typo", *content]
+    assert [path.name for path in tmp_path.rglob("*")] == left
