@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `anomalib-uniad parity` compares, measures, writes and refuses."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ import openvino as ov
 import pandas as pd
 import pytest
 import torch
+from anomalib.data import MVTecAD
 from openvino import opset13 as ops
 from PIL import Image
 from sklearn.metrics import roc_auc_score
@@ -23,7 +25,7 @@ from anomalib_uniad.deploy.parity.predictors import OpenVINOPredictor, Predictio
 from anomalib_uniad.inference import ModelMetadata
 from helpers import make_mvtec_like
 from small import SMALL
-from tiny_openvino import HIGH, LOW, SIZE, THRESHOLD, save_tiny
+from tiny_openvino import HIGH, LOW, NORMALISED, SIZE, THRESHOLD, save_tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.onnx and openvino warn about themselves
 
@@ -154,7 +156,8 @@ def test_raw_values_from_inside_of_a_file(tmp_path: Path) -> None:
     assert predictor.image_size == (SIZE, SIZE)
 
 
-def test_normalised_values_where_there_are_no_others(tmp_path: Path) -> None:
+def test_normalised_values_where_there_are_no_others(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(predictors, "raw_values_of", lambda output: None)
     predictor = OpenVINOPredictor(save_tiny(tmp_path / "model.xml", raw_branch=False), normalises=True)
     assert predictor.kind == "normalised"
     assert predictor.predict(_grey(0.9)).scores == {"normalised": 1.0}
@@ -203,10 +206,16 @@ def test_precision_of_a_file() -> None:
     half = ops.convert(ops.constant(np.ones((3, 400), np.float16)), np.float32)
     assert predictors.precision_of(ov.Model([ops.matmul(images, half, False, False)], [images])) == "FP16"
     small = ops.convert(ops.constant(np.ones((3, 400), np.uint8)), np.float32)
-    assert predictors.precision_of(ov.Model([ops.matmul(images, small, False, False)], [images])) == "INT8 weights"
+    assert predictors.precision_of(ov.Model([ops.matmul(images, small, False, False)], [images])) == "INT8"
     ends = [ops.constant(np.float32(end)) for end in (0, 1, 0, 1)]
     quantised = ops.matmul(ops.fake_quantize(images, *ends, 256), small, False, False)
-    assert predictors.precision_of(ov.Model([quantised], [images])) == "INT8"
+    assert predictors.precision_of(ov.Model([quantised], [images])) == "INT8_PTQ"
+
+
+def test_a_file_says_its_precision(tmp_path: Path) -> None:
+    """With accuracy control, as the graph alone does not tell."""
+    file = save_tiny(tmp_path / "model.xml", replace(NORMALISED, precision="INT8_ACQ"))
+    assert OpenVINOPredictor(file, normalises=True).precision == "INT8_ACQ"
 
 
 def test_models_are_timed_in_turn() -> None:
@@ -244,6 +253,55 @@ def test_bad_arguments_are_told_in_one_line(
     with pytest.raises(SystemExit, match=message) as error:
         main(["parity", str(files["model.ckpt"]), *models, *defaults, *filled[len(models) :]])
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (
+            [],
+            "no category in the layout of MVTec AD in .*images, a folder with .* in it: it has no folders",
+        ),
+        (["part/train/good", "other"], r"in it: part has no test\. Correct --data"),
+        (["part/test"], r"in it: part has no train/good\."),
+        (["photos/new", ".hidden/train/good", ".hidden/test"], r"in it: it has photos\. Correct"),
+        (["train/good", "test/bad"], "images is a category: give the folder above it, .*above"),
+    ],
+)
+def test_nothing_is_downloaded(files, tmp_path: Path, monkeypatch, folders: list[str], message: str) -> None:
+    def download(self: Any) -> None:
+        raise AssertionError("this would download MVTec AD")
+
+    monkeypatch.setattr(MVTecAD, "prepare_data", download)
+    images = tmp_path / "above" / "images"
+    for folder in ("", *folders):
+        (images / folder).mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    arguments = ["parity", str(files["model.ckpt"]), str(files["f32.xml"]), "--data", str(images)]
+    with pytest.raises(SystemExit, match=message):
+        main([*arguments, "--output", str(tmp_path / "parity")])
+    with pytest.raises(SystemExit, match="images"):
+        main([*arguments, "--output", str(tmp_path / "parity"), "--data_class", "MVTecAD"])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_readers_say_what_they_lack(files, tmp_path: Path) -> None:
+    arguments = ["parity", str(files["model.ckpt"]), str(files["f32.xml"]), "--data", str(tmp_path)]
+    with pytest.raises(SystemExit, match=r"Kolektor cannot read .*: Found 0 images"):
+        main([*arguments, "--data_class", "Kolektor"])
+
+
+@pytest.mark.parametrize("value", [None, "0", "yes"])
+def test_pickled_files_have_to_be_trusted(files, data: Path, tmp_path: Path, monkeypatch, value: str | None) -> None:
+    monkeypatch.delenv("TRUST_REMOTE_CODE", raising=False)
+    if value is not None:
+        monkeypatch.setenv("TRUST_REMOTE_CODE", value)
+    monkeypatch.setattr(run, "load", lambda ckpt: pytest.fail("this has to be told before anything is loaded"))
+    given = [str(files[name]) for name in ("model.ckpt", "f32.xml", "model.pt")]
+    with pytest.raises(SystemExit, match=r"model\.pt is pickled, .* TRUST_REMOTE_CODE=1"):
+        main(["parity", *given, "--data", str(data), "--output", str(tmp_path / "parity")])
+    monkeypatch.setenv("TRUST_REMOTE_CODE", "True")
+    inputs.check([files["model.pt"]], data, tmp_path / "parity", False, 1, False)
 
 
 def test_the_folder_of_images_is_needed(files: dict[str, Path], tmp_path: Path) -> None:

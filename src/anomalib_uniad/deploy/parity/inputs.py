@@ -2,6 +2,7 @@
 """What was given: checkpoint, files and data set, checked before the work."""
 
 import inspect
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -40,6 +41,12 @@ def check(
     for file in models:
         if file.suffix not in SUFFIXES:
             msg = f"{file} is not an exported model: their names end in {', '.join(SUFFIXES)}."
+            raise ValueError(msg)
+        if file.suffix == ".pt" and os.environ.get("TRUST_REMOTE_CODE", "0").lower() not in {"1", "true"}:
+            msg = (
+                f"{file} is pickled, and whoever reads it runs what is in it: set the environment variable "
+                "TRUST_REMOTE_CODE=1, as for anomalib's TorchInferencer, if you trust the file, or leave it out."
+            )
             raise ValueError(msg)
         weights = file.with_suffix(".bin")
         for path in (file, *([weights] if file.suffix == ".xml" else [])):
@@ -93,13 +100,14 @@ def normalises(model: UniAD) -> bool:
 
 
 def make_datamodule(name: str, root: Path | None) -> AnomalibDataModule:
-    """Make the datamodule of a folder, with its test images one by one.
+    """Make the datamodule of a folder, with its test images one by one. Nothing is downloaded to the folder.
 
     Args:
         name (str): Its class, in ``anomalib_uniad.data`` or ``anomalib.data``.
         root (Path | None): The folder.
 
     Raises:
+        FileNotFoundError: If the data set is not in the folder.
         ValueError: If there is no such class, it does not read a folder, or finds no test images there.
     """
     cls: Any = getattr(anomalib_uniad.data, name, None) or getattr(anomalib.data, name, None)
@@ -113,13 +121,36 @@ def make_datamodule(name: str, root: Path | None) -> AnomalibDataModule:
         msg = f"{name} {lacking}, so it cannot be made of a folder alone; give MultiCategory."
         raise ValueError(msg)
     arguments: dict[str, Any] = {"root": root, "eval_batch_size": 1, "num_workers": 0}
+    if root is not None and issubclass(cls, anomalib_uniad.data.MultiCategory):
+        _check_categories(root)
     datamodule = cls(**arguments)
-    datamodule.prepare_data()
-    datamodule.setup()
+    try:
+        datamodule.setup()  # without prepare_data, which would download a public data set
+    except RuntimeError as error:  # what some of anomalib's readers raise
+        msg = f"{name} cannot read {root}: {error}"
+        raise ValueError(msg) from error
     if not len(datamodule.test_data):
         msg = f"{name} finds no test images in {root}."
         raise ValueError(msg)
     return cast("AnomalibDataModule", datamodule)
+
+
+def _check_categories(root: Path) -> None:
+    """Refuse a folder in which no category is complete, which a public data set would be downloaded to."""
+    needed = (Path("train", "good"), Path("test"))
+    if all((root / part).is_dir() for part in needed):
+        msg = f"{root} is a category: give the folder above it, {root.resolve().parent}."
+        raise FileNotFoundError(msg)
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    lacking = {folder.name: [str(part) for part in needed if not (folder / part).is_dir()] for folder in folders}
+    if all(lacking.values()):
+        nearly = [f"{name} has no {parts[0]}" for name, parts in lacking.items() if len(parts) == 1]
+        found = "; ".join(nearly) or f"it has {', '.join(lacking) or 'no folders'}"
+        msg = (
+            f"There is no category in the layout of MVTec AD in {root}, a folder with train/good and test in it: "
+            f"{found}. Correct --data, or give the datamodule that reads the folder with --data_class."
+        )
+        raise FileNotFoundError(msg)
 
 
 def export_files(model: UniAD, folder: Path, datamodule: AnomalibDataModule) -> list[Path]:

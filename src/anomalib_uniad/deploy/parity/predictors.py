@@ -51,7 +51,7 @@ class Predictor(Protocol):
 
 
 class TorchPredictor:
-    """The torch model, in the way it is exported: resize without antialiasing, normalisation, post-processor.
+    """The torch model, in the way it is exported: resize, normalisation, post-processor.
 
     Args:
         model (Any): Lightning module.
@@ -181,7 +181,9 @@ def read(file: Path) -> ov.Model:
 
 
 def precision_of(model: ov.Model) -> str:
-    """What a file is in: that of its largest constants, or ``"INT8"`` if activations are quantised too.
+    """What a file without metadata is in, in their words.
+
+    That of its largest constants, or ``"INT8_PTQ"`` if activations are quantised too, with accuracy control or without.
 
     Args:
         model (ov.Model): As read from the file.
@@ -189,12 +191,12 @@ def precision_of(model: ov.Model) -> str:
     sizes: dict[str, int] = {}
     for node in model.get_ops():
         if node.get_type_name() == "FakeQuantize":
-            return "INT8"
+            return "INT8_PTQ"
         if node.get_type_name() == "Constant":
             name = node.get_element_type().get_type_name()
             sizes[name] = sizes.get(name, 0) + int(np.prod(node.shape))
     largest = max(sizes, key=lambda name: sizes[name], default="f32")
-    return {"f32": "FP32", "f16": "FP16", "u8": "INT8 weights", "i8": "INT8 weights"}.get(largest, largest)
+    return {"f32": "FP32", "f16": "FP16", "u8": "INT8", "i8": "INT8"}.get(largest, largest)
 
 
 def size_on_disk(file: Path) -> int:
