@@ -81,6 +81,32 @@ def test_files_are_exported_once(files: Files, monkeypatch) -> None:
     assert asked[2]["onnx_kwargs"] == {"dynamic_shapes": None}
 
 
+def test_the_default_export_is_one_file_for_all_sizes(files: Files, monkeypatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def export(self: Any, export_root: Path, model_file_name: str, **arguments: Any) -> Path:
+        asked.append({"to_onnx": self.to_onnx, **arguments})
+        return save_tiny(export_root / "weights" / "openvino" / f"{model_file_name}.xml")
+
+    monkeypatch.setattr(files_module.UniAD, "to_openvino", export)
+    files.uniad.__dict__["to_onnx"] = None  # as after an export of fixed size
+    assert files.openvino("any_size") == files.openvino("any_size_1024")
+    assert len(asked) == 1
+    assert set(asked[0]) == {"to_onnx"}  # no size
+    assert asked[0]["to_onnx"] is not None
+    assert [files.size_of_images(name) for name in ("f32", "any_size", "any_size_1024")] == [
+        (64, 64),
+        (64, 64),
+        (1024, 1024),
+    ]
+
+
+def test_a_file_for_any_size_is_measured(tmp_path: Path) -> None:
+    model = speed.Exported(save_tiny(tmp_path / "model.xml"), threads=1)
+    for size in (SIZE, 5 * SIZE):
+        assert speed.measure(model, [np.zeros((1, 3, size, size), np.float32)], seconds=0.001)["inferences"] >= 5
+
+
 def test_files_of_other_arguments_are_refused(tmp_path: Path) -> None:
     Files(tmp_path, SMALL, 20, 3, 0)
     Files(tmp_path, SMALL, 20, 3, 0)
@@ -194,6 +220,7 @@ class _Bench:
 
     def __init__(self, folder: Path, monkeypatch: Any) -> None:
         self.folder, self.measured, self.stop_at = folder, [], 10**6
+        self.sizes: dict[str, tuple[int, int]] = {}
         monkeypatch.setattr(session, "supports_bf16", lambda: False)
         monkeypatch.setattr(Files, "openvino", lambda self, name: save_tiny(self._folder / f"{name}.xml"))
         monkeypatch.setattr(session, "Exported", lambda file, precision, threads: file.stem)
@@ -204,6 +231,7 @@ class _Bench:
         if len(self.measured) == self.stop_at:
             raise KeyboardInterrupt
         self.measured.append(model)
+        self.sizes[model] = images[0].shape[2:]
         times = 1 if model == "torch" else 8 if model == "patchcore_10" else 0.25
         return {"latency_ms": 80 * times, "latency_ms_min": 70, "images_per_second": 10 / times, "inferences": 5}
 
@@ -227,6 +255,17 @@ def test_variants_are_measured_in_turn_and_shown(tmp_path: Path, monkeypatch) ->
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert "| UniAD, OpenVINO, f32 | 20 | 4 x | 40 | 4 x | 32 x |" in lines
     assert "Vectors in PatchCore's memory bank: 10 %: 128." in text
+
+
+def test_large_images_are_not_compared_with_small_ones(tmp_path: Path, monkeypatch) -> None:
+    bench = _Bench(tmp_path, monkeypatch)
+    bench.run(variants=("f32", "any_size", "any_size_1024"))
+    assert bench.sizes == {"torch": (64, 64), "f32": (64, 64), "any_size": (64, 64), "any_size_1024": (1024, 1024)}
+    text = report.render("<!-- table: inference_speed -->\n<!-- end -->", tmp_path)
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "| UniAD, OpenVINO, f32, file for any size | 20 | 4 x | 40 | 4 x |" in lines
+    assert "| UniAD, OpenVINO, f32, file for any size, 1024 px | 20 | | 40 | |" in lines
+    assert "images of 64 px where no other size is given in memory" in text
 
 
 def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch) -> None:

@@ -7,7 +7,19 @@ from typing import Literal, get_args
 
 Part = Literal["speed", "profile", "start"]
 # The first one is what the others are compared with.
-Variant = Literal["torch", "f32", "f16", "bf16", "int8", "int8_ptq", "patchcore_10", "patchcore_1", "padim"]
+Variant = Literal[
+    "torch",
+    "f32",
+    "f16",
+    "bf16",
+    "int8",
+    "int8_ptq",
+    "any_size",
+    "any_size_1024",
+    "patchcore_10",
+    "patchcore_1",
+    "padim",
+]
 
 
 def inference(
@@ -36,7 +48,9 @@ def inference(
             seconds and memory of `anomalib-uniad predict`, `anomalib predict` and anomalib's OpenVINOInferencer, from
             the start of the process.
         variants: What is measured; in "speed" torch in any case, as the others are compared with it, and bf16 where
-            the CPU has it. "patchcore_10" keeps 10 % of the training images' patches, "patchcore_1" 1 %.
+            the CPU has it. "any_size" is the file that `anomalib export` writes by default, in f32, which resizes;
+            "any_size_1024" the same with images of 1024 x 1024 pixels; other files take images of the model's size.
+            "patchcore_10" keeps 10 % of the training images' patches, "patchcore_1" 1 %.
         rounds: How often everything is measured, in turn.
         seconds: About how long each variant is measured in a round, for latency and for throughput.
         training_images: Number of images that PatchCore's memory bank is as large as if it were from.

@@ -26,6 +26,8 @@ COMPRESSION = {
     "int8": CompressionType.INT8,
     "int8_ptq": CompressionType.INT8_PTQ,
 }
+# Variants that are the same file: the default of `anomalib export`, for images of any size.
+ANY_SIZE = {"any_size": None, "any_size_1024": (1024, 1024)}  # -> size of the images, None is the model's
 CORESET = {"patchcore_10": 0.1, "patchcore_1": 0.01}
 
 
@@ -122,6 +124,7 @@ class Files:
 
     def openvino(self, name: str) -> Path:
         """File of a variant, exported if it is not there; ``name`` as in :data:`.command.Variant`."""
+        name = {"bf16": "f32"}.get(name, "any_size" if name in ANY_SIZE else name)
         if not self._has(f"openvino/{name}.xml"):
             with _quietly():
                 self._export(name)
@@ -133,6 +136,10 @@ class Files:
             return None
         patches = (self.image_size[0] // 8) * (self.image_size[1] // 8)
         return max(int(self._training * patches * CORESET[name]), 9)  # its score looks at 9 neighbors
+
+    def size_of_images(self, name: str) -> tuple[int, int]:
+        """Height and width of the images that a variant is measured with."""
+        return ANY_SIZE.get(name) or self.image_size
 
     def images(self, count: int) -> Path:
         """Folder with ``count`` generated training images of two categories, in the layout of MVTec AD."""
@@ -161,6 +168,10 @@ class Files:
 
     def _export(self, name: str) -> None:
         common: Mapping[str, Any] = {"export_root": self._folder, "model_file_name": name}
+        if name in ANY_SIZE:
+            self.uniad.__dict__.pop("to_onnx", None)
+            self.uniad.to_openvino(**common)
+            return
         if name in COMPRESSION:
             datamodule = None
             if name == "int8_ptq":

@@ -96,17 +96,18 @@ class Session:
         with tqdm(others, desc="Exporting") as bar:
             for name in bar:
                 bar.set_postfix_str(name)
-                file = files.openvino("f32" if name == "bf16" else name)
+                file = files.openvino(name)
                 models[name] = Exported(file, "bf16" if name == "bf16" else "f32", self._threads)
                 sizes[name] = file.stat().st_size + file.with_suffix(".bin").stat().st_size
         done = self._start_table("inference_speed", ("variant", "round"))
-        images = self._images(files)
+        images = {size: self._images(size) for size in {files.size_of_images(name) for name in models}}
         with tqdm(total=rounds * len(models), desc="Speed") as bar:
             for number in range(1, rounds + 1):
                 for name, model in models.items():
                     bar.set_postfix_str(name)
                     if (name, str(number)) not in done:
-                        row = {"variant": name, "round": number, **measure(model, images, seconds)}
+                        row = {"variant": name, "round": number}
+                        row |= measure(model, images[files.size_of_images(name)], seconds)
                         row |= {"bank_vectors": files.bank(name), "size_bytes": sizes.get(name)}
                         self._save("inference_speed", [row], ("variant", "round"))
                     bar.update()
@@ -119,12 +120,12 @@ class Session:
             self._start_table("inference_floor", ())
         chosen = [name for name in PROFILED if name in variants and (name != "bf16" or supports_bf16())]
         parts = profile.parts_of(files.onnx)
-        images = self._images(files) * (1 if self._quick else 5)
+        images = self._images(files.image_size) * (1 if self._quick else 5)
         with tqdm(chosen, desc="Profile") as bar:
             for name in bar:
                 if (name,) in done:
                     continue
-                file, precision = files.openvino("f32" if name == "bf16" else name), "bf16" if name == "bf16" else "f32"
+                file, precision = files.openvino(name), "bf16" if name == "bf16" else "f32"
                 found = profile.profile(file, parts, images, precision, self._threads)
                 total = sum(found.seconds.values())
                 rows = [
@@ -161,9 +162,9 @@ class Session:
                         bar.update()
         self._show("inference_start", tables.start)
 
-    def _images(self, files: Files) -> list[np.ndarray]:
+    def _images(self, size: tuple[int, int]) -> list[np.ndarray]:
         draw_numbers = np.random.default_rng(self._seed)
-        return [draw_numbers.random((1, 3, *files.image_size), np.float32) for _ in range(_IMAGES)]
+        return [draw_numbers.random((1, 3, *size), np.float32) for _ in range(_IMAGES)]
 
     def _start_table(self, name: str, case: Sequence[str]) -> set[tuple[str, ...]]:
         """Drop the rows of this device, or, to resume, tell the cases that are there."""

@@ -7,6 +7,7 @@ import pandas as pd
 
 from anomalib_uniad.metrics.table import to_markdown
 
+LARGE = "any_size_1024"  # with images of another size than the others
 LABELS = {
     "torch": "UniAD, torch",
     "f32": "UniAD, OpenVINO, f32",
@@ -14,6 +15,8 @@ LABELS = {
     "bf16": "UniAD, OpenVINO, bf16",
     "int8": "UniAD, OpenVINO, INT8 weights",
     "int8_ptq": "UniAD, OpenVINO, INT8",
+    "any_size": "UniAD, OpenVINO, f32, file for any size",
+    LARGE: "UniAD, OpenVINO, f32, file for any size, 1024 px",
     "patchcore_10": "PatchCore, 10 %, OpenVINO, f32",
     "patchcore_1": "PatchCore, 1 %, OpenVINO, f32",
     "padim": "PaDiM, OpenVINO, f32",
@@ -28,25 +31,26 @@ def speed(frame: pd.DataFrame) -> str:
         tables: dict[str, list[str]] = {}
         of = {name: group.set_index("round") for name, group in rows.groupby("variant")}
         for name in (name for name in LABELS if name in of):
-            own = of[name]
+            own, alike = of[name], name != LARGE
             cells = {
                 "model": LABELS[name],
                 "ms per image": _spread(own["latency_ms"]),
-                "as fast as torch": _times(of["torch"]["latency_ms"] / own["latency_ms"]),
+                "as fast as torch": _times(of["torch"]["latency_ms"] / own["latency_ms"]) if alike else "",
                 "images/s": _spread(own["images_per_second"]),
             }
             for other in ("torch", "patchcore_10", "patchcore_1"):
                 if other in of:
                     ratio = own["images_per_second"] / of[other]["images_per_second"]
-                    cells[f"of {SHORT[other]}'s"] = _times(ratio)
+                    cells[f"of {SHORT[other]}'s"] = _times(ratio) if alike else ""
             for head, cell in cells.items():
                 tables.setdefault(head, []).append(cell)
         first = rows.iloc[0]
         banks = rows.dropna(subset=["bank_vectors"]).groupby("variant", sort=False)["bank_vectors"].first()
         vectors = "; ".join(f"{LABELS[str(name)].split(', ')[1]}: {count:,.0f}" for name, count in banks.items())
+        sizes = f"images of {first['image_size']} px{' where no other size is given' if LARGE in of else ''}"
         text = (
-            f"{to_markdown(pd.DataFrame(tables))}\n\nBackbone {first['backbone']}, images of {first['image_size']} px "
-            f"in memory, generated weights; medians of {rows['round'].nunique()} rounds, in parentheses the smallest "
+            f"{to_markdown(pd.DataFrame(tables))}\n\nBackbone {first['backbone']}, {sizes} in memory, "
+            f"generated weights; medians of {rows['round'].nunique()} rounds, in parentheses the smallest "
             "and the largest. Images per second: OpenVINO with parallel requests, torch one after the other; what they "
             "are of the others' follows, as the median of the ratios of each round."
         )
