@@ -50,7 +50,9 @@ def graph(rows: pd.DataFrame) -> str:
         f"For a batch of fixed size OpenVINO makes {executed['all']} operations of the exported ones, "
         f"{executed['Const']} of them constants; {', '.join(left) or 'Select, ShapeOf and Slice'} "
         f"{'are' if left else 'are not'} among them. The map differs from that of torch by at most "
-        f"{rows['difference'].max():.0e} of its range."
+        f"{rows['difference'].max():.0e} of its range. Of the {rows['backbone_parameters'].max() / 1e6:.1f} million "
+        f"parameters of the backbone, the {rows['backbone_parameters_used'].max() / 1e6:.1f} million that lead to the maps "
+        "in use are in the file."
     )
 
 

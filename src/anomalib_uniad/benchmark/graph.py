@@ -17,6 +17,7 @@ from typing import Any
 from unittest import mock
 
 import pandas as pd
+import timm
 import torch
 from jsonargparse import auto_cli
 from torch.nn import functional as F
@@ -46,6 +47,7 @@ def graph(
             getattr(model.post_processor, f"{level}_{name}").fill_(value)
             getattr(model.post_processor, f"_{level}_threshold").fill_(50.0)
     rows = [{**row, "backbone": backbone, "height": image_size[0], "width": image_size[1]} for row in count(model)]
+    rows[-1] |= parameters(model, backbone)
     command = shlex.join(["python", "-m", "anomalib_uniad.benchmark.graph", *sys.argv[1:]])
     frame = pd.DataFrame(rows).assign(seed=0, device="cpu", versions=versions(), command=command)
     add_rows(output_dir / "graph.csv", frame, ("backbone",))
@@ -78,6 +80,18 @@ def count(model: UniAD) -> list[dict[str, Any]]:
         rows[-1]["difference"] = ((exported - expected).abs().max() / (expected.max() - expected.min())).item()
         del before, after, compiled  # they read from the folder
     return rows
+
+
+def parameters(model: UniAD, backbone: str) -> dict[str, int]:
+    """Parameters of the backbone: all that timm's feature extractor has, and those that lead to the maps in use.
+
+    Args:
+        model: The model.
+        backbone: The backbone's name in timm.
+    """
+    whole = timm.create_model(backbone, features_only=True, pretrained=False)
+    sizes = {"backbone_parameters": whole, "backbone_parameters_used": model.model.backbone}
+    return {name: sum(parameter.numel() for parameter in module.parameters()) for name, module in sizes.items()}
 
 
 def _attention_of_torch(

@@ -10,7 +10,7 @@ import timm
 from anomalib_uniad import UniAD
 from anomalib_uniad.benchmark.export_tables import graph as graph_table
 from anomalib_uniad.benchmark.export_tables import ports
-from anomalib_uniad.benchmark.graph import AFTER, BEFORE, EXECUTED, count
+from anomalib_uniad.benchmark.graph import AFTER, BEFORE, EXECUTED, count, parameters
 from small import SMALL
 
 RESULTS = Path(__file__).parents[3] / "results"
@@ -22,7 +22,9 @@ def counts() -> pd.DataFrame:
     for level in ("image", "pixel"):
         getattr(model.post_processor, f"{level}_min").fill_(0.0)
         getattr(model.post_processor, f"{level}_max").fill_(100.0)
-    return pd.DataFrame(count(model)).assign(backbone="resnet18", height=64, width=64)
+    rows = list(count(model))
+    rows[-1] |= parameters(model, "resnet18")
+    return pd.DataFrame(rows).assign(backbone="resnet18", height=64, width=64)
 
 
 @pytest.mark.filterwarnings("ignore")  # torch.onnx and openvino warn about themselves
@@ -45,6 +47,10 @@ def test_only_what_is_used_is_in_the_file(counts: pd.DataFrame) -> None:
     kept = sum(parameter.numel() for parameter in model.model.parameters())
     size = counts[(counts["graph"] == AFTER) & (counts["operation"] == "all")]["bytes"].item()
     whole = timm.create_model("resnet18", features_only=True)
+    used = sum(parameter.numel() for parameter in model.model.backbone.parameters())
+    assert counts["backbone_parameters_used"].max() == used
+    assert counts["backbone_parameters"].max() == sum(parameter.numel() for parameter in whole.parameters())
+    assert "Of the 11.2 million parameters of the backbone, the 0.2 million that lead" in graph_table(counts)
     assert kept < 0.05 * sum(parameter.numel() for parameter in whole.parameters())
     assert 0.9 * 4 * kept < size < 1.2 * 4 * kept
 
