@@ -44,15 +44,15 @@ def graph(rows: pd.DataFrame) -> str:
     table["with torch's attention"].append(f"{size[before.name]:.1f}")
     table["exported"].append(f"{size[after.name]:.1f}")
     image = f"{rows['height'].iloc[0]} x {rows['width'].iloc[0]} pixels"
+    whole, used = (rows[f"backbone_parameters{end}"].max() / 1e6 for end in ("", "_used"))
     left = [name for name in ("Select", "ShapeOf", "StridedSlice") if executed.get(name, 0)]
     return (
         f"`{backbone}`, {image}; types of operations whose number differs:\n\n{to_markdown(pd.DataFrame(table))}\n\n"
         f"For a batch of fixed size OpenVINO makes {executed['all']} operations of the exported ones, "
         f"{executed['Const']} of them constants; {', '.join(left) or 'Select, ShapeOf and Slice'} "
         f"{'are' if left else 'are not'} among them. The map differs from that of torch by at most "
-        f"{rows['difference'].max():.0e} of its range. Of the {rows['backbone_parameters'].max() / 1e6:.1f} million "
-        f"parameters of the backbone, the {rows['backbone_parameters_used'].max() / 1e6:.1f} million that lead to the maps "
-        "in use are in the file."
+        f"{rows['difference'].max():.0e} of its range. Of the {whole:.1f} million parameters of the backbone, the "
+        f"{used:.1f} million that lead to the maps in use are in the file."
     )
 
 
