@@ -2,6 +2,7 @@
 """Exported files compute what torch computes: maps, the neighbor mask, precisions, shapes, names."""
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +200,7 @@ def test_ports(trained, tmp_path: Path) -> None:
 def test_snippets_of_the_readme(trained, tmp_path: Path, monkeypatch, capsys) -> None:
     """As they stand there, with the exported file and an image beside them."""
     path = export(trained, tmp_path)
-    (path.parent / "new.png").write_bytes(Path(trained[1].val_data.samples["image_path"][0]).read_bytes())
+    shutil.copy(next(trained[1].root.rglob("*.png")), path.parent / "new.png")
     monkeypatch.chdir(path.parent)
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     snippets = [block for block in blocks if '"model.xml"' in block]
