@@ -251,6 +251,17 @@ def test_the_number_of_steps_is_known_early(root: Path, tmp_path: Path) -> None:
     assert steps == [4] == [len(trace.losses)]
 
 
+def test_validation_features_come_first(root: Path, tmp_path: Path, extractions: list[int], monkeypatch) -> None:
+    """What does not fit is refused before long work starts, also if it is validated late."""
+    data = make_multi_category(root)
+    engine = make_engine(tmp_path, FeatureCache("memory"), check_val_every_n_epoch=EPOCHS)
+    before: list[int] = []
+    monkeypatch.setattr(UniAD, "on_train_epoch_start", lambda _: before.append(len(extractions)), raising=False)
+    engine.fit(model=small_model(), datamodule=data)
+    assert before[0] == before[-1] == len(extractions) > 0
+    assert sum(extractions) == len(data.train_data) + len(data.val_data)
+
+
 def test_without_validation_set(tmp_path: Path) -> None:
     root = make_mvtec_like(tmp_path / "data", train=4, good=2, bad=2)
     datamodule = make_multi_category(root, val_split_mode="none")
@@ -282,10 +293,12 @@ def test_it_says_where_features_come_from(root: Path, tmp_path: Path, monkeypatc
     for _ in range(2):
         fit(tmp_path, make_mvtec(root), FeatureCache("disk", directory=tmp_path / "features"))
     assert len(said) == 6
-    assert said[0].startswith("The features of 4 images, 512x4x4 float32, need 0.1 MB in ")
-    assert "(4 images, 0.1 MB), built now." in said[1]
-    assert "MVTecAD, validation" in said[3]
-    assert "(4 images, 0.1 MB), built earlier." in said[4]
+    assert said[0].startswith("The features of 6 images, 512x4x4 float32, need 0.2 MB in ")
+    assert "MVTecAD, validation" in said[1]
+    assert said[2].startswith("The features of 4 images, 512x4x4 float32, need 0.1 MB in ")
+    assert "MVTecAD, training" in said[3]
+    assert "(4 images, 0.1 MB), built now." in said[3]
+    assert "(4 images, 0.1 MB), built earlier." in said[5]
 
 
 @pytest.mark.parametrize(
@@ -377,7 +390,7 @@ def test_a_disk_that_is_too_small(root: Path, tmp_path: Path, monkeypatch) -> No
     usage = type(shutil.disk_usage(tmp_path))
     monkeypatch.setattr(feature_store.shutil, "disk_usage", lambda path: usage(10**9, 0, feature_store.RESERVE + 10**5))
     cache = FeatureCache("disk", directory=tmp_path / "features")
-    with pytest.raises(OSError, match=r"need 0\.1 MB in .*features, but there are only 0\.1 MB\. Halve it"):
+    with pytest.raises(OSError, match=r"need 0\.2 MB in .*features, but there are only 0\.1 MB\. Halve it"):
         fit(tmp_path, make_mvtec(root), cache)
     assert cache.store.entries() == cache.store.unfinished() == []
 

@@ -67,6 +67,7 @@ class FeatureBuilder:
         masks (bool): Keep the masks as well.
         num_workers (int): Processes that read images. Defaults to ``0``.
         progress (bool): Show a progress bar. Defaults to ``False``.
+        after_batch (Callable[[], None]): Called after each batch of images; may raise. Defaults to nothing.
     """
 
     dataset: Any
@@ -77,6 +78,7 @@ class FeatureBuilder:
     masks: bool
     num_workers: int = 0
     progress: bool = False
+    after_batch: Callable[[], None] = lambda: None
 
     def build(self, writer: ArrayWriter, check_space: Callable[[int, tuple[int, ...]], None]) -> None:
         """Compute all features.
@@ -124,6 +126,7 @@ class FeatureBuilder:
                 if self.masks:
                     writer.append("masks", masks)
                 bar.update(len(items))
+                self.after_batch()
         if len(sizes) > 1:
             logger.warning(
                 "The images have %d different sizes. Without the feature cache, anomalib first resizes the images of "

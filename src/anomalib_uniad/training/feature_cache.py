@@ -12,6 +12,7 @@ import numpy as np
 from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 from torch.utils.data import DataLoader
@@ -85,6 +86,7 @@ class FeatureCache(Callback):
         # At once, before long work; what is checked again later may not be there yet.
         checks.check_model(_model(pl_module))
         checks.check_strategy(trainer)
+        checks.check_transfer(datamodule, pl_module)
         pre_processor = checks.active_pre_processor(trainer, pl_module)
         for name in ("train", "val"):
             if hasattr(datamodule, f"{name}_data"):
@@ -139,6 +141,10 @@ class FeatureCache(Callback):
     ) -> Any:
         if session is not self._session:  # the training is over, but another wrapper kept this one on
             return loaders
+        datamodule = _datamodule(trainer)
+        if not evaluation and trainer.enable_validation and len(getattr(datamodule, "val_data", ())):
+            # Now, not when the first epoch is validated: what cannot be cached is refused before long work starts.
+            datamodule.val_dataloader()
         if isinstance(loaders, (list, tuple)):
             return [self._wrap_one(trainer, pl_module, evaluation, loader) for loader in loaders]
         return self._wrap_one(trainer, pl_module, evaluation, loaders)
@@ -159,6 +165,7 @@ class FeatureCache(Callback):
             masks=evaluation and source.samples.attrs.get("task") == "segmentation",
             num_workers=loader.num_workers,
             progress=trainer.progress_bar_callback is not None,
+            after_batch=partial(_stop_if_told, trainer),
         )
         parts = key_parts(
             source, builder.transform, builder.model, self.dtype, builder.device.type, masks=builder.masks
@@ -174,16 +181,17 @@ class FeatureCache(Callback):
                 "backbone": parts["extractor"]["backbone"],
                 "made_of": parts,
             }
-            arrays = self._arrays(builder, meta)
+            arrays = self._arrays(builder, meta, trainer.num_devices)
             self._datasets[key] = CachedDataset.place(arrays, *paths_of(source), device=builder.device)
         return cached_dataloader(self._datasets[key], loader)
 
-    def _arrays(self, builder: FeatureBuilder, meta: dict[str, Any]) -> dict[str, np.ndarray]:
+    def _arrays(self, builder: FeatureBuilder, meta: dict[str, Any], processes: int) -> dict[str, np.ndarray]:
         """Open the cache, or build it. With several processes, one builds and the others wait for its lock."""
         # Synthetic anomalies are drawn anew for each training: files of them would never be used again.
         if self.mode == "memory" or isinstance(builder.dataset, SyntheticAnomalyDataset):
             memory = MemoryWriter()
-            builder.build(memory, partial(self._check_space, checks.available_memory, "memory"))
+            place = "memory" if processes == 1 else f"memory of each of {processes} processes"
+            builder.build(memory, partial(self._check_space, partial(_part_of_memory, processes), place))
             return self._announce(meta, memory.arrays, "built now, in memory")
 
         def build(writer: CacheWriter) -> None:
@@ -222,6 +230,17 @@ class FeatureCache(Callback):
             f"Features of {meta['dataset']} from cache {meta['key']} ({meta['images']} images, {size}), {how}."
         )
         return arrays
+
+
+def _part_of_memory(processes: int) -> int | None:
+    available = checks.available_memory()
+    return None if available is None else available // processes
+
+
+def _stop_if_told(trainer: Any) -> None:
+    """Lightning has noted SIGTERM, but looks at it only between training steps."""
+    if trainer.received_sigterm:
+        raise SIGTERMException
 
 
 def _restore_filters(filters: list[Any]) -> None:

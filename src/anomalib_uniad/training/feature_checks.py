@@ -11,6 +11,7 @@ from anomalib.data.datasets.base.depth import AnomalibDepthDataset
 from anomalib.data.datasets.base.video import AnomalibVideoDataset
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.core.hooks import DataHooks
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch.utils.data import DataLoader
 
@@ -72,6 +73,26 @@ def active_pre_processor(trainer: Trainer, pl_module: LightningModule) -> PrePro
     return found
 
 
+def check_transfer(*owners: Any) -> None:
+    """Refuse what changes batches on their way to the device, which the cache would not see.
+
+    Args:
+        *owners (Any): Datamodule and model.
+
+    Raises:
+        ValueError: With what to do.
+    """
+    for owner in owners:
+        for hook in ("on_before_batch_transfer", "on_after_batch_transfer"):
+            found = getattr(type(owner), hook, None)
+            if found is not None and found is not getattr(DataHooks, hook):
+                msg = (
+                    f"{type(owner).__name__} has its own {hook}, which may change images in every epoch, and the "
+                    f"feature cache would not see it. {OFF}"
+                )
+                raise ValueError(msg)
+
+
 def check_dataset(dataset: Any, where: str) -> None:
     """Refuse datasets that give no images, or not always the same.
 
@@ -85,7 +106,7 @@ def check_dataset(dataset: Any, where: str) -> None:
     if not isinstance(dataset, AnomalibDataset) or isinstance(dataset, (AnomalibDepthDataset, AnomalibVideoDataset)):
         msg = f"The feature cache needs an image dataset of anomalib, not {type(dataset).__name__}. {OFF}"
         raise ValueError(msg)
-    reader = next(cls for cls in type(dataset).__mro__ if "__getitem__" in vars(cls))
+    reader = next(cls for cls in type(dataset).__mro__ if {"__getitem__", "__getitems__"} & vars(cls).keys())
     if reader.__module__.split(".")[0] not in {"anomalib", "anomalib_uniad"} and not hasattr(dataset, "content_key"):
         msg = (
             f"{reader.__qualname__} reads its items itself (__getitem__), and the feature cache cannot see what they "
@@ -130,7 +151,7 @@ def check_space(
     size = f"The features of {shape[0]} images, {'x'.join(map(str, shape[1:]))} {dtype}, need {gigabytes(needed)}"
     if free is not None and needed > free:
         msg = f"{size} in {place}, but there are only {gigabytes(free)}. "
-        raise OSError(msg + (ADVICE_MEMORY if place == "memory" else ADVICE))
+        raise OSError(msg + (ADVICE_MEMORY if place.startswith("memory") else ADVICE))
     say(f"{size} in {place}{'' if free is None else f' (free: {gigabytes(free)})'}.")
 
 
@@ -144,7 +165,10 @@ def available_memory() -> int | None:
     found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
     with contextlib.suppress(OSError, ValueError):  # the limit of a container; the text "max" if it has none
         limit, used = (int((_CONTAINER / name).read_text()) for name in ("memory.max", "memory.current"))
-        found.append(max(0, limit - used))
+        with contextlib.suppress(OSError, ValueError):  # what files use as a cache can be had here, too
+            counts = dict(line.split() for line in (_CONTAINER / "memory.stat").read_text().splitlines())
+            used -= int(counts.get("inactive_file", 0)) + int(counts.get("active_file", 0))
+        found.append(max(0, limit - max(0, used)))
     return min(found) if found else None
 
 

@@ -97,7 +97,8 @@ def map_arrays(folder: Path, key: str) -> dict[str, np.ndarray]:
         if not {"features", "labels"} <= arrays.keys():
             msg = f"{META} lists only {sorted(arrays)}."
             raise ValueError(msg)
-    except (OSError, KeyError, TypeError, AttributeError) as error:
+    # Other errors of the system, for example too many open files, say nothing about the cache.
+    except (FileNotFoundError, EOFError, KeyError, TypeError, AttributeError) as error:
         msg = f"{type(error).__name__}: {error}"
         raise ValueError(msg) from error
     return arrays

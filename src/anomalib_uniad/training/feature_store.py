@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -179,7 +180,7 @@ class FeatureStore:
         target = self.directory / key
         for path in [*(path for name, path in self.unfinished() if name == key), target]:
             if path.is_dir() and has_only_our_files(path):
-                remove(path)
+                self._discard(path)
         if target.exists() or target.is_symlink():
             msg = f"{str(target)!r} is in the way: it is not, or not only, a feature cache. Move it elsewhere."
             raise OSError(msg)
@@ -220,15 +221,29 @@ class FeatureStore:
             except Timeout:
                 busy.append(key)
                 continue
+            except OSError as error:
+                logger.warning("The feature cache %s is left as it is: %s", key, error)
+                continue
             try:
                 if key in entries:
-                    freed += remove(entries[key].path)
+                    freed += self._discard(entries[key].path)
                     deleted.append(entries[key])
                 freed += sum(remove(path) for name, path in leftovers if name == key)
                 Path(lock.lock_file).unlink(missing_ok=True)  # who waits for it notices and makes a new one
+            except OSError as error:
+                logger.warning("The feature cache %s could not be deleted: %s", key, error)
             finally:
                 lock.release()
         return deleted, freed, busy
+
+    @staticmethod
+    def _discard(folder: Path) -> int:
+        """Delete a cache under another name, as network disks keep files that are mapped, and with them the folder."""
+        unfinished = folder
+        if not _UNFINISHED.fullmatch(folder.name):
+            unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
+            folder.rename(unfinished)
+        return remove(unfinished)
 
     def _folders(self) -> list[Path]:
         paths = sorted(self.directory.iterdir()) if self.directory.is_dir() else []

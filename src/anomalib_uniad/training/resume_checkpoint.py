@@ -2,6 +2,7 @@
 """The checkpoint from which an interrupted training is resumed."""
 
 import contextlib
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -175,6 +176,8 @@ class ResumeCheckpoint(Callback):
         unfinished = self._path.with_suffix(".part")
         trainer.save_checkpoint(unfinished, weights_only=False)  # the default, but Lightning logs that it is
         if trainer.is_global_zero:
+            with unfinished.open("rb") as file:  # on the disk before it takes the place of the last one
+                os.fsync(file.fileno())
             unfinished.replace(self._path)
         self._written = trainer.global_step
         self._last_time = time.monotonic()

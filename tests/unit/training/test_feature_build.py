@@ -10,11 +10,13 @@ import pytest
 import torch
 from anomalib.data import ImageItem
 from anomalib.data.datasets.image.mvtecad import MVTecADDataset
+from lightning.pytorch import LightningDataModule, LightningModule
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 from torchvision.tv_tensors import Image, Mask
 
+from anomalib_uniad.training import feature_cache
 from anomalib_uniad.training import feature_checks as checks
 from anomalib_uniad.training.feature_build import FeatureBuilder, MemoryWriter
 from helpers import make_mvtec_like
@@ -211,6 +213,42 @@ def test_the_limit_of_a_container_counts(monkeypatch, tmp_path: Path) -> None:
     free = checks.available_memory()
     (tmp_path / "memory.max").write_text("8192\n")
     assert free is None or (free > 8192 and checks.available_memory() == 4096)
+    # What files use as a cache is not in the way.
+    (tmp_path / "memory.stat").write_text("anon 1024\ninactive_file 1000\nactive_file 500\n")
+    assert checks.available_memory() == 8192 - 4096 + 1500
+
+
+def test_memory_of_several_processes(monkeypatch) -> None:
+    for available, part in ((9000, 3000), (None, None)):
+        monkeypatch.setattr(checks, "available_memory", lambda available=available: available)
+        assert feature_cache._part_of_memory(3) == part
+    with pytest.raises(OSError, match=r"in memory of each of 3 processes, .*feature_cache=disk"):
+        checks.check_space(10**9, (1, 2, 2, 2), "float32", 10**8, "memory of each of 3 processes", print)
+
+
+def test_batches_that_are_changed_on_their_way_are_refused() -> None:
+    class Moved(LightningDataModule):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            return batch
+
+    checks.check_transfer(LightningDataModule(), LightningModule())
+    for owners in ((Moved(), LightningModule()), (LightningModule(), Moved())):
+        with pytest.raises(ValueError, match=r"Moved has its own on_after_batch_transfer.*feature_cache=off"):
+            checks.check_transfer(*owners)
+
+
+def test_something_to_do_after_each_batch() -> None:
+    calls: list[int] = []
+
+    def stop() -> None:
+        calls.append(len(model.modes))
+        if len(calls) == 2:
+            raise InterruptedError
+
+    model = Model()
+    with pytest.raises(InterruptedError):
+        build(Images(), model=model, after_batch=stop)
+    assert calls == [1, 2]
 
 
 def test_depth_is_refused() -> None:

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import errno
 import json
 import logging
 import os
@@ -176,6 +177,50 @@ def test_a_cache_can_be_deleted_while_it_is_used(store: FeatureStore) -> None:
     arrays = store.open(KEY)
     store.clear()
     np.testing.assert_array_equal(arrays["features"], FEATURES)
+
+
+def test_files_that_a_network_disk_keeps(store: FeatureStore, monkeypatch) -> None:
+    """NFS renames deleted files that are mapped; the next training is not to find them in its way."""
+    unlink = Path.unlink
+
+    def keep(path: Path, **arguments) -> None:
+        if path.name == "features.npy":
+            path.rename(path.with_name(".nfs0001"))
+        else:
+            unlink(path, **arguments)
+
+    monkeypatch.setattr(Path, "unlink", keep)
+    assert [entry.key for entry in store.clear()[0]] == [KEY]
+    assert not (store.directory / KEY).exists()
+    arrays, how = store.obtain(KEY, write)
+    assert how == "built now"
+    np.testing.assert_array_equal(arrays["features"], FEATURES)
+
+
+def test_errors_of_the_system_are_no_damage(store: FeatureStore, monkeypatch) -> None:
+    def fail(*arguments, **keywords):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "load", fail)
+        with pytest.raises(OSError, match="Cannot allocate memory"):
+            store.obtain(KEY, never)
+    assert store.obtain(KEY, never)[1] == "built earlier"
+
+
+def test_what_cannot_be_deleted_is_said(store: FeatureStore, monkeypatch, caplog) -> None:
+    store.obtain(OTHER, lambda writer: write(writer, OTHER))
+    rename = Path.rename
+
+    def refuse(path: Path, target: Path) -> Path:
+        if path.name == KEY:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    assert [entry.key for entry in store.clear()[0]] == [OTHER]
+    assert f"The feature cache {KEY} could not be deleted: " in caplog.text
+    assert [entry.key for entry in store.entries()] == [KEY]
 
 
 def test_use_is_noted(store: FeatureStore) -> None:
