@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 FORMAT_VERSION = 1
-PACKAGES = ("anomalib_uniad", "anomalib", "torch", "torchvision", "timm")
+PACKAGES = ("anomalib_uniad", "anomalib", "torch", "torchvision", "timm", "pillow")
 
 # Exact types: a subclass may do anything.
 _CONTAINERS = (v2.Compose, nn.Sequential, nn.ModuleList)
