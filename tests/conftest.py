@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings for all tests: one thread, no model hub, and anomalib imported once."""
 
+import ctypes
 import os
+import sys
 import warnings
+from collections.abc import Iterator
+
+import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -14,3 +19,19 @@ with warnings.catch_warnings():  # what other packages warn about while they are
 
 # Threads that wait for each other cost more than these small models, most of all where other programs run.
 torch.set_num_threads(1)
+
+
+class _SignalStack(ctypes.Structure):
+    _fields_ = (("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@pytest.fixture(autouse=True)
+def no_dangling_signal_stack() -> Iterator[None]:
+    """OpenVINO sets a stack for signals per `Core`, and with several of them can leave one that is freed.
+
+    The end of a child process would then crash this one, where torch has a handler for it.
+    """
+    yield
+    if sys.platform == "linux":
+        disabled = _SignalStack(None, 2, 0)  # SS_DISABLE: handlers run on the ordinary stack
+        ctypes.CDLL(None).sigaltstack(ctypes.byref(disabled), None)
