@@ -163,7 +163,7 @@ class Comparison:
 
 def _as_anomalib(model: ov.Model, datamodule: AnomalibDataModule, size: tuple[int, int]) -> ov.Model:
     """What anomalib does with a model that says nothing else: NNCF's defaults, on validation images in batches."""
-    del size  # This variable is not used.
+    del size  # anomalib leaves images as they are
     batches = copy.copy(datamodule)
     batches.eval_batch_size = 32  # anomalib's default
     quantised: ov.Model = AnomalibModule._post_training_quantization_ov(model, batches)

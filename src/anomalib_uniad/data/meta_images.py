@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from anomalib_uniad.data.meta_problems import Problems
 from anomalib_uniad.data.meta_records import Record
-from anomalib_uniad.data.readable import read_whole
+from anomalib_uniad.data.readable import CUT_OFF, read_whole
 from anomalib_uniad.data.strict_json import show
 
 
@@ -39,8 +39,7 @@ class _Seen:
     marks: bool | None = None
 
 
-# Pillow makes 8 bits of them by cutting off what is above 255, and the decimals. A mask is whatever is not zero then.
-_CUT_IMAGES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
+# Pillow cuts the decimals of these off. A mask is whatever is not zero then, so larger numbers do no harm.
 _CUT_MASKS = frozenset({"F"})
 _ADVICE = "convert it to 8 bit first"
 
@@ -177,7 +176,7 @@ def _look(path: str, is_mask: bool, whole: bool) -> _Seen | str:
     try:
         with Image.open(path) as image:
             size = image.size
-            if image.mode in (_CUT_MASKS if is_mask else _CUT_IMAGES):
+            if image.mode in (_CUT_MASKS if is_mask else CUT_OFF):
                 return f"it has more than 8 bits (Pillow's mode {image.mode}), which would be cut off: {_ADVICE}"
             if not whole:
                 return _Seen(size)

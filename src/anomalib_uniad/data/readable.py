@@ -8,6 +8,8 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+# Pillow's modes with more than 8 bits, of which anomalib cuts off everything above 255.
+CUT_OFF = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
 SHOWN = 5  # files in a message
 THREADS = 4
 
@@ -61,7 +63,7 @@ def listed(files: Mapping[str, str]) -> str:
 def _look(path: str | Path) -> tuple[str, bool]:
     try:
         with Image.open(path) as image:
-            deep = image.mode in {"I", "F"} or image.mode.startswith("I;16")
+            deep = image.mode in CUT_OFF
             read_whole(image)
     except Exception as error:  # decoders raise anything from OSError to struct.error
         return " ".join(f"{error or type(error).__name__}".replace(repr(str(path)), "it").split()), False

@@ -38,11 +38,10 @@ class Writer:
             msg = f"The output {output} is a file: give a folder."
             raise FileExistsError(msg)
         self.table = output / TABLE
-        self._output = output
         names = heatmap_names([file.name for file in files])
         paths = {file: output / HEATMAPS / name for file, name in zip(files, names, strict=True)}
         self._heatmaps = paths if heatmaps else {}
-        self._written: set[Path] = set()
+        self._output, self._written = output, dict[ImageFile, str]()
         if heatmaps and (output / HEATMAPS).exists() and not (output / HEATMAPS).is_dir():
             msg = f"{output / HEATMAPS} is a file, but the heatmaps need a folder there: give another output folder."
             raise FileExistsError(msg)
@@ -70,14 +69,13 @@ class Writer:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Faster than Pillow's default, and not larger for pictures that are mostly texture.
         draw_heatmap(image, anomaly_map).save(path, compress_level=1, compress_type=zlib.Z_RLE)
-        self._written.add(path)
+        self._written[file] = path.relative_to(self._output).as_posix()
 
     def row(self, file: ImageFile, decision: Decision, error: str = "") -> None:
         """Write the row of an image, so that it is in the file even if the next image ends everything."""
         numbers = (decision.raw_score, decision.normalised_score, decision.threshold)
         texts = ("" if number is None else f"{number:.7g}" for number in numbers)
-        path = self._heatmaps.get(file)
-        heatmap = path.relative_to(self._output).as_posix() if path in self._written and path is not None else ""
+        heatmap = self._written.get(file, "")
         self._row((str(file.path), decision.category, *texts, _WORDS[decision.anomalous], heatmap, error))
 
     def __enter__(self) -> "Writer":
