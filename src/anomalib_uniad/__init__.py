@@ -6,20 +6,22 @@ is loaded at the end of every ``import torch``; the public names below are loade
 """
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from anomalib_uniad.files import version_of
+
 if TYPE_CHECKING:
-    from anomalib_uniad.data import CIFAR10, MetaFile, MultiCategory, SyntheticProducts
+    from anomalib_uniad.data import CIFAR10, MetaFile, MultiCategory
     from anomalib_uniad.metrics import PerCategoryEvaluator
     from anomalib_uniad.model import UniAD, UniADModel
+    from anomalib_uniad.synthetic.synthetic_products import SyntheticProducts
 
 _HOME = {
     "CIFAR10": "data",
     "MetaFile": "data",
     "MultiCategory": "data",
     "PerCategoryEvaluator": "metrics",
-    "SyntheticProducts": "data",
+    "SyntheticProducts": "synthetic.synthetic_products",
     "UniAD": "model",
     "UniADModel": "model",
 }
@@ -29,10 +31,7 @@ __all__ = ["CIFAR10", "MetaFile", "MultiCategory", "PerCategoryEvaluator", "Synt
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        try:
-            return version("anomalib-uniad")
-        except PackageNotFoundError:  # the source tree, not installed
-            return "0+unknown"
+        return version_of("anomalib-uniad") or "0+unknown"
     if name in _HOME:
         return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     msg = f"module {__name__!r} has no attribute {name!r}"

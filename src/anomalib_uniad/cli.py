@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from anomalib_uniad.benchmark.evaluation import metrics as bench_metrics  # light: the rest is imported when it runs
 from anomalib_uniad.benchmark.inference import inference as bench_inference  # light, too
 from anomalib_uniad.benchmark.training import train as bench_train  # light, too
-from anomalib_uniad.deploy.parity import parity  # light, too
 from anomalib_uniad.inference import predict  # light as well
+from anomalib_uniad.parity import parity  # light, too
 from anomalib_uniad.report import report  # light, too
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ def installed(tmp_path_factory) -> Path:
 def test_content(installed: Path) -> None:
     names = {path.relative_to(installed).as_posix() for path in installed.rglob("*") if path.is_file()}
     assert "anomalib_uniad/py.typed" in names
-    assert "anomalib_uniad/backbones/resnet10_synthetic.safetensors" in names
+    assert "anomalib_uniad/synthetic/backbone/resnet10_synthetic.safetensors" in names
     assert {"anomalib_uniad/report/template.html.j2", "anomalib_uniad/report/style.css"} < names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert any(name.endswith("licenses/third-party-programs.txt") for name in names)

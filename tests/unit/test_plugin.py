@@ -64,7 +64,8 @@ def test_model_is_found(code: str) -> None:
         "import torch; from anomalib.data import MultiCategory, SyntheticProducts",
         "from anomalib.models import Padim; from anomalib.data import MultiCategory, SyntheticProducts",
         "from anomalib_uniad import MultiCategory, SyntheticProducts",
-        "from anomalib_uniad.data import SyntheticProducts, MultiCategory",
+        "from anomalib_uniad.synthetic.synthetic_products import SyntheticProducts\n"
+        "from anomalib_uniad.data import MultiCategory",
     ],
 )
 def test_datamodules_are_found(imports: str) -> None:

@@ -22,7 +22,7 @@ from torchmetrics.functional.classification import binary_auroc
 from tqdm.auto import tqdm
 
 from anomalib_uniad.benchmark.runner import add_rows
-from anomalib_uniad.data.category import categories_of
+from anomalib_uniad.category import categories_of
 from anomalib_uniad.metrics.table import versions
 
 

@@ -26,8 +26,11 @@ from jsonargparse import auto_cli
 from rich.progress import track
 
 from anomalib_uniad.benchmark.runner import add_rows
-from anomalib_uniad.data.category import categories_of
-from anomalib_uniad.deploy.parity.comparison import (
+from anomalib_uniad.category import categories_of
+from anomalib_uniad.deploy.quantization import CHOICES, check_quantization, quantize
+from anomalib_uniad.metrics.table import versions
+from anomalib_uniad.model import UniAD
+from anomalib_uniad.parity.comparison import (
     Differences,
     Quality,
     Range,
@@ -35,11 +38,8 @@ from anomalib_uniad.deploy.parity.comparison import (
     changes,
     number_of_images,
 )
-from anomalib_uniad.deploy.parity.inputs import check, load, make_datamodule, normalises
-from anomalib_uniad.deploy.parity.predictors import OpenVINOPredictor, Prediction, TorchPredictor, processor
-from anomalib_uniad.metrics.table import versions
-from anomalib_uniad.model import UniAD
-from anomalib_uniad.model.quantization import CHOICES, check_quantization, quantize
+from anomalib_uniad.parity.inputs import check, load, make_datamodule, normalises
+from anomalib_uniad.parity.predictors import OpenVINOPredictor, Prediction, TorchPredictor, processor
 
 logger = logging.getLogger(__name__)
 

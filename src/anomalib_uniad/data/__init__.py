@@ -8,15 +8,13 @@ if TYPE_CHECKING:
     from anomalib_uniad.data.cifar10 import CIFAR10
     from anomalib_uniad.data.meta_file import MetaFile
     from anomalib_uniad.data.multi_category import MultiCategory
-    from anomalib_uniad.data.synthetic_products import SyntheticProducts
 
-__all__ = ["CIFAR10", "MetaFile", "MultiCategory", "SyntheticProducts"]
+__all__ = ["CIFAR10", "MetaFile", "MultiCategory"]
 
 _HOME = {
     "CIFAR10": "cifar10",
     "MetaFile": "meta_file",
     "MultiCategory": "multi_category",
-    "SyntheticProducts": "synthetic_products",
 }
 
 

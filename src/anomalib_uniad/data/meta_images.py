@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from anomalib_uniad.data.meta_problems import Problems
 from anomalib_uniad.data.meta_records import Record
-from anomalib_uniad.data.readable import CUT_OFF, read_whole
 from anomalib_uniad.data.strict_json import show
+from anomalib_uniad.image_files import CUT_OFF, read_whole
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from anomalib.metrics import AnomalibMetric
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import SequentialSampler
 
-from anomalib_uniad.data.category import categories_of, known_categories
+from anomalib_uniad.category import categories_of, known_categories
 from anomalib_uniad.metrics import table
 from anomalib_uniad.metrics.distributed import ImagesOfThisProcess, part
 from anomalib_uniad.metrics.exact import Level

@@ -21,7 +21,7 @@ class PerCategoryEvaluator(ThresholdLearner):
 
     ``image_AUROC`` is the mean over the categories, ``image_AUROC/bottle`` the value of one; likewise for all
     metrics. If there is only one category, only ``image_AUROC`` is logged, as by anomalib's evaluator. The
-    category of an image comes from :func:`anomalib_uniad.data.category.categories_of`.
+    category of an image comes from :func:`anomalib_uniad.category.categories_of`.
 
     AUROC, AP, F1max and AUPRO are exact, without bins, and computed category by category, so that memory is bounded
     by the largest category. With several processes, each image counts once.

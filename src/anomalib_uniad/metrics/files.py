@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from anomalib_uniad.file_names import file_names
+from anomalib_uniad.files import file_names
 from anomalib_uniad.metrics.results import Results
 from anomalib_uniad.metrics.table import to_frame, to_markdown
 from anomalib_uniad.metrics.thresholds import Thresholds

@@ -8,7 +8,7 @@ import torch
 from anomalib.data import ImageBatch
 from anomalib.metrics import AnomalibMetric
 
-from anomalib_uniad.data.category import categories_of, known_categories, paths_of
+from anomalib_uniad.category import categories_of, known_categories, paths_of
 from anomalib_uniad.metrics.distributed import part, world_size
 from anomalib_uniad.metrics.exact import LEVELS, Level, from_ranking, level_of
 from anomalib_uniad.metrics.functional import Ranking

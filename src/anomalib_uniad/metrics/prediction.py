@@ -9,8 +9,8 @@ from anomalib.data import PredictDataset
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader
 
-from anomalib_uniad.data.category import categories_of, known_categories, paths_of
-from anomalib_uniad.data.readable import listed, look_at
+from anomalib_uniad.category import categories_of, known_categories, paths_of
+from anomalib_uniad.image_files import listed, look_at
 from anomalib_uniad.metrics.files import RunFiles
 from anomalib_uniad.metrics.session import Session
 

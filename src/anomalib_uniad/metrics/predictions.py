@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from anomalib_uniad.data.category import paths_of
+from anomalib_uniad.category import paths_of
 from anomalib_uniad.metrics.distributed import gather_objects
 from anomalib_uniad.metrics.functional import Floats
 from anomalib_uniad.metrics.thresholds import Thresholds

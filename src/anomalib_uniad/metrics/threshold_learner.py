@@ -9,7 +9,6 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from anomalib_uniad.data.validation import describe_validation
 from anomalib_uniad.metrics.distributed import ImagesOfThisProcess
 from anomalib_uniad.metrics.evaluation import expected_images, write_validation, writes_files
 from anomalib_uniad.metrics.exact import Level
@@ -17,6 +16,7 @@ from anomalib_uniad.metrics.functional import Ranking
 from anomalib_uniad.metrics.per_category import CategoryMetrics
 from anomalib_uniad.metrics.results import Results
 from anomalib_uniad.metrics.thresholds import Thresholds, learn
+from anomalib_uniad.splits import describe_validation
 
 
 class ThresholdLearner(Evaluator):

@@ -15,12 +15,12 @@ from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+from anomalib_uniad.deploy.export import SelfDescribing
 from anomalib_uniad.metrics import PerCategoryEvaluator
 
 from .anomaly_map import ImageScore
 from .arguments import check_same_model, plain_layers, repeat
 from .components.padding import BackbonePadding, PaddingMode
-from .export import SelfDescribing
 from .loss import ReconstructionLoss
 from .official import FromOfficial
 from .recipe import CheckpointChoice, CompileMode, FeatureCacheMode, FeatureDtype, LearningRateSchedule, Recipe

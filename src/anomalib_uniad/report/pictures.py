@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from anomalib_uniad.file_names import file_names
+from anomalib_uniad.files import file_names
 
 from .decisions import NORMAL, Decisions
 from .runs import Run

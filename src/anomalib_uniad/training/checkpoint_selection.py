@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from anomalib_uniad.data.validation import describe_validation, drawn_without_seed, validates_test_images
+from anomalib_uniad.splits import describe_validation, drawn_without_seed, validates_test_images
 
 CheckpointChoice = Literal["last", "best"]
 MONITOR = "image_AUROC"

@@ -16,9 +16,7 @@ from anomalib_uniad import UniAD
 from anomalib_uniad.benchmark import quantization, report
 from anomalib_uniad.benchmark.quantization import ALL, ANOMALIB, variants
 from anomalib_uniad.deploy.import_checkpoint import _quiet_trainer
-from anomalib_uniad.deploy.parity.inputs import make_datamodule
-from anomalib_uniad.deploy.parity.predictors import size_on_disk
-from anomalib_uniad.model.quantization import (
+from anomalib_uniad.deploy.quantization import (
     DEPTHWISE,
     ERROR,
     MAPS,
@@ -29,6 +27,8 @@ from anomalib_uniad.model.quantization import (
     TRANSFORMER,
     quantize,
 )
+from anomalib_uniad.parity.inputs import make_datamodule
+from anomalib_uniad.parity.predictors import size_on_disk
 from helpers import make_mvtec_like
 from small import SMALL
 

@@ -10,7 +10,7 @@ from anomalib.utils.path import generate_output_filename
 from torchvision.transforms.v2 import Resize
 
 from anomalib_uniad import MetaFile
-from anomalib_uniad.data.category import categories_of
+from anomalib_uniad.category import categories_of
 from anomalib_uniad.training.feature_key import describe_files
 from helpers import make_mvtec_like, write_image, write_mask
 from meta_files import TEST, TRAIN, make_folder, read_mask, to_ader, to_lines

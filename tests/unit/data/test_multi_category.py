@@ -12,8 +12,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from omegaconf import OmegaConf
 
 import layouts
+from anomalib_uniad.category import categories_of
 from anomalib_uniad.data import MultiCategory
-from anomalib_uniad.data.category import categories_of
 from helpers import make_mvtec_like, write_image
 from multi_category_data import SETS, make, outputs
 

@@ -9,8 +9,8 @@ import pytest
 from anomalib.data import MVTecAD
 
 import layouts
+from anomalib_uniad.category import categories_of
 from anomalib_uniad.data import MultiCategory
-from anomalib_uniad.data.category import categories_of
 from helpers import make_mvtec_like
 from multi_category_data import SETS, make, outputs
 
@@ -67,7 +67,7 @@ def _check_wrapping(tmp_path, source, write, categories, arguments, sizes):
 
 
 def test_generated_products_are_all_made(tmp_path, monkeypatch):
-    from anomalib_uniad.data import synthetic_products
+    from anomalib_uniad.synthetic import synthetic_products
 
     def generate(root, category, progress=None):
         make_mvtec_like(root, [category], (16, 16), train=2, good=1, bad=1)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from anomalib_uniad.file_names import file_names
+from anomalib_uniad.files import file_names
 from anomalib_uniad.report import pictures
 from anomalib_uniad.report.comparison import compare
 from anomalib_uniad.report.decisions import read_decisions

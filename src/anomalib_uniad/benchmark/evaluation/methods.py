@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from anomalib.data import ImageBatch
 
-from anomalib_uniad.data.category import categories_of
+from anomalib_uniad.category import categories_of
 from anomalib_uniad.metrics import functional
 from anomalib_uniad.metrics.exact import LEVELS, Level, seven_metrics
 from anomalib_uniad.metrics.per_category import CategoryMetrics

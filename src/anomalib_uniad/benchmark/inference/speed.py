@@ -11,7 +11,7 @@ import numpy as np
 import openvino as ov
 import torch
 
-from anomalib_uniad.deploy.parity.timing import throughput
+from anomalib_uniad.parity.timing import throughput
 
 _LEAST = 5  # inferences per round, however long they take
 

@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-import anomalib_uniad.backbones  # noqa: F401 - registers this package's own backbones with timm
+import anomalib_uniad.synthetic.backbone  # noqa: F401 - registers this package's own backbones with timm
 
 from .backbone_weights import load_weights, read_weights
 from .padding import BackbonePadding, PaddingMode, has_same_padding, native_size, reflection_checked, set_padding

@@ -19,10 +19,10 @@ from sklearn.metrics import roc_auc_score
 from anomalib_uniad import UniAD
 from anomalib_uniad.cli import main
 from anomalib_uniad.deploy.import_checkpoint import _quiet_trainer
-from anomalib_uniad.deploy.parity import inputs, predictors, run, timing
-from anomalib_uniad.deploy.parity.comparison import METRICS, Differences, Range
-from anomalib_uniad.deploy.parity.predictors import OpenVINOPredictor, Prediction
 from anomalib_uniad.inference import ModelMetadata
+from anomalib_uniad.parity import inputs, predictors, run, timing
+from anomalib_uniad.parity.comparison import METRICS, Differences, Range
+from anomalib_uniad.parity.predictors import OpenVINOPredictor, Prediction
 from helpers import make_mvtec_like
 from small import SMALL
 from tiny_openvino import HIGH, LOW, NORMALISED, SIZE, THRESHOLD, save_tiny

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from anomalib_uniad.data.category import UNKNOWN, categories_of, known_categories
+from anomalib_uniad.category import UNKNOWN, categories_of, known_categories
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ names the class at every position of its maps at strides 4, 8, 16 and 32. To do 
 structure, scale, orientation and colour, which is what anomaly detection compares.
 
 No photograph and no product image takes part: all images come from
-:mod:`anomalib_uniad.backbones.procedural`, which shares no code with the quickstart's products, so neither
+:mod:`anomalib_uniad.synthetic.backbone.procedural`, which shares no code with the quickstart's products, so neither
 these products nor their defects were seen in training.
 
 Usage::
 
-    python -m anomalib_uniad.backbones.train_synthetic --output resnet10_synthetic.safetensors
+    python -m anomalib_uniad.synthetic.backbone.train_synthetic --output resnet10_synthetic.safetensors
 """
 
 import logging
@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from anomalib_uniad.backbones import resnet10_synthetic
-from anomalib_uniad.backbones.procedural import draw_texture_class, render_region, render_texture
+from anomalib_uniad.synthetic.backbone import resnet10_synthetic
+from anomalib_uniad.synthetic.backbone.procedural import draw_texture_class, render_region, render_texture
 
 logger = logging.getLogger(__name__)
 

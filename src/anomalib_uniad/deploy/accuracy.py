@@ -10,7 +10,7 @@ from torchmetrics import Metric
 from torchvision.transforms.v2 import functional as transforms
 from torchvision.tv_tensors import Mask
 
-from .calibration import Images
+from .quantization_images import Images
 
 OUTPUTS = ("pred_score", "pred_label", "anomaly_map", "pred_mask")
 

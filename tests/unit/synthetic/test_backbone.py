@@ -10,10 +10,10 @@ import torch
 from anomalib.models.components import TimmFeatureExtractor
 from safetensors.torch import load_file
 
-from anomalib_uniad import backbones
-from anomalib_uniad.backbones import BACKBONE_NAME, WEIGHTS_PATH
-from anomalib_uniad.backbones.procedural import draw_texture_class, render_region, render_texture
-from anomalib_uniad.backbones.train_synthetic import train_backbone
+from anomalib_uniad.synthetic import backbone as backbones
+from anomalib_uniad.synthetic.backbone import BACKBONE_NAME, WEIGHTS_PATH
+from anomalib_uniad.synthetic.backbone.procedural import draw_texture_class, render_region, render_texture
+from anomalib_uniad.synthetic.backbone.train_synthetic import train_backbone
 
 
 def test_feature_info_matches_the_maps() -> None:

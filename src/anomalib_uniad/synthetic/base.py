@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from anomalib_uniad.data.products.drawing import SIZE, Coverage, Image, axes, noise, shade
+from anomalib_uniad.synthetic.drawing import SIZE, Coverage, Image, axes, noise, shade
 
 Scene = dict[str, Any]
 

@@ -4,9 +4,9 @@
 import cv2
 import numpy as np
 
-from anomalib_uniad.data.products import defects
-from anomalib_uniad.data.products.base import Product, Scene
-from anomalib_uniad.data.products.drawing import (
+from anomalib_uniad.synthetic import defects
+from anomalib_uniad.synthetic.base import Product, Scene
+from anomalib_uniad.synthetic.drawing import (
     SIZE,
     Coverage,
     Image,

@@ -4,7 +4,7 @@
 A *texture class* is a generator family with fixed parameters and a fixed palette; every rendering of it draws
 a new noise field, phase and small parameter changes. The families are generic (noise spectra, gratings,
 checks, cells, dots, strokes, shards, gradients). They share no code with the product images of
-:mod:`anomalib_uniad.data.products`, so a backbone trained on them has never seen a product or its defects.
+:mod:`anomalib_uniad.synthetic`, so a backbone trained on them has never seen a product or its defects.
 """
 
 from collections.abc import Callable

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
 from .accuracy import measure
-from .calibration import batches_of, calibration_images, plain
+from .quantization_images import batches_of, calibration_images, plain
 
 if TYPE_CHECKING:
     import nncf

@@ -6,10 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from anomalib_uniad.data import synthetic_products
-from anomalib_uniad.data.products import PRODUCTS
-from anomalib_uniad.data.products.base import VISIBLE
-from anomalib_uniad.data.synthetic_products import CATEGORIES, SyntheticProducts, generate_category
+from anomalib_uniad.synthetic import PRODUCTS, synthetic_products
+from anomalib_uniad.synthetic.base import VISIBLE
+from anomalib_uniad.synthetic.synthetic_products import CATEGORIES, SyntheticProducts, generate_category
 
 
 @pytest.fixture

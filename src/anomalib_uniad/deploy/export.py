@@ -17,7 +17,7 @@ from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import LightningModule
 from torchmetrics import Metric
 
-from anomalib_uniad.data.category import known_categories
+from anomalib_uniad.category import known_categories
 from anomalib_uniad.inference.metadata import ModelMetadata
 
 from .accuracy import OUTPUTS

@@ -15,13 +15,13 @@ from anomalib.metrics import AUROC, F1Score
 from openvino import opset13 as ops
 
 from anomalib_uniad import MultiCategory, UniAD
-from anomalib_uniad.model.accuracy import measure
-from anomalib_uniad.model.calibration import CalibrationImages, Images, batches_of, calibration_images
-from anomalib_uniad.model.quantization import (
+from anomalib_uniad.deploy.accuracy import measure
+from anomalib_uniad.deploy.quantization import (
     check_quantization,
     quantize_with_accuracy_control,
     sensitive_operations,
 )
+from anomalib_uniad.deploy.quantization_images import CalibrationImages, Images, batches_of, calibration_images
 from helpers import make_mvtec_like
 from small import SMALL
 
@@ -100,7 +100,7 @@ def test_validation_images_are_needed_for_accuracy_control(tmp_path: Path, data:
 @pytest.mark.usefixtures("no_export")
 @pytest.mark.parametrize("compression", ["int8", "int8_ptq"])
 def test_nncf_is_needed(tmp_path: Path, data: MultiCategory, monkeypatch, compression: str) -> None:
-    monkeypatch.setattr("anomalib_uniad.model.quantization.module_available", lambda name: name != "nncf")
+    monkeypatch.setattr("anomalib_uniad.deploy.quantization.module_available", lambda name: name != "nncf")
     with pytest.raises(ModuleNotFoundError, match="INT8 needs NNCF: pip install"):
         learned().to_openvino(tmp_path / "out", compression_type=compression, datamodule=data)
 
@@ -152,7 +152,7 @@ def test_images_come_in_their_own_size(data: MultiCategory) -> None:
 
 def test_every_category_has_its_part(data: MultiCategory, monkeypatch) -> None:
     data.setup("fit")
-    monkeypatch.setattr("anomalib_uniad.model.calibration.IMAGES", 4)
+    monkeypatch.setattr("anomalib_uniad.deploy.quantization_images.IMAGES", 4)
     batches = calibration_images(tiny(ov.PartialShape([-1, 3, -1, 64])), data, (64, 64))
     names = [data.category_by_path[batch.items[0].image_path] for batch in batches]
     assert names == ["bottle", "bottle", "cable", "cable"]

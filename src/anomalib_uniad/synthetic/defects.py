@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from anomalib_uniad.data.products.drawing import (
+from anomalib_uniad.synthetic.drawing import (
     Coverage,
     Image,
     axes,

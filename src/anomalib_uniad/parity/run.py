@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import Progress
 
-from anomalib_uniad.data.category import categories_of
+from anomalib_uniad.category import categories_of
 from anomalib_uniad.metrics.table import versions
 
 from .comparison import Differences, Quality, Range, category_changes, changes, number_of_images
@@ -37,7 +37,7 @@ def run(
     timed_images: int,
     overwrite: bool,
 ) -> pd.DataFrame:
-    """Compare; see :func:`anomalib_uniad.deploy.parity.parity` for the arguments.
+    """Compare; see :func:`anomalib_uniad.parity.parity` for the arguments.
 
     Returns:
         pd.DataFrame: The rows of ``parity.csv``.

@@ -6,19 +6,25 @@ textures. Everything comes from :class:`numpy.random.Generator`, so equal seeds 
 
 Example:
     >>> import numpy as np
-    >>> from anomalib_uniad.data.products import PRODUCTS
+    >>> from anomalib_uniad.synthetic import PRODUCTS
     >>> image, mask = PRODUCTS["washer"].render(np.random.default_rng(0), defect="rust")
     >>> image.shape, mask.shape, bool(mask.any())
     ((192, 192, 3), (192, 192), True)
 """
 
-from anomalib_uniad.data.products.assemblies import Blister, CircuitBoard
-from anomalib_uniad.data.products.base import Product
-from anomalib_uniad.data.products.metal import BottleCap, Washer
-from anomalib_uniad.data.products.surfaces import Fabric, Oak
+from importlib import import_module
+
+from anomalib_uniad.synthetic.assemblies import Blister, CircuitBoard
+from anomalib_uniad.synthetic.base import Product
+from anomalib_uniad.synthetic.metal import BottleCap, Washer
+from anomalib_uniad.synthetic.surfaces import Fabric, Oak
 
 PRODUCTS: dict[str, Product] = {
     product.name: product for product in (Blister(), BottleCap(), CircuitBoard(), Fabric(), Oak(), Washer())
 }
 
 __all__ = ["PRODUCTS", "Product"]
+
+# anomalib.data loads its plugins at the end of its own import, the datamodule of this package among them. So it has
+# to be imported before that module, which would otherwise be found half executed.
+import_module("anomalib.data")

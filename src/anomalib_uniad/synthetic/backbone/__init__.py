@@ -7,7 +7,7 @@ a timm backbone can use it by name, offline. The weights come from procedurally 
 
 Example:
     >>> import timm, torch
-    >>> import anomalib_uniad.backbones
+    >>> import anomalib_uniad.synthetic.backbone
     >>> backbone = timm.create_model(
     ...     "resnet10_synthetic", pretrained=True, features_only=True, out_indices=(1, 2, 3)
     ... )

@@ -4,7 +4,7 @@ import torch
 from torchvision.transforms import v2
 
 from anomalib_uniad import UniAD
-from anomalib_uniad.model.pre_processor import AntialiasedResize, ExactPreProcessor
+from anomalib_uniad.deploy.pre_processor import AntialiasedResize, ExactPreProcessor
 from small import SMALL
 
 SIZES = [(64, 64), (200, 150), (33, 90), (40, 500), (64, 65), (63, 31), (1024, 768)]

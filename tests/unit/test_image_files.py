@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomalib_uniad.data.readable import listed, look_at
+from anomalib_uniad.image_files import listed, look_at
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 

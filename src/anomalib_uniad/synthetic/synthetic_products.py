@@ -15,7 +15,7 @@ from anomalib.utils.path import resolve_dataset_root
 from torchvision.transforms.v2 import Transform
 from tqdm.auto import tqdm
 
-from anomalib_uniad.data.products import PRODUCTS
+from anomalib_uniad.synthetic import PRODUCTS
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class SyntheticProducts(MVTecAD):
         ValueError: If there is no such category.
 
     Example:
-        >>> from anomalib_uniad.data.synthetic_products import SyntheticProducts
+        >>> from anomalib_uniad.synthetic.synthetic_products import SyntheticProducts
         >>> datamodule = SyntheticProducts(category="washer", num_workers=0)
         >>> datamodule.category
         'washer'

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names of files for categories, writing files as a whole, versions of packages: shared by all rooms, no torch."""
+
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+_LONGEST = 100  # characters; file systems take 255 bytes
+_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")  # by Windows
+
+
+def version_of(package: str) -> str | None:
+    """Return the version of an installed package, ``None`` if it is not installed (this one, in a source tree)."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+@contextmanager
+def replacing(*paths: Path) -> Iterator[list[Path]]:
+    """Write files under temporary names beside them, and rename all of them in the end.
+
+    Nobody sees half of a file: after an exception, the files are what they were before.
+
+    Args:
+        *paths (Path): Files to write; existing ones are replaced.
+
+    Yields:
+        list[Path]: Temporary paths in the same folders, to write to; each must exist in the end.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "table.csv"
+        >>> with replacing(target) as (path,):
+        ...     _ = path.write_text("a,b")
+        ...     target.exists()
+        False
+        >>> target.read_text()
+        'a,b'
+    """
+    # The suffix stays, since writers choose a format by it.
+    partial = [path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}") for path in paths]
+    try:
+        yield partial
+        for path, target in zip(partial, paths, strict=True):
+            path.replace(target)
+    finally:
+        for path in partial:
+            path.unlink(missing_ok=True)
+
+
+def file_names(categories: Sequence[str]) -> dict[str, str]:
+    """Choose a name for each category, whose own name may have slashes and the like.
+
+    Args:
+        categories (Sequence[str]): Names of all categories, in the order of the run.
+
+    Returns:
+        dict[str, str]: Category -> name without suffix: its own name if it has letters, digits, dots, hyphens, spaces
+        and underscores only. No two are equal, also where upper and lower case are not told apart.
+
+    Example:
+        >>> file_names(["metal_nut", "a/b", "a|b", "..", "Con", "con"])
+        {'metal_nut': 'metal_nut', 'a/b': 'a_b', 'a|b': 'a_b_', '..': '_.', 'Con': 'Con_', 'con': 'con__'}
+    """
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for category in categories:
+        name = re.sub(r"^\.", "_", re.sub(r"[^\w.\- ]", "_", category))[:_LONGEST] or "_"
+        name += "_" if _RESERVED.fullmatch(name) else ""
+        while name.casefold() in taken:
+            name += "_"
+        taken.add(name.casefold())
+        names[category] = name
+    return names
