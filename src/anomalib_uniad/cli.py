@@ -9,10 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from anomalib_uniad.benchmark.evaluation import metrics as bench_metrics  # light: the rest is imported when it runs
-from anomalib_uniad.benchmark.inference import inference as bench_inference  # light, too
-from anomalib_uniad.benchmark.training import train as bench_train  # light, too
-from anomalib_uniad.inference import predict  # light as well
+from anomalib_uniad.inference import predict  # light: the rest is imported when it runs
 from anomalib_uniad.parity import parity  # light, too
 from anomalib_uniad.report import report  # light, too
 
@@ -159,12 +156,6 @@ COMMANDS: dict[str, Any] = {
         "clear": cache_clear,
     },
     "import-checkpoint": import_checkpoint,
-    "bench": {
-        "_help": "Measurements on this machine.",
-        "train": bench_train,
-        "metrics": bench_metrics,
-        "inference": bench_inference,
-    },
     "make-meta": make_meta,
     "parity": parity,
     "predict": predict,

@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from jsonargparse import auto_cli
 
 import brute_force
 from anomalib_uniad.benchmark import report
 from anomalib_uniad.benchmark.evaluation import case, command, methods, session, tables
 from anomalib_uniad.benchmark.evaluation.figure import draw
 from anomalib_uniad.benchmark.evaluation.maps import GeneratedMaps, generate
-from anomalib_uniad.cli import main
 
 MAPS = GeneratedMaps(images=9, image_size=24, categories=2, seed=3)
 NAMES = get_args(command.MethodName)
@@ -262,7 +262,7 @@ def test_sizes_of_several_calls_stand_side_by_side(tmp_path: Path) -> None:
 def test_the_command(tmp_path: Path, monkeypatch) -> None:
     sizes: list = []
     monkeypatch.setattr(session.Session, "run", lambda self, *arguments: sizes.append(arguments))
-    main(["bench", "metrics", "--quick", "true", "--methods", "[sklearn]", "--output_dir", str(tmp_path)])
+    auto_cli(command.metrics, args=["--quick", "true", "--methods", "[sklearn]", "--output_dir", str(tmp_path)])
     assert sizes == [([(20, 32, 2), (40, 32, 2)], ["per_category", "sklearn"])]
 
 

@@ -11,13 +11,13 @@ import openvino as ov
 import pandas as pd
 import pytest
 import torch
+from jsonargparse import auto_cli
 from openvino import opset13 as ops
 
 from anomalib_uniad.benchmark import report
 from anomalib_uniad.benchmark.inference import command, figure, profile, session, speed, start, tables
 from anomalib_uniad.benchmark.inference import files as files_module
 from anomalib_uniad.benchmark.inference.files import SMALL, Files
-from anomalib_uniad.cli import main
 from tiny_openvino import SIZE, save_tiny
 
 IMAGE = np.full((1, 3, SIZE, SIZE), 0.5, np.float32)
@@ -360,7 +360,7 @@ def test_several_devices_have_their_own_tables() -> None:
 def test_the_command(tmp_path: Path, monkeypatch) -> None:
     calls: list[Any] = []
     monkeypatch.setattr(session.Session, "run", lambda self, *arguments: calls.append((self._output, arguments)))
-    main(["bench", "inference", "--quick", "true", "--parts", "[start,speed]", "--output_dir", str(tmp_path)])
+    auto_cli(command.inference, args=["--quick", "true", "--parts", "[start,speed]", "--output_dir", str(tmp_path)])
     assert calls == [(tmp_path / "quick", (["speed", "start"], list(get_args(command.Variant)), 2, 0.05))]
 
 
