@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from anomalib_uniad.synthetic import backbone as backbones
 from anomalib_uniad.synthetic.backbone import BACKBONE_NAME, WEIGHTS_PATH
-from anomalib_uniad.synthetic.backbone.procedural import draw_texture_class, render_region, render_texture
-from anomalib_uniad.synthetic.backbone.train_synthetic import train_backbone
+from textures import draw_texture_class, render_region, render_texture
+from train_backbone import train_backbone
 
 
 def test_feature_info_matches_the_maps() -> None:

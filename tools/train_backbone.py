@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train the packaged backbone from scratch on procedurally generated images.
+"""Train the backbone that the package ships, ``resnet10_synthetic``, from scratch on generated textures.
 
 The task is dense texture recognition: each image shows one texture class with a random region (blob, polygon,
 band, thin line, dust) filled by another, under random lighting, contrast, blur and noise, and the network
 names the class at every position of its maps at strides 4, 8, 16 and 32. To do so it has to keep apart local
 structure, scale, orientation and colour, which is what anomaly detection compares.
 
-No photograph and no product image takes part: all images come from
-:mod:`anomalib_uniad.synthetic.backbone.procedural`, which shares no code with the quickstart's products, so neither
-these products nor their defects were seen in training.
+No photograph and no product image takes part: all images come from ``textures.py``, which shares no code with the
+quickstart's products, so neither these products nor their defects were seen in training.
 
-Usage::
+From a clone of the repository::
 
-    python -m anomalib_uniad.synthetic.backbone.train_synthetic --output resnet10_synthetic.safetensors
+    python tools/train_backbone.py --output resnet10_synthetic.safetensors
 """
 
 import logging
@@ -28,7 +27,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from anomalib_uniad.synthetic.backbone import resnet10_synthetic
-from anomalib_uniad.synthetic.backbone.procedural import draw_texture_class, render_region, render_texture
+from textures import draw_texture_class, render_region, render_texture
 
 logger = logging.getLogger(__name__)
 
