@@ -209,7 +209,6 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "inference_floor": lambda results: inference.floor(_read(results, "inference_floor")),
     "inference_start": lambda results: inference.start(_read(results, "inference_start")),
     "ports": lambda results: export_tables.ports(_read(results, "ports")),
-    "graph": lambda results: export_tables.graph(_read(results, "graph")),
     "export_parity": lambda results: export_tables.export_parity(_read(results, "export_parity")),
     "quantization": lambda results: quantization_tables.quantization(_read(results, "quantization")),
     "industrial_parity": lambda results: quantization_tables.industrial_parity(_read(results, "industrial_parity")),

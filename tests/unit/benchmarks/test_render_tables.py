@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of the documentation come from the files in results/ and from docstrings."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import render_tables
+from anomalib_uniad import CIFAR10, MetaFile, MultiCategory, UniAD
+from render_tables import RESULTS, TABLES, main, render
+
+ROOT = Path(__file__).parents[3]
+PAGES = [ROOT / "README.md", *([ROOT / "docs"] if (ROOT / "docs").is_dir() else [])]
+
+
+def lines_of(name: str, results: Path) -> list[str]:
+    """Lines of a table, without padding."""
+    return [" ".join(line.split()) for line in TABLES[name](results).splitlines()]
+
+
+def test_the_documentation_is_up_to_date() -> None:
+    main(PAGES, check=True)
+
+
+def test_every_table_is_shown_and_every_file_is_used() -> None:
+    text = "\n".join(file.read_text() for path in PAGES for file in ([path] if path.is_file() else path.rglob("*.md")))
+    shown = {match[3] for match in render_tables.BLOCK.finditer(text) if match[2] == "table"}
+    assert shown == set(TABLES)
+    used = {*TABLES, "recipe_epochs", "trials", "trials_epochs", "inference_profile"}
+    assert {path.stem for path in RESULTS.glob("*.csv")} <= used
+
+
+def test_a_stale_page_is_found_and_rewritten(tmp_path: Path) -> None:
+    page, other = tmp_path / "docs" / "model" / "page.md", tmp_path / "README.md"
+    page.parent.mkdir(parents=True)
+    page.write_text("before\n<!-- arguments: UniAD -->\nSTALE ROW\n<!-- end -->\nafter\n")
+    other.write_text("no table\n")
+    paths = [other, tmp_path / "docs"]
+    with pytest.raises(SystemExit, match=r"Not up to date: \S*page\.md; run: python tools/render_tables\.py"):
+        main(paths, check=True)
+    assert "STALE ROW" in page.read_text()
+    main(paths)
+    main(paths, check=True)
+    text = page.read_text()
+    assert text.startswith("before\n<!-- arguments: UniAD -->\n| argument |")
+    assert text.endswith("<!-- end -->\nafter\n")
+    assert "| `neighbor_size` | `7` |" in text
+    assert "STALE ROW" not in text
+
+
+def test_unknown_names_are_errors(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- table: nothing -->\n<!-- end -->")
+    with pytest.raises(ValueError, match=r"page\.md: There is no table 'nothing'; known are backbones, border, "):
+        main([page])
+    with pytest.raises(ValueError, match="no class 'Nothing'"):
+        render("<!-- arguments: Nothing -->\n<!-- end -->")
+    with pytest.raises(FileNotFoundError, match=r"no .*quickstart\.csv"):
+        render("<!-- table: quickstart -->\n<!-- end -->", tmp_path)
+
+
+@pytest.mark.parametrize("cls", [UniAD, MultiCategory, MetaFile, CIFAR10])
+def test_every_argument_is_documented(cls: type) -> None:
+    rows = render_tables.arguments(cls).splitlines()[2:]
+    assert len(rows) > 10
+    for row in rows:
+        meaning = row.split("|")[3].strip()
+        assert len(meaning) > 10, row
+        assert "Defaults to" not in meaning, row
+
+
+def test_arguments_without_default() -> None:
+    rows = render_tables.arguments(MetaFile).splitlines()
+    assert rows[2].startswith("| `root` | required | Folder that")
+    assert rows[3].startswith("| `train_meta` | `None` | Meta file")
+
+
+def test_methods_side_by_side(tmp_path: Path) -> None:
+    rows = [
+        {"method": method, "category": category, "image_AUROC": image, "pixel_AUROC": 0.5, "epochs": epochs}
+        for method, image, epochs in (("A", 0.25, 3), ("B", 0.75, 1), ("C", 0.5, None))
+        for category in ("01", "mean")
+    ]
+    pd.DataFrame(rows[:-1]).to_csv(tmp_path / "industrial.csv", index=False)
+    lines = lines_of("industrial", tmp_path)
+    assert lines[2] == "| category | A (3 epochs) | B (1 epoch) | C |"
+    assert lines[4:] == ["| 01 | 25.0 / 50.0 | 75.0 / 50.0 | 50.0 / 50.0 |", "| mean | 25.0 / 50.0 | 75.0 / 50.0 | |"]
+
+
+def test_cifar10(tmp_path: Path) -> None:
+    final = {"method": "A", "category": "mean", "epochs": 20, "thresholds": "test images (same_as_test)"}
+    rows = [{**final, "seed": seed, "image_AUROC": value} for seed, value in ((0, 0.64), (1, 0.66))]
+    rows.append({**rows[0], "category": "CIFAR10", "image_AUROC": 0.1})
+    rows.append({"method": "yardstick", "category": "mean", "image_AUROC": 0.55})
+    pd.DataFrame(rows).to_csv(tmp_path / "cifar10.csv", index=False)
+    epochs = [
+        {"method": "A", "seed": seed, "epoch": epoch, "image_AUROC": 0.5 + seed / 10 + epoch / 100}
+        for seed, epoch in ((0, 10), (0, 20), (1, 10))
+    ]
+    pd.DataFrame(epochs).to_csv(tmp_path / "cifar10_epochs.csv", index=False)
+    lines = lines_of("cifar10", tmp_path)
+    assert "| A | 20 | 0, 1 | 65.0 (64.0 to 66.0) | test images (same_as_test) |" in lines
+    assert "| yardstick | | | 55.0 | |" in lines
+    lines = lines_of("cifar10_epochs", tmp_path)
+    assert "| epoch | A, seed 0 | A, seed 1 |" in lines
+    assert lines[-2:] == ["| 10 | 60.0 | 70.0 |", "| 20 | 70.0 | |"]
+
+
+def test_trials(tmp_path: Path) -> None:
+    """Means and ranges over seeds; trials of the batch size and others in tables of their own."""
+    rows = [
+        {"method": method, "category": category, "image_AUROC": image, "pixel_AUROC": 0.9, "epochs": 60, "seed": seed}
+        for method, seed, image in (("batch 8", 0, 0.8), ("batch 32", 0, 0.7), ("dropout", 0, 0.6), ("batch 8", 1, 0.9))
+        for category in ("screw", "mean")
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "trials.csv", index=False)
+    assert lines_of("trials_batch", tmp_path)[4:] == [
+        "| batch 8 | 60 | 0, 1 | 85.0 / 90.0 | 85.0 / 90.0 (80.0 to 90.0) |",
+        "| batch 32 | 60 | 0 | 70.0 / 90.0 | 70.0 / 90.0 |",
+    ]
+    assert [row.split(" | ")[0] for row in lines_of("trials_choices", tmp_path)[4:]] == ["| batch 8", "| dropout"]
+
+
+def test_border_and_backbones(tmp_path: Path) -> None:
+    common = {"image_AUROC": 0.9, "pixel_AUROC": 0.8, "epochs": 20, "trained_with": "zeros"}
+    border = [
+        {**common, "tested_with": tested, "category": name, "ratio": ratio}
+        for tested, ratio in (("zeros", 1.5), ("reflect", 1.2))
+        for name in ("screw", "tile")
+    ]
+    pd.DataFrame(border).to_csv(tmp_path / "border.csv", index=False)
+    lines = lines_of("border", tmp_path)
+    assert "| zeros | reflect | 1.20 (90.0 / 80.0) | 1.20 (90.0 / 80.0) |" in lines
+    assert lines[-1].endswith("Trained for 20 epochs.")
+    common = {"backbone": "resnet18", "layers": "[1, 2]", "channels": 192, "backbone_parameters": 2.78e6, "width": 64}
+    rows = [
+        {**common, "height": 64, "padding_mode": "zeros", "openvino_difference": 1e-6},
+        {**common, "height": 96, "padding_mode": "reflect", "openvino_difference": 2e-5},
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "backbones.csv", index=False)
+    expected = "| resnet18 | [1, 2] | 192 | 2.8 M | 64 x 64, 96 x 64 | zeros, reflect | 2e-05 |"
+    assert lines_of("backbones", tmp_path)[-1] == expected
+
+
+def test_quantization_and_parity(tmp_path: Path) -> None:
+    changes = {"image_AUROC_change": -0.01, "pixel_AUROC_change": 0.002, "pixel_AUPRO_change": -0.03}
+    changes |= {"image_AUROC_largest_change": -0.04, "pixel_AUROC_largest_change": 0.005}
+    row = {"map_difference_max": 0.25, "map_difference_mean": 0.012, "size_bytes": 2.34e6, **changes}
+    row |= {"images": 9, "categories": 3, "device": "a processor", "quantised": 50, "seconds": 12.3}
+    pd.DataFrame([{"variant": "as exported", **row}]).to_csv(tmp_path / "quantization.csv", index=False)
+    torch = {"precision": "FP32", "image_AUROC": 0.9, "pixel_AUROC": 0.8, "pixel_AUPRO": 0.7, "images": 9}
+    rows = [{**torch, "categories": 3}, {"precision": "INT8_PTQ", "flipped_decisions": 2, **row}]
+    pd.DataFrame(rows).to_csv(tmp_path / "industrial_parity.csv", index=False)
+    cells = "2.5e-01 | 1.2e-02 | -0.0100 (-0.0400) | +0.0020 (+0.0050) | -0.0300"
+    lines = lines_of("quantization", tmp_path)
+    assert "on 9 test images of 3 categories, on a processor" in lines[0]
+    assert lines[-1] == f"| as exported | {cells} | 50 | 2.3 | 12 |"
+    lines = lines_of("industrial_parity", tmp_path)
+    assert "torch has image AUROC 0.9000, pixel AUROC 0.8000 and AUPRO 0.7000" in lines[0]
+    assert lines[-1] == f"| INT8_PTQ | {cells} | 2 | 2.3 |"
+
+
+def test_training_on_a_gpu_is_shown_once_it_was_measured(tmp_path: Path) -> None:
+    block = "<!-- table: training_gpu -->\nold\n<!-- end -->"
+    assert render(block, tmp_path) == "<!-- table: training_gpu -->\n<!-- end -->"
+    row = {"batch_size": 64, "steps_per_second": 50.0, "minutes_for_1000_epochs": 19.0, "utilisation": 0.25}
+    row |= {"peak_memory_bytes": 2e9, "matrix_gflop_per_second": 6e5, "images": 3629, "device": "a GPU"}
+    pd.DataFrame([row, {**row, "compile_mode": "default"}]).to_csv(tmp_path / "training_gpu.csv", index=False)
+    lines = lines_of("training_gpu", tmp_path)
+    assert lines[0] == "On a GPU:"
+    assert lines[4:6] == [
+        "| 64 | none | 50.0 | 19.0 | 25.0% | 2.00 GB |",
+        "| 64 | default | 50.0 | 19.0 | 25.0% | 2.00 GB |",
+    ]
+
+
+def test_metrics_that_need_too_much_say_so(tmp_path: Path) -> None:
+    row = {"image_size": 32, "categories": 2, "device": "one", "category_bytes": 3 * 2**20, "images": 40}
+    ours = {**row, "method": "per_category", "processor_seconds": 0.4, "ratio": 1.0, "peak_memory_bytes": 2**21}
+    theirs = {**row, "method": "sklearn", "processor_seconds": 16.0, "ratio": 40.0, "peak_memory_bytes": 2**22}
+    theirs |= {"difference": 1e-9, "difference_AUPRO": 0.0}
+    too_much = {**row, "method": "anomalib", "note": "needs more than 12 GiB"}
+    pd.DataFrame([too_much, theirs, ours]).to_csv(tmp_path / "evaluation_speed.csv", index=False)
+    lines = lines_of("evaluation_speed", tmp_path)
+    assert [line for line in lines if line.startswith("| scikit-learn")] == [
+        "| scikit-learn, per category | 16 (40) |",
+        "| scikit-learn, per category | 4 |",
+    ]
+    assert lines.count("| anomalib, all images pooled | needs more than 12 GiB |") == 2
+    assert lines[4] == "| this package, per category | 0.4 (1) |"
+    assert "| data of one category | 3 |" in lines
+    assert lines[-1] == "Largest difference to scikit-learn: 0e+00 in AUPRO, 1e-09 in the other metrics."
+
+
+def test_large_images_are_not_compared_with_small_ones(tmp_path: Path) -> None:
+    common = {"round": 1, "backbone": "b", "image_size": 224, "device": "one"}
+    rows = [
+        {**common, "variant": "torch", "latency_ms": 100.0, "images_per_second": 10.0},
+        {**common, "variant": "f32", "latency_ms": 25.0, "images_per_second": 40.0},
+        {**common, "variant": "any_size_1024", "latency_ms": 50.0, "images_per_second": 20.0},
+        {**common, "variant": "patchcore_10", "latency_ms": 800.0, "images_per_second": 1.25, "bank_vectors": 128},
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "inference_speed.csv", index=False)
+    lines = lines_of("inference_speed", tmp_path)
+    assert "| UniAD, OpenVINO, f32 | 25 | 4 x | 40 | 4 x | 32 x |" in lines
+    assert "| UniAD, OpenVINO, f32, file for any size, 1024 px | 50 | | 20 | | |" in lines
+    assert "images of 224 px where no other size is given in memory" in lines[-1]
+    assert lines[-1].endswith("Vectors in PatchCore's memory bank: 10 %: 128.")
+    frame = pd.DataFrame([rows[0], {**rows[0], "device": "two"}]).assign(bank_vectors=float("nan"))
+    frame.to_csv(tmp_path / "inference_speed.csv", index=False)
+    lines = lines_of("inference_speed", tmp_path)
+    assert [line for line in lines if line.startswith("On ")] == ["On one:", "On two:"]
+    assert "memory bank" not in " ".join(lines)
+
+
+def test_floor_of_inference(tmp_path: Path) -> None:
+    common = {"variant": "f32", "device": "one", "matrix_gflop_per_second": 100.0}
+    rows = [
+        {**common, "part": "head", "ms": 10.0, "operations": 0, "floor_ms": 0.0},
+        {**common, "part": "whole", "ms": 40.0, "operations": 2e9, "floor_ms": 20.0},
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "inference_floor.csv", index=False)
+    lines = lines_of("inference_floor", tmp_path)
+    assert lines[4:6] == ["| head | 0.000 | 10.0 | 25% |", "| whole | 2.000 | 40.0 | 100% |"]
+    assert lines[-1] == "Floor, all operations at the measured rate: in f32 20.0 ms, at 100 GFLOP/s of matrix products."

@@ -1,0 +1,713 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fill the tables of markdown files: evidence from results/*.csv, arguments from docstrings.
+
+    python tools/render_tables.py README.md docs            # rewrite
+    python tools/render_tables.py README.md docs --check    # fail if a file would change
+
+A table stands between ``<!-- table: NAME -->`` or ``<!-- arguments: CLASS -->`` and ``<!-- end -->``. The functions
+below have the names of the tables.
+"""
+
+import argparse
+import inspect
+import math
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import docstring_parser
+import pandas as pd
+
+import anomalib_uniad
+from anomalib_uniad.metrics.table import to_markdown
+
+RESULTS = Path(__file__).parents[1] / "results"
+BLOCK = re.compile(r"(<!-- (table|arguments): (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+TABLES: dict[str, Callable[[Path], str]] = {}
+
+
+def main(paths: Sequence[Path], check: bool = False, results: Path = RESULTS) -> None:
+    """Render the tables of files and of all markdown files in folders.
+
+    Args:
+        paths: Markdown files and folders.
+        check: Only compare; end with an error if a file is not up to date.
+        results: Folder of the csv files.
+
+    Raises:
+        FileNotFoundError: If a path or a csv file does not exist.
+        ValueError: If there is no such table or class.
+    """
+    files = [file for path in paths for file in (sorted(path.rglob("*.md")) if path.is_dir() else [path])]
+    stale = []
+    for file in files:
+        old = file.read_text(encoding="utf-8")
+        try:
+            new = render(old, results)
+        except ValueError as error:
+            msg = f"{file}: {error}"
+            raise ValueError(msg) from error
+        if new != old:
+            stale.append(file)
+            if not check:
+                file.write_text(new, encoding="utf-8")
+    if check and stale:
+        command = f"python tools/render_tables.py {' '.join(map(str, paths))}"
+        sys.exit(f"Not up to date: {', '.join(map(str, stale))}; run: {command}")
+
+
+def render(text: str, results: Path = RESULTS) -> str:
+    """Return a markdown text with its tables filled in."""
+
+    def fill(block: re.Match) -> str:
+        head, kind, name, _, end = block.groups()
+        if kind == "arguments":
+            cls = getattr(anomalib_uniad, name, None)
+            if cls is None:
+                msg = f"anomalib_uniad has no class {name!r}."
+                raise ValueError(msg)
+            body = arguments(cls)
+        elif name in TABLES:
+            body = TABLES[name](results)
+        else:
+            msg = f"There is no table {name!r}; known are {', '.join(sorted(TABLES))}."
+            raise ValueError(msg)
+        return f"{head}{body.rstrip()}\n{end}" if body else f"{head}{end}"
+
+    return BLOCK.sub(fill, text)
+
+
+def arguments(cls: type) -> str:
+    """Table of the arguments of a class, from its signature and docstring."""
+    documented = {p.arg_name: p.description or "" for p in docstring_parser.parse(inspect.getdoc(cls) or "").params}
+    rows = ["| argument | default | meaning |", "| --- | --- | --- |"]
+    for name, parameter in inspect.signature(cls).parameters.items():
+        meaning = re.sub(r"\s*Defaults to (``[^`]*``|[^.]*)\.$", "", " ".join(documented[name].split()))
+        value = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+        default = "required" if value is parameter.empty else f"`{value}`"
+        rows.append(f"| `{name}` | {default} | {meaning.replace('``', '`').replace('|', chr(92) + '|')} |")
+    return "\n".join(rows)
+
+
+# Helpers of the tables.
+
+
+def table(function: Callable[[pd.DataFrame], str]) -> Callable[[pd.DataFrame], str]:
+    """Register a function under its name as the table of ``results/<its name>.csv``."""
+
+    def from_file(results: Path) -> str:
+        return function(read(results, function.__name__))
+
+    TABLES[function.__name__] = from_file
+    return function
+
+
+def read(results: Path, name: str) -> pd.DataFrame:
+    """Read a csv file; cells of text that are empty are empty strings."""
+    path = results / f"{name}.csv"
+    if not path.is_file():
+        msg = f"There is no {path} to render the table from."
+        raise FileNotFoundError(msg)
+    frame = pd.read_csv(path, dtype={"category": str})
+    texts = [name for name in ("compile_mode", "series", "cache", "note") if name in frame]
+    return frame.assign(**{name: frame[name].astype(object).fillna("") for name in texts})
+
+
+def markdown(columns: dict[str, Any]) -> str:
+    """Render columns as a markdown table."""
+    return to_markdown(pd.DataFrame(columns))
+
+
+def crossed(
+    rows: pd.DataFrame, index: str, by: str | list[str], cell: Callable, head: Callable = lambda name, _: str(name)
+) -> dict[str, list]:
+    """Columns of a table with a row for each value of a column, and a column for each value of others.
+
+    Args:
+        rows: Rows of a csv file.
+        index: The column whose values name the rows, in the order of their appearance.
+        by: The column or columns whose values name the columns.
+        cell: Makes a cell of the rows that belong there.
+        head: Makes a heading of a value of ``by`` and its rows.
+    """
+    columns: dict[str, list] = {index: list(rows[index].unique())}
+    for name, part in rows.groupby(by, sort=False):
+        cells = {key: cell(group) for key, group in part.groupby(index)}
+        columns[head(name, part)] = [cells.get(key, "") for key in columns[index]]
+    return columns
+
+
+def per_device(rows: pd.DataFrame, render_one: Callable[[pd.DataFrame], str]) -> str:
+    """A text for each device."""
+    return "\n\n".join(f"On {device}:\n\n{render_one(part)}" for device, part in rows.groupby("device", sort=False))
+
+
+def auroc_pair(rows: pd.DataFrame) -> str:
+    """Image / pixel AUROC in percent, mean over seeds."""
+    return f"{100 * rows['image_AUROC'].mean():.1f} / {100 * rows['pixel_AUROC'].mean():.1f}"
+
+
+def seed_range(rows: pd.DataFrame) -> str:
+    """Lowest to highest image AUROC in percent, if there are several."""
+    values = 100 * rows["image_AUROC"]
+    return f" ({values.min():.1f} to {values.max():.1f})" if len(values) > 1 else ""
+
+
+def spread(values: pd.Series) -> str:
+    """Median and, in parentheses, the smallest and the largest."""
+    low, middle, high = (f"{value:.3g}" for value in (values.min(), values.median(), values.max()))
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def milliseconds(seconds: pd.Series) -> list[str]:
+    """Seconds as ms."""
+    return [f"{1000 * value:.0f}" if value >= 0.1 else f"{1000 * value:.1f}" for value in seconds]
+
+
+def gigabytes(sizes: pd.Series) -> list[str]:
+    """Bytes as GB; nothing for 0."""
+    return ["" if pd.isna(size) or size == 0 else f"{size / 1e9:.2f} GB" for size in sizes]
+
+
+# Accuracy.
+
+
+@table
+def quickstart(rows: pd.DataFrame) -> str:
+    """AUROC per category and seed, and the time."""
+    columns = crossed(rows, "category", "seed", auroc_pair, lambda seed, _: f"seed {seed}")
+    seconds = rows.groupby("seed")["seconds"].first()
+    return (
+        f"Image / pixel AUROC in percent:\n\n{markdown(columns)}\n\nSeconds from start to end, installation not "
+        f"counted: {', '.join(f'{s:.0f}' for s in seconds)} (seeds {', '.join(map(str, seconds.index))})."
+    )
+
+
+@table
+def industrial(rows: pd.DataFrame) -> str:
+    """AUROC per category and method."""
+
+    def head(method: str, run: pd.DataFrame) -> str:
+        epochs = run["epochs"].dropna().unique()
+        unit = "epoch" if list(epochs) == [1] else "epochs"
+        return f"{method} ({epochs[0]:.0f} {unit})" if len(epochs) else method
+
+    return f"Image / pixel AUROC in percent:\n\n{markdown(crossed(rows, 'category', 'method', auroc_pair, head))}"
+
+
+@table
+def industrial_epochs(rows: pd.DataFrame) -> str:
+    """AUROC per epoch and method."""
+    return markdown(crossed(rows.sort_values("epoch", kind="stable"), "epoch", "method", auroc_pair))
+
+
+@table
+def industrial_report(rows: pd.DataFrame) -> str:
+    """All metrics of three methods."""
+    means = rows[rows["category"] == "mean"].drop(columns=["category", "best", "note"]).set_index("metric")
+    cells = (100 * means).map(lambda value: "" if pd.isna(value) else f"{value:.1f}")
+    return f"Means over the categories in percent:\n\n{to_markdown(cells.reset_index())}"
+
+
+@table
+def cifar10(rows: pd.DataFrame) -> str:
+    """AUROC per method."""
+    columns: dict[str, list] = {"method": [], "epochs": [], "seeds": [], "image AUROC": [], "thresholds from": []}
+    for method, run in rows[rows["category"] == "mean"].groupby("method", sort=False):
+        columns["method"].append(method)
+        columns["epochs"].append("" if run["epochs"].isna().all() else f"{run['epochs'].max():.0f}")
+        columns["seeds"].append(", ".join(f"{seed:.0f}" for seed in run["seed"].dropna()))
+        columns["image AUROC"].append(f"{100 * run['image_AUROC'].mean():.1f}{seed_range(run)}")
+        columns["thresholds from"].append(", ".join(run["thresholds"].dropna().unique()))
+    return markdown(columns)
+
+
+@table
+def cifar10_epochs(rows: pd.DataFrame) -> str:
+    """AUROC per epoch and seed."""
+    columns = crossed(
+        rows.sort_values("epoch", kind="stable"),
+        "epoch",
+        ["method", "seed"],
+        lambda part: f"{100 * part['image_AUROC'].mean():.1f}",
+        lambda name, _: f"{name[0]}, seed {name[1]}",
+    )
+    return f"Image AUROC in percent:\n\n{markdown(columns)}"
+
+
+def recipe(results: Path) -> str:
+    """AUROC per epoch with the paper's recipe and the fast one."""
+    rows = read(results, "recipe_epochs")
+    rows = rows[rows["method"].isin(["paper", "fast"])]
+    columns: dict[str, list] = {"epoch": sorted(rows["epoch"].unique())}
+    for method, run in rows.groupby("method", sort=False):
+        cells = {epoch: auroc_pair(part) + seed_range(part) for epoch, part in run.groupby("epoch")}
+        columns[f"{method} ({run['epoch'].max()} epochs)"] = [cells.get(epoch, "") for epoch in columns["epoch"]]
+    return markdown(columns)
+
+
+def variants(rows: pd.DataFrame) -> str:
+    """AUROC per variant and category."""
+    columns: dict[str, list] = {"recipe": [], "epochs": [], "seeds": []}
+    columns |= {str(category): [] for category in rows["category"].unique()}
+    for method, run in rows.groupby("method", sort=False):
+        columns["recipe"].append(method)
+        columns["epochs"].append(run["epochs"].max())
+        columns["seeds"].append(", ".join(map(str, run["seed"].unique())))
+        for category, part in run.groupby("category"):
+            columns[str(category)].append(auroc_pair(part) + (seed_range(part) if category == "mean" else ""))
+    return markdown(columns)
+
+
+def trials(results: Path, batch: bool) -> str:
+    """Trials of batch sizes and learning rates, or of other choices; all differ from the first one."""
+    rows = read(results, "trials")
+    first = rows["method"] == rows["method"].iloc[0]
+    rows = rows[first | (rows["method"].str.startswith("batch") == batch)]
+    return f"Image / pixel AUROC in percent:\n\n{variants(rows)}"
+
+
+TABLES["recipe"] = recipe
+TABLES["recipe_variants"] = lambda results: variants(read(results, "recipe"))
+TABLES["trials_batch"] = lambda results: trials(results, batch=True)
+TABLES["trials_choices"] = lambda results: trials(results, batch=False)
+
+
+@table
+def score_pool(rows: pd.DataFrame) -> str:
+    """Image AUROC per size of the pool."""
+
+    def percent(part: pd.DataFrame) -> str:
+        return f"{100 * part['image_AUROC'].mean():.1f}"
+
+    means = rows.groupby("size", sort=False)[["image_AUROC"]].mean().reset_index().assign(category="mean")
+    columns = crossed(pd.concat([rows, means]), "size", "category", percent)
+    return f"Image AUROC in percent:\n\n{markdown({'pool, px': columns.pop('size'), **columns})}"
+
+
+@table
+def float16_features(rows: pd.DataFrame) -> str:
+    """AUROC per category from features in float32 and float16."""
+
+    def cell(part: pd.DataFrame) -> str:
+        return f"{part['image_AUROC'].item():.4f} / {part['pixel_AUROC'].item():.4f}"
+
+    return f"Image / pixel AUROC:\n\n{markdown(crossed(rows, 'category', 'method', cell))}"
+
+
+@table
+def border(rows: pd.DataFrame) -> str:
+    """Scores at the border over scores inside, per padding."""
+    columns: dict[str, list] = {"trained with": [], "tested with": []}
+    for (trained, tested), run in rows.groupby(["trained_with", "tested_with"], sort=False):
+        columns["trained with"].append(trained)
+        columns["tested with"].append(tested)
+        for category, part in run.groupby("category", sort=False):
+            columns.setdefault(str(category), []).append(f"{part['ratio'].mean():.2f} ({auroc_pair(part)})")
+    return (
+        f"{markdown(columns)}\n\nIn parentheses: image / pixel AUROC in percent. Trained for "
+        f"{rows['epochs'].iloc[0]} epochs."
+    )
+
+
+# Exported files.
+
+
+@table
+def ports(rows: pd.DataFrame) -> str:
+    """Inputs and outputs of an exported file."""
+    names, shapes = [f"`{name}`" for name in rows["name"]], [f"({shape})" for shape in rows["shape"]]
+    return markdown(
+        {"": rows["kind"], "name": names, "type": rows["type"], "shape": shapes, "content": rows["content"]}
+    )
+
+
+@table
+def export_parity(rows: pd.DataFrame) -> str:
+    """Differences of exported maps from torch's, per image size and padding."""
+    (backbone,), (masked,) = rows["backbone"].unique(), rows["masked"].unique()
+    columns = {
+        "image size": rows["image_size"],
+        "padding": rows["padding"],
+        "batch": rows["batch"],
+        "map": [f"{value:.0e}" for value in rows["map"]],
+        "score": [f"{value:.0e}" for value in rows["score"]],
+        "without the mask": [f"{value:.3f}" for value in rows["without_mask"]],
+    }
+    return (
+        f"`{backbone}`, random weights, OpenVINO in f32; largest differences from torch, as parts of the range of its "
+        f"map:\n\n{markdown(columns)}\n\nAttentions with a mask in each file: {masked}. In the last column: what the "
+        "map would differ by if there were none."
+    )
+
+
+@table
+def backbones(rows: pd.DataFrame) -> str:
+    """Backbones that were taken through training and export."""
+    columns: dict[str, list] = {}
+    for name, run in rows.groupby("backbone", sort=False):
+        cells = {
+            "backbone": name,
+            "layers": run["layers"].iloc[0],
+            "channels": run["channels"].iloc[0],
+            "parameters": f"{run['backbone_parameters'].iloc[0] / 1e6:.1f} M",
+            "image sizes": ", ".join(dict.fromkeys(f"{row.height} x {row.width}" for row in run.itertuples())),
+            "padding": ", ".join(run["padding_mode"].unique()),
+            "largest difference": f"{run['openvino_difference'].max():.0e}",
+        }
+        for column, cell in cells.items():
+            columns.setdefault(column, []).append(cell)
+    return f"Differences are parts of the map's range:\n\n{markdown(columns)}"
+
+
+def parity_columns(rows: pd.DataFrame) -> dict[str, list[str]]:
+    """Differences; changes of the mean and, in parentheses, the largest one in a category."""
+    columns = {
+        "map, largest": [f"{value:.1e}" for value in rows["map_difference_max"]],
+        "map, mean": [f"{value:.1e}" for value in rows["map_difference_mean"]],
+    }
+    for name in ("image_AUROC", "pixel_AUROC"):
+        pairs = zip(rows[f"{name}_change"], rows[f"{name}_largest_change"], strict=True)
+        columns[name.replace("_", " ")] = [f"{mean:+.4f} ({largest:+.4f})" for mean, largest in pairs]
+    columns["AUPRO"] = [f"{value:+.4f}" for value in rows["pixel_AUPRO_change"]]
+    return columns
+
+
+def parity_heading(rows: pd.DataFrame) -> str:
+    """What the columns are, and on how many images."""
+    return (
+        "Differences of maps as parts of their range in torch, changes of metrics (means over categories, in "
+        f"parentheses the largest change in one), on {rows['images'].iloc[0]} test images of "
+        f"{rows['categories'].iloc[0]} categories"
+    )
+
+
+@table
+def quantization(rows: pd.DataFrame) -> str:
+    """INT8 with and without each of the choices behind it."""
+    columns = {
+        "INT8": rows["variant"],
+        **parity_columns(rows),
+        "quantised tensors": rows["quantised"],
+        "MB": [f"{value / 1e6:.1f}" for value in rows["size_bytes"]],
+        "s": [f"{value:.0f}" for value in rows["seconds"]],
+    }
+    (device,) = rows["device"].unique()
+    return f"{parity_heading(rows)}, on {device}; s is processor time to quantise:\n\n{markdown(columns)}"
+
+
+@table
+def industrial_parity(rows: pd.DataFrame) -> str:
+    """Each precision against torch, which is the first row."""
+    first, others = rows.iloc[0], rows.iloc[1:]
+    columns = {
+        "precision": others["precision"],
+        **parity_columns(others),
+        "flips": [f"{value:.0f}" for value in others["flipped_decisions"]],
+        "MB": [f"{value / 1e6:.1f}" for value in others["size_bytes"]],
+    }
+    return (
+        f"{parity_heading(rows)}; torch has image AUROC {first['image_AUROC']:.4f}, pixel AUROC "
+        f"{first['pixel_AUROC']:.4f} and AUPRO {first['pixel_AUPRO']:.4f}:\n\n{markdown(columns)}"
+    )
+
+
+# Speed of training.
+
+
+@table
+def training_speed(frame: pd.DataFrame) -> str:
+    """Training from images: ratios."""
+
+    def ratios(rows: pd.DataFrame, name: str) -> list[str]:
+        values = rows[[f"{name}_ratio", f"{name}_ratio_min", f"{name}_ratio_max"]].to_numpy()
+        return ["1" if low == high == 1 else f"{middle:.2f} ({low:.2f} to {high:.2f})" for middle, low, high in values]
+
+    def one(rows: pd.DataFrame) -> str:
+        columns = {
+            "training": rows["variant"],
+            "seconds per step": [f"{value:.3g}" for value in rows["seconds_per_step"]],
+            "epochs per hour": [f"{value:.2f}" for value in rows["epochs_per_hour"]],
+            "times the plain loop": ratios(rows, "plain"),
+            "times without cache": ratios(rows, "no_cache"),
+        }
+        first, built = rows.iloc[0], rows[["build_images_per_second", "build_in_epochs_without_cache"]].median()
+        text = (
+            f"{markdown(columns)}\n\nPNG images of {first['image_pixels']:,} px, "
+            f"{first['bytes_per_image'] / 1e6:.1f} MB each; batch {first['batch_size']}; processes that read images: "
+            f"{first['num_workers']}. An epoch is that of MVTec AD (3,629 images). Rounds: {first['rounds']}, of "
+            f"{first['steps']} steps each; medians, and in parentheses the smallest and the largest."
+        )
+        if built.notna().all():
+            text += (
+                f" Building the cache, once: {built['build_images_per_second']:.1f} images per second, which is the "
+                f"time of {built['build_in_epochs_without_cache']:.2g} epochs without cache."
+            )
+        return text
+
+    return per_device(frame, one)
+
+
+@table
+def training_floor(frame: pd.DataFrame) -> str:
+    """Where the time of a training step goes."""
+
+    def one(rows: pd.DataFrame) -> str:
+        names = list(rows["part"].unique())
+        columns: dict[str, list[Any]] = {"part of a step": names}
+        for dtype, part in rows.groupby("dtype", sort=False):
+            cells = part.set_index("part").loc[names]
+            columns[f"{dtype}, ms"] = milliseconds(cells["seconds_per_step"])
+            columns[f"{dtype}, share"] = [f"{share:.0%}" for share in cells["share_of_step"]]
+            rates = cells["gflop_per_second"]
+            columns[f"{dtype}, GFLOP/s"] = ["" if pd.isna(rate) else f"{rate:.0f}" for rate in rates]
+        return f"{markdown(columns)}\n\nBatch {rows['batch_size'].iloc[0]}, features from the cache."
+
+    return per_device(frame, one)
+
+
+@table
+def training_scaling(frame: pd.DataFrame) -> str:
+    """How time and memory of training grow."""
+
+    def one(rows: pd.DataFrame) -> str:
+        texts = []
+        images, sizes, batches = (rows[rows["series"] == name] for name in ("images", "image size", "batch"))
+        if len(images):
+            reading = images["reading_seconds_per_epoch"] / images["seconds_per_epoch"]
+            columns = {
+                "images": [f"{value:,}" for value in images["images"]],
+                "features in": images["cache"],
+                "ms per step": milliseconds(images["seconds_per_step"]),
+                "minutes per epoch": [f"{value / 60:.2f}" for value in images["seconds_per_epoch"]],
+                "of it reading": [f"{value:.1%}" for value in reading],
+                "disk": gigabytes(images["disk_bytes"]),
+                "memory": gigabytes(images["peak_memory_bytes"]),
+                "of it pages of files": gigabytes(images["of_it_files_bytes"]),
+            }
+            texts.append(markdown(columns))
+        if len(sizes):
+            columns = {
+                "image size": sizes["image_size"],
+                "tokens": sizes["tokens"],
+                "ms per step": milliseconds(sizes["seconds_per_step"]),
+                "attention's share of operations": [f"{value:.0%}" for value in sizes["attention_of_operations"]],
+                "attention's share of time": [f"{value:.0%}" for value in sizes["attention_of_time"]],
+                "memory": gigabytes(sizes["peak_memory_bytes"]),
+            }
+            texts.append(markdown(columns))
+            # Attention's operations per token grow with the number of tokens, the others' do not.
+            first = sizes.iloc[0]
+            half = math.ceil(first["tokens"] * (1 / first["attention_of_operations"] - 1))
+            texts.append(
+                f"Attention has half of the operations from {half:,} tokens on, which are images of "
+                f"{16 * half**0.5:.0f} px."
+            )
+        if len(batches):
+            columns = {
+                "batch": batches["batch_size"],
+                "ms per step": milliseconds(batches["seconds_per_step"]),
+                "images per second": [f"{value:.1f}" for value in batches["images_per_second"]],
+                "memory": gigabytes(batches["peak_memory_bytes"]),
+            }
+            texts.append(markdown(columns))
+        return "\n\n".join(texts)
+
+    return per_device(frame, one)
+
+
+def training_gpu(results: Path) -> str:
+    """MVTec AD's size on a GPU; nothing as long as it has not been measured."""
+
+    def one(rows: pd.DataFrame) -> str:
+        columns = {
+            "batch": rows["batch_size"],
+            "compile_mode": [mode or "none" for mode in rows["compile_mode"]],
+            "steps per second": [f"{value:.1f}" for value in rows["steps_per_second"]],
+            "minutes for 1,000 epochs": [f"{value:.1f}" for value in rows["minutes_for_1000_epochs"]],
+            "of the matrix rate": [f"{value:.1%}" for value in rows["utilisation"]],
+            "memory": gigabytes(rows["peak_memory_bytes"]),
+        }
+        rate = rows["matrix_gflop_per_second"].iloc[0] / 1000
+        return (
+            f"{markdown(columns)}\n\nbf16-mixed, {rows['images'].iloc[0]:,} images with generated features; measured "
+            f"rate of matrix products: {rate:.0f} TFLOP/s in bfloat16."
+        )
+
+    measured = (results / "training_gpu.csv").is_file()
+    return per_device(read(results, "training_gpu"), one) if measured else ""
+
+
+TABLES["training_gpu"] = training_gpu
+
+
+# Speed of the metrics.
+
+METRIC_METHODS = {
+    "per_category": "this package, per category",
+    "functions": "its functions alone, per category",
+    "shuffled": "this package, per category, images in random order",
+    "pooled": "this package, all images pooled",
+    "sklearn": "scikit-learn, per category",
+    "anomalib": "anomalib, all images pooled",
+}
+
+
+@table
+def evaluation_speed(frame: pd.DataFrame) -> str:
+    """Time and memory of the seven metrics."""
+
+    def seconds(rows: pd.DataFrame) -> str:
+        (row,) = rows.to_dict("records")
+        if pd.isna(row["processor_seconds"]):
+            return row["note"]
+        return f"{row['processor_seconds']:.3g}" + ("" if pd.isna(row["ratio"]) else f" ({row['ratio']:.3g})")
+
+    def memory(rows: pd.DataFrame) -> str:
+        (row,) = rows.to_dict("records")
+        return row["note"] if pd.isna(row["peak_memory_bytes"]) else f"{row['peak_memory_bytes'] / 2**20:,.0f}"
+
+    texts = []
+    for (device, size, categories), rows in frame.groupby(["device", "image_size", "categories"], sort=False):
+        texts.append(f"{categories} categories, maps of {size} x {size} pixels, on {device}:")
+        data = rows.drop_duplicates("images").assign(method="data of one category")
+        data["peak_memory_bytes"] = data["category_bytes"]
+        for heading, cell, shown in (
+            ("processor seconds (times the first)", seconds, rows),
+            ("peak memory, MiB", memory, pd.concat([rows, data])),
+        ):
+            ordered = shown.assign(method=shown["method"].replace(METRIC_METHODS))
+            order = [*METRIC_METHODS.values(), "data of one category"]
+            ordered = ordered.sort_values("images", kind="stable")
+            ordered = ordered.sort_values("method", key=lambda names: names.map(order.index), kind="stable")
+            columns = crossed(ordered, "method", "images", cell, lambda count, _: f"{count:,} images")
+            texts.append(markdown({heading: columns.pop("method"), **columns}))
+    sentences = []
+    for method, name in (("sklearn", "scikit-learn"), ("anomalib", "anomalib")):
+        rows = frame[frame["method"] == method].dropna(subset=["difference"])
+        if len(rows):
+            sentences.append(
+                f"Largest difference to {name}: {rows['difference_AUPRO'].max():.0e} in AUPRO, "
+                f"{rows['difference'].max():.0e} in the other metrics."
+            )
+    return "\n\n".join([*texts, " ".join(sentences)])
+
+
+# Speed of inference.
+
+LARGE = "any_size_1024"  # with images of another size than the others
+MODELS = {
+    "torch": "UniAD, torch",
+    "f32": "UniAD, OpenVINO, f32",
+    "f16": "UniAD, OpenVINO, f16 file",
+    "bf16": "UniAD, OpenVINO, bf16",
+    "int8": "UniAD, OpenVINO, INT8 weights",
+    "int8_ptq": "UniAD, OpenVINO, INT8",
+    "any_size": "UniAD, OpenVINO, f32, file for any size",
+    LARGE: "UniAD, OpenVINO, f32, file for any size, 1024 px",
+    "patchcore_10": "PatchCore, 10 %, OpenVINO, f32",
+    "patchcore_1": "PatchCore, 1 %, OpenVINO, f32",
+    "padim": "PaDiM, OpenVINO, f32",
+}
+COMPARED = {"torch": "torch", "patchcore_10": "PatchCore", "patchcore_1": "PatchCore 1 %"}
+
+
+@table
+def inference_speed(frame: pd.DataFrame) -> str:
+    """Latency and throughput, and how many times those of torch and of PatchCore."""
+
+    def times(ratios: pd.Series, name: str) -> str:
+        return "" if name == LARGE else f"{ratios.median():.3g} x"
+
+    def one(rows: pd.DataFrame) -> str:
+        columns: dict[str, list[str]] = {}
+        of = {name: group.set_index("round") for name, group in rows.groupby("variant")}
+        for name in (name for name in MODELS if name in of):
+            own = of[name]
+            cells = {
+                "model": MODELS[name],
+                "ms per image": spread(own["latency_ms"]),
+                "as fast as torch": times(of["torch"]["latency_ms"] / own["latency_ms"], name),
+                "images/s": spread(own["images_per_second"]),
+            }
+            for other in (other for other in COMPARED if other in of):
+                ratio = own["images_per_second"] / of[other]["images_per_second"]
+                cells[f"of {COMPARED[other]}'s"] = times(ratio, name)
+            for head, cell in cells.items():
+                columns.setdefault(head, []).append(cell)
+        first = rows.iloc[0]
+        banks = rows.dropna(subset=["bank_vectors"]).groupby("variant", sort=False)["bank_vectors"].first()
+        vectors = "; ".join(f"{MODELS[str(name)].split(', ')[1]}: {count:,.0f}" for name, count in banks.items())
+        sizes = f"images of {first['image_size']} px{' where no other size is given' if LARGE in of else ''}"
+        text = (
+            f"{markdown(columns)}\n\nBackbone {first['backbone']}, {sizes} in memory, generated weights; medians of "
+            f"{rows['round'].nunique()} rounds, in parentheses the smallest and the largest. Images per second: "
+            "OpenVINO with parallel requests, torch one after the other; what they are of the others' follows, as the "
+            "median of the ratios of each round."
+        )
+        return f"{text} Vectors in PatchCore's memory bank: {vectors}." if vectors else text
+
+    return per_device(frame, one)
+
+
+@table
+def inference_floor(frame: pd.DataFrame) -> str:
+    """Time and operations of the parts of a model, and the floor."""
+
+    def one(rows: pd.DataFrame) -> str:
+        names = list(rows["part"].unique())
+        first = rows[rows["variant"] == rows["variant"].iloc[0]].set_index("part")
+        columns = {"part": names, "GFLOP": [f"{count / 1e9:.3f}" for count in first["operations"][names]]}
+        sentences = []
+        for variant, part in rows.groupby("variant", sort=False):
+            cells = part.set_index("part")
+            columns[f"{variant}, ms"] = [f"{value:.1f}" for value in cells["ms"][names]]
+            columns[f"{variant}, share"] = [f"{value:.0%}" for value in cells["ms"][names] / cells["ms"]["whole"]]
+            least, rate = cells.loc["whole", ["floor_ms", "matrix_gflop_per_second"]]
+            if not pd.isna(least):
+                sentences.append(f"in {variant} {least:.1f} ms, at {rate:.0f} GFLOP/s of matrix products")
+        floor = f"\n\nFloor, all operations at the measured rate: {'; '.join(sentences)}." if sentences else ""
+        return f"{markdown(columns)}{floor}"
+
+    return per_device(frame, one)
+
+
+@table
+def inference_start(frame: pd.DataFrame) -> str:
+    """Seconds and memory of whole processes."""
+
+    def one(rows: pd.DataFrame) -> str:
+        columns = crossed(
+            rows,
+            "method",
+            "images",
+            lambda part: spread(part["seconds"]),
+            lambda count, _: f"s, {count} image{'' if count == 1 else 's'}",
+        )
+        memory = rows.groupby("method", sort=False)["peak_memory_bytes"].median() / 1e6
+        columns["peak memory, MB"] = [f"{value:.0f}" for value in memory]
+        return (
+            f"{markdown({'program': columns.pop('method'), **columns})}\n\nWhole processes, from start to end; medians "
+            f"of {rows['round'].nunique()}, and in parentheses the smallest and the largest."
+        )
+
+    return per_device(frame, one)
+
+
+@table
+def import_torch(rows: pd.DataFrame) -> str:
+    """What the plugin adds to ``import torch``."""
+    return (
+        f"{rows['plugin_ms'].median():.2f} ms of the {rows['import_torch_ms'].median():.0f} ms that `import torch` "
+        f"takes (medians of {len(rows)} fresh processes)."
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Fill the tables of markdown files from results/ and docstrings.")
+    parser.add_argument("paths", type=Path, nargs="+", help="markdown files, and folders of them")
+    parser.add_argument("--check", action="store_true", help="only compare; fail if a file is not up to date")
+    given = parser.parse_args()
+    main(given.paths, given.check)
