@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the path of an image to its category.
+"""The category of an image. Batches carry paths but no categories, so whoever needs one asks here.
 
-Batches carry paths but no categories, so whoever needs a category asks here, and nowhere else.
+Imports neither torch nor anomalib.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Container, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 UNKNOWN = "unknown"
-"""Category of an image of which nothing tells the category."""
+"""Category of an image without a path that tells it."""
 
 
-def categories_of(image_paths: Sequence[str | Path | None], datamodule: Any = None) -> list[str]:
+def categories_of(image_paths: Sequence[str | PurePath | None], datamodule: Any = None) -> list[str]:
     """Return the category of each image.
 
     The first of these that gives an answer is taken:
@@ -23,7 +23,7 @@ def categories_of(image_paths: Sequence[str | Path | None], datamodule: Any = No
        layout of MVTec AD and of most datasets in anomalib. Of a shorter path, the topmost folder.
 
     Args:
-        image_paths (Sequence[str | Path | None]): Paths of the B images of a batch.
+        image_paths (Sequence[str | PurePath | None]): Paths of the B images of a batch.
         datamodule (Any): The datamodule that the images are from, if there is one. Defaults to ``None``.
 
     Returns:
@@ -39,14 +39,14 @@ def categories_of(image_paths: Sequence[str | Path | None], datamodule: Any = No
     return [by_path.get(str(path)) or only or _from_layout(path) for path in image_paths]
 
 
-def paths_of(batch: Any) -> list[str | Path | None]:
+def paths_of(batch: Any) -> list[str | PurePath | None]:
     """Return the path of each image of a batch.
 
     Args:
         batch (Any): Batch of B images, or of frames of videos, for which it is that of the video.
 
     Returns:
-        list[str | Path | None]: B paths; ``None`` where there is none.
+        list[str | PurePath | None]: B paths; ``None`` where there is none.
     """
     paths = getattr(batch, "image_path", None) or getattr(batch, "video_path", None)
     return list(paths) if paths else [None] * len(batch)
@@ -78,11 +78,34 @@ def known_categories(datamodule: Any) -> list[str]:
     return [only] if only else []
 
 
-def _from_layout(path: str | Path | None) -> str:
+def category_from_path(path: str | PurePath) -> str:
+    """Return the fourth part of a path from its end, as UniAD's authors do; empty if it has fewer parts.
+
+    Example:
+        >>> category_from_path("data/bottle/test/good/000.png")
+        'bottle'
+    """
+    parts = _parts(path)
+    return parts[-4] if len(parts) >= 4 else ""
+
+
+def find_category(path: str | PurePath, known: Container[str]) -> str:
+    """Return the last folder of a path that has the name of a known category; empty if none has.
+
+    Example:
+        >>> find_category("line_3/bottle/2024-05-01/000.png", {"bottle", "cable"})
+        'bottle'
+    """
+    return next((name for name in reversed(_parts(path)[:-1]) if name in known), "")
+
+
+def _from_layout(path: str | PurePath | None) -> str:
     if path is None:
         return UNKNOWN
-    path = Path(path)
-    parts = path.parts[1:] if path.anchor else path.parts
-    if len(parts) >= 4:
-        return parts[-4]
-    return parts[0] if len(parts) > 1 else UNKNOWN
+    parts = _parts(path)
+    return category_from_path(path) or (parts[0] if len(parts) > 1 else UNKNOWN)
+
+
+def _parts(path: str | PurePath) -> tuple[str, ...]:
+    path = PurePath(path)
+    return path.parts[1:] if path.anchor else path.parts

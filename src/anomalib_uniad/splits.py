@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the validation images of a datamodule come from, on which thresholds are learned and checkpoints selected."""
+"""Splits of a datamodule: their ratios, and where its validation images come from."""
 
 from typing import Any
 
@@ -60,6 +60,27 @@ def describe_validation(datamodule: Any) -> str:
         parts += [f"ratio {datamodule.val_split_ratio}", "no seed" if seed is None else f"seed {seed}"]
     images = "test images" if validates_test_images(datamodule) else "validation images"
     return f"{images} ({', '.join(parts)})" if parts else images
+
+
+def check_ratios(**ratios: Any) -> None:
+    """Refuse ratios that leave one of the two parts of a split without images.
+
+    Args:
+        **ratios (Any): Ratios by the names of their arguments.
+
+    Raises:
+        ValueError: If one is not a number between 0 and 1.
+
+    Example:
+        >>> check_ratios(val_split_ratio=0.5)
+        >>> check_ratios(val_split_ratio=1.5)
+        Traceback (most recent call last):
+        ValueError: val_split_ratio is 1.5, it has to be a number between 0 and 1, such as 0.5.
+    """
+    for name, ratio in ratios.items():
+        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio < 1:
+            msg = f"{name} is {ratio!r}, it has to be a number between 0 and 1, such as 0.5."
+            raise ValueError(msg)
 
 
 def _mode(datamodule: Any) -> str:

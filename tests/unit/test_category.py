@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from anomalib_uniad.category import UNKNOWN, categories_of, known_categories
+from anomalib_uniad.category import UNKNOWN, categories_of, category_from_path, find_category, known_categories
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,31 @@ def test_known_categories():
     assert known_categories(SimpleNamespace(category="tile")) == ["tile"]
     assert known_categories(SimpleNamespace(category="")) == []
     assert known_categories(None) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "category"),
+    [
+        ("/mvtec/bottle/train/good/0.png", "bottle"),
+        (Path("bottle/train/good/0.png"), "bottle"),
+        ("/train/good/0.png", ""),
+        ("train/good/0.png", ""),
+        ("", ""),
+    ],
+)
+def test_fourth_part_from_the_end(path, category):
+    assert category_from_path(path) == category
+
+
+@pytest.mark.parametrize(
+    ("path", "category"),
+    [
+        ("/line/bottle/cable/0.png", "cable"),
+        (Path("bottle/new/0.png"), "bottle"),
+        ("new/bottle", ""),  # the name of the image does not count
+        ("new/Bottle/0.png", ""),
+        ("", ""),
+    ],
+)
+def test_last_folder_named_as_a_category(path, category):
+    assert find_category(path, {"bottle", "cable"}) == category

@@ -9,9 +9,14 @@ from anomalib.data import Folder, MVTecAD, MVTecAD2
 from anomalib.data.utils import ValSplitMode
 
 import layouts
-from anomalib_uniad.data import validation
+from anomalib_uniad import splits
 from helpers import make_mvtec_like
 from multi_category_data import make
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return make_mvtec_like(tmp_path_factory.mktemp("x") / "products", ["bottle", "cable", "my_part"])
 
 
 def set_up(datamodule):
@@ -34,20 +39,20 @@ def test_modes(root, mode, expected) -> None:
         make(root, val_split_mode=mode, val_split_ratio=0.5, seed=3),
         set_up(MVTecAD(root, "bottle", num_workers=0, val_split_mode=mode, val_split_ratio=0.5, seed=3)),
     ):
-        assert validation.describe_validation(datamodule) == expected
-        assert validation.validates_test_images(datamodule) == (mode == "same_as_test")
-        assert not validation.drawn_without_seed(datamodule)
+        assert splits.describe_validation(datamodule) == expected
+        assert splits.validates_test_images(datamodule) == (mode == "same_as_test")
+        assert not splits.drawn_without_seed(datamodule)
 
 
 def test_own_validation_set(tmp_path) -> None:
     layouts.mvtec_ad_2(tmp_path / "2", ["can"])
     datamodule = set_up(MVTecAD2(tmp_path / "2", "can", num_workers=0))
-    assert validation.describe_validation(datamodule) == "validation images"  # it knows no modes
-    assert not validation.validates_test_images(datamodule)
+    assert splits.describe_validation(datamodule) == "validation images"  # it knows no modes
+    assert not splits.validates_test_images(datamodule)
     datamodule.val_split_mode = ValSplitMode.FROM_DIR
-    assert validation.describe_validation(datamodule) == "validation images (from_dir)"
+    assert splits.describe_validation(datamodule) == "validation images (from_dir)"
     datamodule.val_data = datamodule.test_data  # whatever the mode says
-    assert validation.describe_validation(datamodule) == "test images (from_dir)"
+    assert splits.describe_validation(datamodule) == "test images (from_dir)"
 
 
 def test_without_seed(tmp_path) -> None:
@@ -55,14 +60,14 @@ def test_without_seed(tmp_path) -> None:
     folder = Folder(
         "bottle", normal_dir="train/good", root=tmp_path / "bottle", abnormal_dir="test/broken", num_workers=0
     )
-    assert validation.describe_validation(set_up(folder)) == "validation images (from_test, ratio 0.5, no seed)"
-    assert validation.drawn_without_seed(folder)
+    assert splits.describe_validation(set_up(folder)) == "validation images (from_test, ratio 0.5, no seed)"
+    assert splits.drawn_without_seed(folder)
 
 
 @pytest.mark.parametrize("datamodule", [None, SimpleNamespace(), SimpleNamespace(val_split_mode="from_test")])
 def test_nothing_is_known(datamodule) -> None:
-    assert validation.describe_validation(datamodule) == ""
-    assert not validation.validates_test_images(datamodule)
+    assert splits.describe_validation(datamodule) == ""
+    assert not splits.validates_test_images(datamodule)
 
 
 def test_drawn_per_category_from_the_seed(root) -> None:

@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import Transform
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
 from anomalib_uniad.data.cifar10_files import CLASSES, check_files, how_to_get, read, write_image
-from anomalib_uniad.data.ratios import check_ratios
+from anomalib_uniad.splits import check_ratios
 
 
 class CIFAR10(AnomalibDataModule):

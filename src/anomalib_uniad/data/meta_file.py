@@ -19,7 +19,7 @@ from anomalib_uniad.data.meta_images import Sample, check_images, find_files, fi
 from anomalib_uniad.data.meta_problems import Problems
 from anomalib_uniad.data.meta_records import read_ader, read_lines
 from anomalib_uniad.data.meta_use import check_copies, check_use, report_categories
-from anomalib_uniad.data.ratios import check_ratios
+from anomalib_uniad.splits import check_ratios
 
 logger = logging.getLogger(__name__)
 

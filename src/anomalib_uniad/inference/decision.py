@@ -6,6 +6,8 @@ from pathlib import PurePath
 
 import numpy as np
 
+from anomalib_uniad.category import find_category
+
 from .metadata import ModelMetadata
 from .predictor import Output
 
@@ -71,7 +73,7 @@ class Decider:
         if self._category != AUTO:
             return self._category
         known = {*self._metadata.categories, *self._metadata.category_thresholds}
-        category = next((name for name in reversed(path.parts[:-1]) if name in known), "")
+        category = find_category(path, known)
         if not category:
             names = ", ".join(sorted(known)) or "none"
             msg = (

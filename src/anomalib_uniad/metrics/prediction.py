@@ -2,14 +2,13 @@
 """One prediction, from the first batch to the table of its images."""
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomalib.data import PredictDataset
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader
 
-from anomalib_uniad.category import categories_of, known_categories, paths_of
+from anomalib_uniad.category import categories_of, find_category, known_categories, paths_of
 from anomalib_uniad.image_files import listed, look_at
 from anomalib_uniad.metrics.files import RunFiles
 from anomalib_uniad.metrics.session import Session
@@ -99,7 +98,7 @@ class Prediction(Session):
 
     def _categories(self, batch: Any) -> list[str]:
         """The category that was given, else the last folder with the name of one that the model knows."""
-        paths = [Path(path or "") for path in paths_of(batch)]
+        paths = [path or "" for path in paths_of(batch)]
         if self._evaluator.category is not None:
             return [self._evaluator.category] * len(paths)
         if known_categories(self._datamodule):  # it knows, other than a folder of images
@@ -107,4 +106,4 @@ class Prediction(Session):
         known = self._evaluator.category_thresholds
         if len(known) == 1:
             return list(known) * len(paths)
-        return [next((part for part in reversed(path.parts[:-1]) if part in known), "") for path in paths]
+        return [find_category(path, known) for path in paths]
