@@ -172,9 +172,9 @@ def _judge_line(line: bytes, split: str) -> tuple[bool, Row | None, str | None]:
         record = json.loads(line.decode("utf-8"), object_pairs_hook=pairs, parse_constant=strange.append)
     except (ValueError, RecursionError):
         return False, None, None
-    if not isinstance(record, dict):
+    if strange or not isinstance(record, dict):
         return False, None, None
-    sound = not strange and {"filename", "label"} <= set(record)
+    sound = {"filename", "label"} <= set(record)
     known = ["filename", "label", "label_name", "maskname", "clsname"]
     for key in set(record) - set(known):
         sound &= all(difflib.SequenceMatcher(a=key.lower(), b=k).ratio() < 0.8 for k in known if k not in record)

@@ -6,19 +6,20 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
+import torch
 from anomalib import TaskType
-from anomalib.data import AnomalibDataModule
-from anomalib.data.utils import Split, TestSplitMode, ValSplitMode
+from anomalib.data import AnomalibDataModule, AnomalibDataset, ImageItem
+from anomalib.data.utils import LabelName, Split, TestSplitMode, ValSplitMode, read_image, read_mask
 from anomalib.utils.path import generate_output_filename
 from torchvision.transforms.v2 import Transform
+from torchvision.tv_tensors import Mask
 
 from anomalib_uniad.data.joined import JoinedCategories
-from anomalib_uniad.data.meta_dataset import MetaFileCategory, MetaFileDataset
-from anomalib_uniad.data.meta_images import Sample, check_images, find_files, find_meta_files
-from anomalib_uniad.data.meta_problems import Problems
-from anomalib_uniad.data.meta_records import read_ader, read_lines
-from anomalib_uniad.data.meta_use import check_copies, check_use, report_categories
+from anomalib_uniad.data.meta_images import check_copies, check_images, check_use, find_files, report_categories
+from anomalib_uniad.data.meta_records import Record, raise_problems, read_meta_files
 from anomalib_uniad.splits import check_ratios
 
 logger = logging.getLogger(__name__)
@@ -126,7 +127,12 @@ class MetaFile(JoinedCategories):
             val_split_ratio=val_split_ratio,
             seed=seed,
         )
-        self._check_modes()
+        if self.test_split_mode == TestSplitMode.NONE:
+            msg = "test_split_mode is 'none', but the test images are listed: it has to be 'from_dir' or 'synthetic'."
+            raise ValueError(msg)
+        if self.val_split_mode == ValSplitMode.FROM_DIR:
+            msg = "val_split_mode is 'from_dir', but there is no meta file of validation images: split them off."
+            raise ValueError(msg)
         self.root = Path(root).expanduser().resolve()
         self.verify_images = verify_images
         self.per_category_metrics = per_category_metrics
@@ -143,9 +149,9 @@ class MetaFile(JoinedCategories):
             FileNotFoundError: If the root or a meta file is not there.
             ValueError: If there is anything wrong in the meta files; see :meth:`prepare_data`.
         """
-        return sorted({sample.record.category for sample in self._listed})
+        return sorted({record.category for record in self._records})
 
-    @property
+    @cached_property
     def name(self) -> str:  # type: ignore[override]
         """Name of the dataset, that of the folder with all images.
 
@@ -153,89 +159,7 @@ class MetaFile(JoinedCategories):
         in the path of an image, which tells images of the same name apart. It asks before it makes that folder, so
         mistakes in the text of the meta files are reported here.
         """
-        return self._name_in_paths
-
-    def prepare_data(self) -> None:
-        """Read the meta files, and check that all images and masks can be read and fit to each other.
-
-        Raises:
-            FileNotFoundError: If the root or a meta file is not there.
-            ValueError: If there is anything wrong in the meta files or images; the message has all of it, with file
-                and line.
-        """
-        if not self._checked:
-            problems = Problems()
-            self._check_files(self._listed, problems)
-            problems.raise_all()
-            self._checked = True
-
-    def _check_modes(self) -> None:
-        if self.test_split_mode == TestSplitMode.NONE:
-            msg = "test_split_mode is 'none', but the test images are listed: it has to be 'from_dir' or 'synthetic'."
-            raise ValueError(msg)
-        if self.val_split_mode == ValSplitMode.FROM_DIR:
-            msg = "val_split_mode is 'from_dir', but there is no meta file of validation images: split them off."
-            raise ValueError(msg)
-
-    def _check_files(self, samples: Sequence[Sample], problems: Problems) -> None:
-        check_images(samples, self.verify_images, self.num_workers, problems)
-        if self.verify_images:
-            check_copies(samples, self.num_workers, problems)
-
-    @cached_property
-    def _listed(self) -> list[Sample]:
-        """Read and check the meta files.
-
-        Not in the constructor: the command line would bury what it raises in messages of its own.
-        """
-        problems, files = Problems(), find_meta_files(self.root, *self._meta)
-        allow_outside_root, allow_defective_train = self._allowed
-        if len(files) == 1:
-            records = read_ader(files[0], problems)
-        else:
-            train, test = files
-            records = [*read_lines(train, Split.TRAIN, problems), *read_lines(test, Split.TEST, problems)]
-        samples = find_files(records, self.root, allow_outside_root, problems)
-        check_use(samples, allow_defective_train, problems)
-        if problems:  # so that nobody has to correct the files twice
-            self._check_files(samples, problems)
-            problems.raise_all()
-        synthetic = self.val_split_mode == ValSplitMode.SYNTHETIC
-        if synthetic and any(s.record.label == 1 and s.record.split == Split.TRAIN for s in samples):
-            msg = "val_split_mode is 'synthetic', which needs training images without defects; there are others."
-            raise ValueError(msg)
-        whole = [s for s in samples if s.record.split == Split.TEST and s.record.label == 1 and not s.masks]
-        if whole and _has_masks(samples):
-            text = "%d defective test images have no mask (first: %s): all of their pixels count as defective"
-            logger.warning(text, len(whole), whole[0].record.place)
-        report_categories(samples)
-        return samples
-
-    def _setup(self, _stage: str | None = None) -> None:
-        if getattr(self, "trainer", None) is None:  # a trainer has called it, in one process for all of them
-            self.prepare_data()
-        super()._setup(_stage)
-
-    def _make_category(self, category: str) -> AnomalibDataModule:
-        own = [sample for sample in self._listed if sample.record.category == category]
-        task = TaskType.SEGMENTATION if _has_masks(self._listed) else TaskType.CLASSIFICATION
-        train, test = (
-            MetaFileDataset([sample for sample in own if sample.record.split == split], task)
-            for split in (Split.TRAIN, Split.TEST)
-        )
-        return MetaFileCategory(
-            train,
-            test,
-            test_split_mode=self.test_split_mode,
-            test_split_ratio=self.test_split_ratio,
-            val_split_mode=self.val_split_mode,
-            val_split_ratio=self.val_split_ratio,
-            seed=self.seed,
-        )
-
-    @cached_property
-    def _name_in_paths(self) -> str:
-        paths = [sample.image for sample in self._listed]
+        paths = [record.paths[0] for record in self._records]
         base = Path(os.path.commonpath([self.root, *paths]))
         if base.name:
             return base.name
@@ -248,7 +172,155 @@ class MetaFile(JoinedCategories):
             )
         return name
 
+    def prepare_data(self) -> None:
+        """Read the meta files, and check that all images and masks can be read and fit to each other.
 
-def _has_masks(samples: Sequence[Sample]) -> bool:
-    """Tell whether there are masks; those of defective training images are no use if the test has none."""
-    return any(sample.masks for sample in samples if sample.record.split == Split.TEST)
+        Raises:
+            FileNotFoundError: If the root or a meta file is not there.
+            ValueError: If there is anything wrong in the meta files or images; the message has all of it, with file
+                and line.
+        """
+        if not self._checked:
+            for record in self._records:
+                record.problems.clear()  # of an earlier try
+            self._check_files(self._records)
+            raise_problems(self._records)
+            self._checked = True
+
+    def _check_files(self, records: Sequence[Record]) -> None:
+        check_images(records, self.verify_images, self.num_workers)
+        if self.verify_images:
+            check_copies(records, self.num_workers)
+
+    @cached_property
+    def _records(self) -> list[Record]:
+        """Read and check the meta files.
+
+        Not in the constructor: the command line would bury what it raises in messages of its own.
+        """
+        listed = read_meta_files(self.root, *self._meta)
+        allow_outside_root, allow_defective_train = self._allowed
+        records = find_files(listed, self.root, allow_outside_root)
+        check_use(records, allow_defective_train)
+        if any(record.problems for record in listed):
+            self._check_files(records)  # so that nobody has to correct the files twice
+            raise_problems(listed)
+        synthetic = self.val_split_mode == ValSplitMode.SYNTHETIC
+        if synthetic and any(record.label == 1 and record.split == Split.TRAIN for record in records):
+            msg = "val_split_mode is 'synthetic', which needs training images without defects; there are others."
+            raise ValueError(msg)
+        test = [record for record in records if record.split == Split.TEST]
+        whole = [record for record in test if record.label == 1 and not record.masks]
+        if whole and _has_masks(test):
+            text = "%d defective test images have no mask (first: %s): all of their pixels count as defective"
+            logger.warning(text, len(whole), whole[0].place)
+        report_categories(records)
+        return records
+
+    def _setup(self, _stage: str | None = None) -> None:
+        if getattr(self, "trainer", None) is None:  # a trainer has called it, in one process for all of them
+            self.prepare_data()
+        super()._setup(_stage)
+
+    def _make_category(self, category: str) -> AnomalibDataModule:
+        test = [record for record in self._records if record.split == Split.TEST]
+        # Masks of defective training images are no use if the test has none.
+        task = TaskType.SEGMENTATION if _has_masks(test) else TaskType.CLASSIFICATION
+        own = [record for record in self._records if record.category == category]
+        return MetaFileCategory(
+            MetaFileDataset([record for record in own if record.split == Split.TRAIN], task),
+            MetaFileDataset([record for record in own if record.split == Split.TEST], task),
+            test_split_mode=self.test_split_mode,
+            test_split_ratio=self.test_split_ratio,
+            val_split_mode=self.val_split_mode,
+            val_split_ratio=self.val_split_ratio,
+            seed=self.seed,
+        )
+
+
+def _has_masks(records: Sequence[Record]) -> bool:
+    return any(record.masks for record in records)
+
+
+class MetaFileDataset(AnomalibDataset):
+    """Images of meta files.
+
+    Args:
+        records (Sequence[Record]): What the files list.
+        task (TaskType): Segmentation with masks, classification without.
+        augmentations (Transform | None): Augmentations of image and mask. Defaults to ``None``.
+    """
+
+    def __init__(self, records: Sequence[Record], task: TaskType, augmentations: Transform | None = None) -> None:
+        super().__init__(augmentations=augmentations)
+        masks = [record.paths[1:] for record in records]
+        samples = pd.DataFrame(
+            {
+                "image_path": [record.paths[0] for record in records],
+                "split": [record.split.value for record in records],
+                "label": [record.label_name for record in records],
+                "label_index": pd.Series([record.label for record in records], dtype=int),
+                # One path, as in anomalib, or a list of several.
+                "mask_path": pd.Series(
+                    [list(paths) if len(paths) > 1 else next(iter(paths), None) for paths in masks], dtype=object
+                ),
+            }
+        )
+        samples.attrs["task"] = task.value
+        self.samples = samples
+
+    def __getitem__(self, index: int) -> ImageItem:
+        """Get an image with its label and, if there are masks, its mask.
+
+        Args:
+            index (int): Row of the samples.
+
+        Returns:
+            ImageItem: Image (3, H, W), mask (H, W).
+        """
+        row = self.samples.iloc[index]
+        masks = row.mask_path if isinstance(row.mask_path, list) else [row.mask_path] if row.mask_path else []
+        image: Any = read_image(row.image_path, as_tensor=True)
+        mask = self._mask(masks, row.label_index, image.shape[-2:]) if self.task == TaskType.SEGMENTATION else None
+        if self.augmentations:
+            image, mask = self.augmentations(image, mask) if mask is not None else (self.augmentations(image), None)
+        return ImageItem(
+            image=image,
+            gt_mask=mask,
+            gt_label=torch.tensor(row.label_index),
+            image_path=row.image_path,
+            mask_path=masks[0] if masks else None,
+        )
+
+    def _mask(self, masks: Sequence[str], label: int, size: torch.Size) -> Mask:
+        """Unite masks; without any, all of a defective image is defective."""
+        if not masks:
+            return Mask(torch.full(size, int(label == LabelName.ABNORMAL), dtype=torch.uint8))
+        read = [torch.as_tensor(read_mask(path, as_tensor=True)).reshape(size).bool() for path in masks]
+        return Mask(torch.stack(read).any(dim=0).to(torch.uint8))
+
+
+class MetaFileCategory(AnomalibDataModule):
+    """Images of one category, split by anomalib; the test images stay as they are listed.
+
+    Args:
+        train (MetaFileDataset): Training images.
+        test (MetaFileDataset): Test images.
+        **split (Any): Arguments of anomalib's datamodules for splits.
+    """
+
+    def __init__(self, train: MetaFileDataset, test: MetaFileDataset, **split: Any) -> None:
+        super().__init__(train_batch_size=1, eval_batch_size=1, num_workers=0, **split)
+        self._listed = train, test
+
+    def _setup(self, _stage: str | None = None) -> None:
+        self.train_data, self.test_data = self._listed
+
+    def _create_test_split(self) -> None:
+        if self.test_split_mode == TestSplitMode.SYNTHETIC:
+            super()._create_test_split()
+
+    def _create_val_split(self) -> None:
+        from_test = self.val_split_mode in (ValSplitMode.FROM_TEST, ValSplitMode.SAME_AS_TEST)
+        if len(self.test_data if from_test else self.train_data):  # else there is nothing to split
+            super()._create_val_split()

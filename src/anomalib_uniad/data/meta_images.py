@@ -1,162 +1,179 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a dataset with meta files: where they are, and whether images and masks can be read."""
+"""The images and masks that meta files list: whether they are there, can be read, and are used once."""
 
+import hashlib
+import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import NamedTuple
 
+from anomalib.data.utils import Split
 from PIL import Image
 from tqdm import tqdm
 
-from anomalib_uniad.data.meta_problems import Problems
-from anomalib_uniad.data.meta_records import Record
-from anomalib_uniad.data.strict_json import show
+from anomalib_uniad.data.meta_records import Record, show
 from anomalib_uniad.image_files import CUT_OFF, read_whole
 
-
-@dataclass(frozen=True)
-class Sample:
-    """A record with its files.
-
-    Attributes:
-        record (Record): The record.
-        image (str): Absolute path of its image.
-        masks (tuple[str, ...]): Absolute paths of its masks.
-    """
-
-    record: Record
-    image: str
-    masks: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """What a file has: width and height, and of a mask that was read to its end, whether it marks anything."""
-
-    size: tuple[int, int]
-    marks: bool | None = None
-
+logger = logging.getLogger(__name__)
 
 # Pillow cuts the decimals of these off. A mask is whatever is not zero then, so larger numbers do no harm.
 _CUT_MASKS = frozenset({"F"})
-_ADVICE = "convert it to 8 bit first"
+_LEAK = " A test image must not be used for training."
 
 
-def find_meta_files(
-    root: Path, train_meta: Path | str | None, test_meta: Path | str | None, ader_meta: Path | str | None
-) -> list[Path]:
-    """Find the meta files.
+class _Seen(NamedTuple):
+    """What a file turned out to be: why it cannot be read, width and height, whether a mask marks anything."""
 
-    Args:
-        root (Path): Folder of the images.
-        train_meta (Path | str | None): Given by the user, as the next two; see ``MetaFile``.
-        test_meta (Path | str | None): The test file.
-        ader_meta (Path | str | None): The file with both.
-
-    Returns:
-        list[Path]: The training and the test file, or the one that has both.
-
-    Raises:
-        FileNotFoundError: If the root or one of them is not there.
-        ValueError: If they do not go together.
-    """
-    if ader_meta is not None and (train_meta is not None or test_meta is not None):
-        msg = "ADer's meta.json lists training and test images: set ader_meta, or train_meta and test_meta."
-        raise ValueError(msg)
-    if not root.is_dir():
-        msg = f"The root {root} is {'a file' if root.exists() else 'not there'}: set it to the folder of the images."
-        raise FileNotFoundError(msg)
-    if ader_meta is not None:
-        files = [Path(ader_meta).expanduser()]
-    else:
-        train = Path(train_meta).expanduser() if train_meta is not None else root / "train.json"
-        files = [train, Path(test_meta).expanduser() if test_meta is not None else train.parent / "test.json"]
-    if missing := [str(file) for file in files if not file.is_file()]:
-        msg = (
-            f"There is no meta file {' and no '.join(missing)}. Paths of meta files are relative to the working "
-            f"directory ({Path.cwd()}), not to the root; `anomalib-uniad make-meta` writes them."
-        )
-        raise FileNotFoundError(msg)
-    if len(files) == 2 and files[0].samefile(files[1]):
-        msg = f"train_meta and test_meta are the same file, {files[0]}."
-        raise ValueError(msg)
-    return files
+    reason: str = ""
+    size: tuple[int, int] = (0, 0)
+    marks: bool | None = None  # None: not read to its end
 
 
-def find_files(records: Iterable[Record], root: Path, allow_outside_root: bool, problems: Problems) -> list[Sample]:
-    """Find the files of records.
+def find_files(records: Iterable[Record], root: Path, allow_outside_root: bool) -> list[Record]:
+    """Set the paths of records, and note the files that are not there.
 
     Args:
         records (Iterable[Record]): The records.
         root (Path): Folder that their paths are relative to; absolute and free of links.
         allow_outside_root (bool): Whether files may be elsewhere.
-        problems (Problems): Gets what is wrong.
 
     Returns:
-        list[Sample]: The records whose image and masks are there.
+        list[Record]: Those whose image and masks are there.
     """
-    samples = []
+    found = []
     for record in records:
-        paths: list[str] = []
-        for kind, name in [("image", record.image), *(("mask", mask) for mask in record.masks)]:
+        names = [("image", record.image), *(("mask", mask) for mask in record.masks)] if record.image else []
+        paths = []
+        for kind, name in names:
             path = str(root / name)
             # Not pathlib's methods, which raise for names that are too long.
             problem = _outside(name, path, root) if not allow_outside_root else ""
             if not problem and not os.path.isfile(path):  # noqa: PTH113
-                problem = "is a folder" if os.path.isdir(path) else "is not there"  # noqa: PTH112
-                problem += f": {show(path)}"
+                problem = f"is {'a folder' if os.path.isdir(path) else 'not there'}: {show(path)}"  # noqa: PTH112
             if problem:
-                problems.add(record.place, f"the {kind} {show(name)} {problem}.")
+                record.problems.append(f"the {kind} {show(name)} {problem}.")
             else:
                 paths.append(path)
-        if len(paths) == 1 + len(record.masks):
-            samples.append(Sample(record, paths[0], tuple(paths[1:])))
-    return samples
+        if names and len(paths) == len(names):
+            record.paths = tuple(paths)
+            found.append(record)
+    return found
 
 
-def check_images(samples: Sequence[Sample], whole: bool, threads: int, problems: Problems) -> None:
+def check_use(records: Iterable[Record], allow_defective_train: bool) -> None:
+    """Refuse images that are used twice, defective images for training, and images as their own masks.
+
+    Args:
+        records (Iterable[Record]): Records with paths; those for training come first.
+        allow_defective_train (bool): Whether defective images may be used for training.
+    """
+    first: dict[str, Record] = {}  # by what links lead to: another name makes no other image
+    training: dict[object, Record] = {}  # nor does a hard link
+    for record in records:
+        image, *masks = map(_file, record.paths)
+        other = first.setdefault(os.path.realpath(record.paths[0]), record)
+        if record.split == Split.TRAIN:
+            training.setdefault(image, record)
+        elif other is record:
+            other = training.get(image, record)
+        if other is not record:
+            leak = "" if other.split == record.split else _LEAK
+            record.problems.append(f"the image {show(record.image)} is the one of {other.place} again.{leak}")
+        if image in masks:
+            record.problems.append(f"the mask of {show(record.image)} is the image itself.")
+        if record.label == 1 and record.split == Split.TRAIN and not allow_defective_train:
+            record.problems.append(
+                f"the image {show(record.image)} is defective (label 1), but training is on normal ones: remove it, "
+                "or set allow_defective_train=True."
+            )
+
+
+def check_images(records: Sequence[Record], whole: bool, threads: int) -> None:
     """Refuse images and masks that cannot be read, and masks that do not fit to their image or its label.
 
     Args:
-        samples (Sequence[Sample]): The samples.
+        records (Sequence[Record]): Records with paths.
         whole (bool): Whether to read files to their end, which finds those that are cut off or damaged: the check
             sums of PNG files are compared, other types are decoded, and so are masks. Otherwise only the head is read.
         threads (int): Number of files to read at once.
-        problems (Problems): Gets what is wrong.
     """
-    parts = [[(sample.image, False), *((mask, True) for mask in sample.masks)] for sample in samples]
-    files = list(dict.fromkeys(file for part in parts for file in part))
+    files = list(dict.fromkeys((path, i > 0) for record in records for i, path in enumerate(record.paths)))
     with ThreadPoolExecutor(max(1, threads)) as pool:
         looked = pool.map(lambda file: _look(file[0], file[1], whole), files)
         # Only shown if it takes a while.
-        results = dict(zip(files, tqdm(looked, "Checking images", len(files), unit="file", delay=3), strict=True))
-    for sample, part in zip(samples, parts, strict=True):
-        for text in _judge(sample.record, *(results[file] for file in part)):
-            problems.add(sample.record.place, text)
+        seen = dict(zip(files, tqdm(looked, "Checking images", len(files), unit="file", delay=3), strict=True))
+    for record in records:
+        image, *masks = (seen[path, i > 0] for i, path in enumerate(record.paths))
+        if image.reason:
+            record.problems.append(f"the image {show(record.image)} cannot be read: {image.reason}.")
+        for name, mask in zip(record.masks, masks, strict=True):
+            if mask.reason:
+                record.problems.append(f"the mask {show(name)} cannot be read: {mask.reason}.")
+            elif not image.reason and mask.size != image.size:
+                record.problems.append(
+                    f"the mask {show(name)} has {_pixels(mask.size)}, but its image {show(record.image)} has "
+                    f"{_pixels(image.size)}."
+                )
+            elif record.label == 0 and mask.marks:
+                record.problems.append(f"the label is 0 (normal), but the mask {show(name)} has defective pixels.")
+        if record.label == 1 and masks and all(mask.marks is False for mask in masks):
+            names = " and ".join(map(show, record.masks))
+            text = f"the label is 1 (defective), but there is no defective pixel in the mask {names}."
+            record.problems.append(text)
 
 
-def _judge(record: Record, image: _Seen | str, *masks: _Seen | str) -> Iterator[str]:
-    """Say what is wrong with an image and its masks."""
-    if isinstance(image, str):
-        yield f"the image {show(record.image)} cannot be read: {image}."
-    empty = 0
-    for name, mask in zip(record.masks, masks, strict=True):
-        if isinstance(mask, str):
-            yield f"the mask {show(name)} cannot be read: {mask}."
-        elif not isinstance(image, str) and mask.size != image.size:
-            yield (
-                f"the mask {show(name)} has {_pixels(mask.size)}, but its image {show(record.image)} has "
-                f"{_pixels(image.size)}."
-            )
-        elif record.label == 0 and mask.marks:
-            yield f"the label is 0 (normal), but the mask {show(name)} has defective pixels."
-        else:
-            empty += mask.marks is False
-    if record.label == 1 and masks and empty == len(masks):
-        names = " and ".join(map(show, record.masks))
-        yield f"the label is 1 (defective), but there is no defective pixel in the mask {names}."
+def check_copies(records: Iterable[Record], threads: int) -> None:
+    """Refuse test images that are copies of training images, byte for byte; warn of other copies.
+
+    Args:
+        records (Iterable[Record]): Records with paths; those for training come first.
+        threads (int): Number of files to read at once.
+    """
+    files: dict[str, Record] = {}
+    for record in records:
+        files.setdefault(os.path.realpath(record.paths[0]), record)
+    sizes = {path: os.stat(path).st_size for path in files}  # noqa: PTH116
+    counts = Counter(sizes.values())
+    shared = {path: record for path, record in files.items() if counts[sizes[path]] > 1}  # others have no copies
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        digests = list(pool.map(_digest, shared))
+    first: dict[tuple[Split, bytes], Record] = {}
+    twice: dict[Split, list[tuple[Record, Record]]] = {Split.TRAIN: [], Split.TEST: []}
+    for record, digest in zip(shared.values(), digests, strict=True):
+        training = first.get((Split.TRAIN, digest)) if record.split == Split.TEST else None
+        same = first.setdefault((record.split, digest), record)
+        if training is not None:
+            if _file(training.paths[0]) != _file(record.paths[0]):  # else it is refused already
+                text = f"the image {show(record.image)} is a copy of the one of {training.place}.{_LEAK}"
+                record.problems.append(text)
+        elif same is not record:
+            twice[record.split].append((record, same))
+    for split, pairs in twice.items():
+        if pairs:
+            text = "%d %s images are copies of others, so they count twice (first: %s is that of %s)"
+            name = "training" if split == Split.TRAIN else "test"
+            logger.warning(text, len(pairs), name, pairs[0][0].place, pairs[0][1].place)
+
+
+def report_categories(records: Iterable[Record]) -> None:
+    """Say which categories have images in one split only, which a misspelt name leads to.
+
+    Args:
+        records (Iterable[Record]): Records with paths.
+    """
+    places: dict[Split, dict[str, str]] = {Split.TRAIN: {}, Split.TEST: {}}
+    for record in records:
+        places[record.split].setdefault(record.category, record.place)
+    for split, other, level, text in (
+        (Split.TEST, Split.TRAIN, logging.WARNING, "no training images, so the model does not learn them: %s"),
+        (Split.TRAIN, Split.TEST, logging.INFO, "no test images: %s"),
+    ):
+        alone = [f"{show(name)} (first: {place})" for name, place in places[split].items() if name not in places[other]]
+        if alone:
+            logger.log(level, f"Categories with {text}. Are their names misspelt?", "; ".join(alone))
 
 
 def _outside(name: str, path: str, root: Path) -> str:
@@ -171,24 +188,35 @@ def _outside(name: str, path: str, root: Path) -> str:
     return ""
 
 
-def _look(path: str, is_mask: bool, whole: bool) -> _Seen | str:
-    """Look at an image or a mask; if it cannot be read, say why."""
+def _look(path: str, is_mask: bool, whole: bool) -> _Seen:
     try:
         with Image.open(path) as image:
             size = image.size
             if image.mode in (_CUT_MASKS if is_mask else CUT_OFF):
-                return f"it has more than 8 bits (Pillow's mode {image.mode}), which would be cut off: {_ADVICE}"
+                what = f"it has more than 8 bits (Pillow's mode {image.mode}), which would be cut off"
+                return _Seen(f"{what}: convert it to 8 bit first")
             if not whole:
-                return _Seen(size)
+                return _Seen(size=size)
             read_whole(image)
-        return _Seen(size, _marks_something(path) if is_mask else None)
+        if not is_mask:
+            return _Seen(size=size)
+        with Image.open(path) as mask:
+            return _Seen(size=size, marks=mask.convert("L").getbbox() is not None)
     except Exception as error:  # decoders raise anything from OSError to struct.error
-        return f"{type(error).__name__}: {error}"
+        return _Seen(f"{type(error).__name__}: {error}")
 
 
-def _marks_something(path: str) -> bool:
-    with Image.open(path) as mask:
-        return mask.convert("L").getbbox() is not None
+def _file(path: str) -> object:
+    """Return what is the same for all names of a file."""
+    stat = os.stat(path)  # noqa: PTH116
+    return (stat.st_dev, stat.st_ino) if stat.st_ino else os.path.realpath(path)  # some file systems have no numbers
+
+
+def _digest(path: str) -> bytes:
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).digest()
+    except OSError:  # which is reported as an image that cannot be read
+        return os.fsencode(path)
 
 
 def _pixels(size: tuple[int, int]) -> str:

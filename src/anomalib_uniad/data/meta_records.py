@@ -1,242 +1,361 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the text of meta files to records, with a place in the file for everything that is wrong."""
+"""From the text of meta files to records, which keep what is wrong with them."""
 
 import difflib
+import json
+import reprlib
+from bisect import bisect_left
 from codecs import BOM_UTF8
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from anomalib.data.utils import Split
 
-from anomalib_uniad.data.meta_problems import Place, Problems
-from anomalib_uniad.data.strict_json import BrokenJSONError, parse, show, strange_keys, strange_values
+from anomalib_uniad.category import category_from_path
+
+SHOWN = 20
+"""Number of problems that a message lists; of the others it says how many there are."""
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 500
 
 
-@dataclass(frozen=True)
+@dataclass
 class Record:
-    """One image of a meta file.
+    """One entry of a meta file, and what is wrong with it.
 
     Attributes:
-        place (Place): Where it stands.
+        file (Path): The meta file.
+        where (str): "line 3", or "train/bottle/3" in ADer's format, counted from 0 there.
         split (Split): Training or test.
-        image (str): Path of the image as written there.
-        label (int | None): 0 (normal) or 1 (defective); ``None`` if what is there is a problem.
-        label_name (str): What it is called; "good" or "defective" if that is not given.
-        masks (tuple[str, ...]): Paths of the masks as written there; empty if there are none.
+        image (str): Path of the image as written; empty if there is none.
+        label (int | None): 0 (normal) or 1 (defective); ``None`` if what is written is a problem.
+        label_name (str): Name of the label; "good" or "defective" if that is not written.
+        masks (tuple[str, ...]): Paths of the masks as written.
         category (str): Its category.
+        paths (tuple[str, ...]): Absolute paths of the image and its masks, once they are found.
+        problems (list[str]): What is wrong with it.
     """
 
-    place: Place
+    file: Path
+    where: str
     split: Split
-    image: str
-    label: int | None
-    label_name: str
-    masks: tuple[str, ...]
-    category: str
+    image: str = ""
+    label: int | None = None
+    label_name: str = ""
+    masks: tuple[str, ...] = ()
+    category: str = ""
+    paths: tuple[str, ...] = ()
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def place(self) -> str:
+        """Where it stands, for messages."""
+        return f"{self.file}, {self.where}"
 
 
-@dataclass(frozen=True)
-class _Keys:
+class InvalidJSONError(ValueError):
+    """Text that is not JSON.
+
+    Attributes:
+        line (int): Line of the text, counted from 1.
+    """
+
+    def __init__(self, text: str, line: int = 1) -> None:
+        super().__init__(text)
+        self.line = line
+
+
+class _Keys(NamedTuple):
+    """Names of the keys of a record."""
+
     image: str
     label: str
     label_name: str
     masks: str
     category: str
-    optional: tuple[str, ...] = ()
-
-    @property
-    def all(self) -> tuple[str, ...]:
-        return self.image, self.label, self.label_name, self.masks, self.category
 
 
-_LINES = _Keys("filename", "label", "label_name", "maskname", "clsname", ("label_name", "maskname", "clsname"))
-_LABEL_NAMES = {0: "good", 1: "defective", None: ""}
+_LINES = _Keys("filename", "label", "label_name", "maskname", "clsname")
 _ADER = _Keys("img_path", "anomaly", "specie_name", "mask_path", "cls_name")
+_OPTIONAL = {"label_name", "maskname", "clsname"}
+_LABEL_NAMES = {0: "good", 1: "defective", None: ""}
+_IS_ADER = "is in the format of ADer's meta.json: give it as `ader_meta`."
 
 
-def read_lines(file: Path, split: Split, problems: Problems) -> list[Record]:
-    """Read a file with one JSON object per line, as UniAD's authors have them.
+def read_meta_files(
+    root: Path, train_meta: Path | str | None, test_meta: Path | str | None, ader_meta: Path | str | None
+) -> list[Record]:
+    """Read the meta files of a dataset.
 
     Args:
-        file (Path): The file; UTF-8, with or without byte order mark, blank lines are skipped.
-        split (Split): What its images are for.
-        problems (Problems): Gets what is wrong.
+        root (Path): Folder of the images.
+        train_meta (Path | str | None): The training file; ``None`` is ``train.json`` in the root.
+        test_meta (Path | str | None): The test file; ``None`` is ``test.json`` beside the training file.
+        ader_meta (Path | str | None): The file with both in ADer's format.
 
     Returns:
-        list[Record]: The records that can be read.
+        list[Record]: All entries in their order, those for training first; also what cannot be read as a record,
+        without an image.
+
+    Raises:
+        FileNotFoundError: If the root or a file is not there.
+        ValueError: If the files do not go together.
     """
+    if ader_meta is not None and (train_meta is not None or test_meta is not None):
+        msg = "ADer's meta.json lists training and test images: set ader_meta, or train_meta and test_meta."
+        raise ValueError(msg)
+    if not root.is_dir():
+        msg = f"The root {root} is {'a file' if root.exists() else 'not there'}: set it to the folder of the images."
+        raise FileNotFoundError(msg)
+    if ader_meta is not None:
+        files = [Path(ader_meta).expanduser()]
+    else:
+        train = Path(train_meta).expanduser() if train_meta is not None else root / "train.json"
+        files = [train, Path(test_meta).expanduser() if test_meta is not None else train.parent / "test.json"]
+    if missing := [str(file) for file in files if not file.is_file()]:
+        msg = (
+            f"There is no meta file {' and no '.join(missing)}. Paths of meta files are relative to the working "
+            f"directory ({Path.cwd()}), not to the root; `anomalib-uniad make-meta` writes them."
+        )
+        raise FileNotFoundError(msg)
+    if len(files) == 1:
+        return _read_ader(files[0])
+    if files[0].samefile(files[1]):
+        msg = f"train_meta and test_meta are the same file, {files[0]}."
+        raise ValueError(msg)
+    return [*_read_lines(files[0], Split.TRAIN), *_read_lines(files[1], Split.TEST)]
+
+
+def raise_problems(records: Iterable[Record]) -> None:
+    """Report what is wrong with records, all of it together.
+
+    Args:
+        records (Iterable[Record]): The records, in the order in which they are reported.
+
+    Raises:
+        ValueError: If there is anything.
+    """
+    found = [(record, text) for record in records for text in record.problems]
+    if not found:
+        return
+    files = ", ".join(dict.fromkeys(str(record.file) for record, _ in found))
+    lines = "".join(f"\n- {record.place}: {text}" for record, text in found[:SHOWN])
+    more = f"\n- ... and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    msg = f"{len(found)} problem{'' if len(found) == 1 else 's'} in {files}:{lines}{more}"
+    raise ValueError(msg)
+
+
+def show(value: Any) -> str:
+    """Write a value for a message, on one line and not too long.
+
+    Example:
+        >>> show({"a": [1, "two"]})
+        "{'a': [1, 'two']}"
+    """
+    return _short.repr(value)
+
+
+def parse_json(data: bytes) -> Any:
+    """Parse JSON, and refuse what Python's parser accepts beyond it: keys that are there twice, NaN and infinities.
+
+    Args:
+        data (bytes): Text in UTF-8.
+
+    Returns:
+        Any: The content.
+
+    Raises:
+        InvalidJSONError: If it is not JSON.
+
+    Example:
+        >>> parse_json(b'{"label": 1}')
+        {'label': 1}
+        >>> parse_json(b'{"label": 1, "label": 0}')
+        Traceback (most recent call last):
+        anomalib_uniad.data.meta_records.InvalidJSONError: the key 'label' is there twice.
+    """
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        start = data.rfind(b"\n", 0, error.start) + 1
+        msg = f"is not UTF-8 (byte 0x{data[error.start]:02x} at position {error.start - start + 1})."
+        raise InvalidJSONError(msg, data.count(b"\n", 0, error.start) + 1) from error
+    try:
+        return _loads(text)
+    except json.JSONDecodeError as error:
+        msg = f"broken JSON: {error.msg} (character {error.colno})."
+        raise InvalidJSONError(msg, error.lineno) from error
+    except InvalidJSONError as error:
+        error.line = _line_of_refusal(text)
+        raise
+    except RecursionError as error:
+        msg = "broken JSON: nested too deeply."
+        raise InvalidJSONError(msg) from error
+    except ValueError as error:  # numbers with thousands of digits
+        msg = f"broken JSON: {error}."
+        raise InvalidJSONError(msg) from error
+
+
+def _loads(text: str) -> Any:
+    def refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            keys = [key for key, _ in pairs]
+            msg = f"the key {show(next(key for key in keys if keys.count(key) > 1))} is there twice."
+            raise InvalidJSONError(msg)
+        return content
+
+    def refuse_constant(name: str) -> None:
+        msg = f"has {name}, which is no JSON."
+        raise InvalidJSONError(msg)
+
+    return json.loads(text, object_pairs_hook=refuse_repeated, parse_constant=refuse_constant)
+
+
+def _line_of_refusal(text: str) -> int:
+    """Find the line at which :func:`_loads` refuses a text: the first that it does not get past."""
+    lines = text.split("\n")
+
+    def is_refused(count: int) -> bool:
+        try:
+            _loads("\n".join(lines[:count]))
+        except InvalidJSONError:
+            return True
+        except ValueError:
+            pass  # cut off before that
+        return False
+
+    return bisect_left(range(1, len(lines)), True, key=is_refused) + 1
+
+
+def _read_lines(file: Path, split: Split) -> list[Record]:
+    """Read a file with one JSON object per line, as UniAD's authors have them."""
     data = file.read_bytes().removeprefix(BOM_UTF8)
-    number_of_file = int(split == Split.TEST)
-    records, empty = [], True
+    records: list[Record] = []
     for number, line in enumerate(data.split(b"\n"), 1):  # str.splitlines would also split inside of strings
         if not line.strip(b" \t\r"):
             continue
-        place = Place(file, f"line {number}", (number_of_file, number))
+        record = Record(file, f"line {number}", split)
         try:
-            content = parse(line)
-        except BrokenJSONError as error:
-            hint = _whole_document(data) if empty else ""
-            problems.add(place, hint or str(error))
-            if hint:
-                return []
+            content = parse_json(line)
+        except InvalidJSONError as error:
+            whole = "" if records else _whole_document(data)
+            record.problems.append(whole or str(error))
+            if whole:
+                return [record]
         else:
             if isinstance(content, dict) and content.keys() >= {"train", "test"}:
-                problems.add(place, "is in the format of ADer's meta.json: give it as `ader_meta`.")
-                return []
-            empty = False
+                record.problems.append(_IS_ADER)
+                return [*records, record]
             if isinstance(content, list) and any(isinstance(item, dict) for item in content):
-                problems.add(place, "is a JSON array; it has to be one object per line, for each image.")
-                continue
-            record = _record(content, place, split, _LINES, problems)
-            records += [record] if record else []
-        empty = False
-    if empty:
-        problems.add(Place(file, "line 1", (number_of_file, 1)), "the file has no records.")
-    return records
-
-
-def read_ader(file: Path, problems: Problems) -> list[Record]:
-    """Read a ``meta.json`` of ADer: ``{"train": {category: [record, ...]}, "test": {...}}``.
-
-    Args:
-        file (Path): The file.
-        problems (Problems): Gets what is wrong.
-
-    Returns:
-        list[Record]: The records that can be read.
-    """
-    try:
-        content = parse(file.read_bytes().removeprefix(BOM_UTF8))
-    except BrokenJSONError as error:
-        problems.add(Place(file, f"line {error.line}", (0, 0)), str(error))
-        return []
-    if not isinstance(content, dict):
-        text = f"is {show(content)}, not an object with the keys 'train' and 'test'."
-        problems.add(Place(file, "line 1", (0, 0)), text)
-        return []
-    records: list[Record] = []
-    for text in strange_keys(content):
-        problems.add(Place(file, "line 1", (0, 0)), text)
-    count = 0  # of what has been looked at, which sorts the problems
-    for split in (Split.TRAIN, Split.TEST):
-        found = len(problems) + len(records)
-        for where, category, item in _items(content.get(split.value)):
-            count += 1
-            place = Place(file, "/".join((split.value, *where)), (0, count))
-            if category is None:
-                problems.add(place, item)
-                continue
-            record = _record(item, place, split, _ADER, problems)
-            if record is None:
-                continue
-            if record.category and record.category != category:
-                problems.add(place, f"cls_name is {show(record.category)}, but it is listed under {show(category)}.")
-            records.append(record)
-        if len(problems) + len(records) == found:
-            problems.add(Place(file, split.value, (0, count)), "has no records.")
-    return records
-
-
-def _items(content: Any) -> Iterator[tuple[tuple[str, ...], str | None, Any]]:
-    """Yield place, category and content of each record of a split; without a category, what is wrong."""
-    if not isinstance(content, dict):
-        found = "is missing" if content is None else f"is {show(content)}"
-        yield (), None, f"{found}; it has to be an object: category -> list of records."
-        return
-    for text in strange_keys(content):
-        yield (), None, text
-    for category, items in content.items():
-        name = category if category.isprintable() else show(category)
-        if not isinstance(items, list):
-            yield (name,), None, f"is {show(items)}, not a list of records."
-            continue
-        for index, item in enumerate(items):
-            yield (name, str(index)), category, item
-
-
-def _record(content: Any, place: Place, split: Split, keys: _Keys, problems: Problems) -> Record | None:
-    """Check the values of one object; None if there is not even an image."""
-
-    def refuse(text: str) -> None:
-        problems.add(place, text)
-
-    if not isinstance(content, dict):
-        refuse(f'is {show(content)}, not an object such as {{"{keys.image}": ..., "{keys.label}": 0, ...}}.')
-        return None
-    for text in (*strange_keys(content), *strange_values(content), *_misspelt(content, keys)):
-        refuse(text)
-    for key in keys.all:
-        if key not in content and key not in keys.optional:
-            refuse(f"the key {key!r} is missing.")
-
-    def text_of(key: str) -> str:
-        value: Any = content.get(key)
-        if key not in content or (key in keys.optional and value in (None, "")):
-            return ""
-        if problem := _not_a_name(value):
-            refuse(f"{key} {problem}")
-            return ""
-        return value
-
-    image, label_name, category = (text_of(key) for key in (keys.image, keys.label_name, keys.category))
-    label = content.get(keys.label)
-    if type(label) is not int or label not in (0, 1):  # True is an int as well
-        if keys.label in content:
-            refuse(f"{keys.label} is {show(label)}, it has to be the number 0 (normal) or 1 (defective).")
-        label = None
-    label_name = label_name or _LABEL_NAMES[label]
-    masks: tuple[str, ...] = ()
-    given = content.get(keys.masks)
-    if given not in (None, ""):
-        listed = given if isinstance(given, list) and given else [given]
-        wrong = [problem for problem in map(_not_a_name, listed) if problem]
-        for problem in wrong:
-            refuse(f"{keys.masks} {problem}")
-        masks = () if wrong else tuple(listed)
-    if image and not content.get(keys.category) and keys.category in keys.optional:
-        category = _category_of(image)
-        if not category:
-            refuse(
-                f"{keys.category} is missing, and {show(image)} has fewer than 4 parts to take it from "
-                f"(<category>/<split>/<label>/<image>): add {keys.category}."
-            )
-    if category and (set(category) & set("/\\") or category in (".", "..") or category != category.strip()):
-        refuse(f"the category is {show(category)}: it may not have slashes or blanks at its ends, or be dots.")
-    return Record(place, split, image, label, label_name, masks, category) if image else None
-
-
-def _category_of(image: str) -> str:
-    """Take the category from the fourth part of the path from its end, as UniAD's authors do."""
-    path = PurePosixPath(image)
-    parts = path.parts[1:] if path.anchor else path.parts
-    return parts[-4] if len(parts) >= 4 else ""
-
-
-def _not_a_name(value: Any) -> str:
-    """Say why a value is no path or name; empty if it is one."""
-    if not isinstance(value, str):
-        return f"is {show(value)}, it has to be a string."
-    if not value.strip():
-        return f"is {show(value)}, it must not be empty."
-    return "" if value.isprintable() else f"is {show(value)}, it must not have control characters."
-
-
-def _misspelt(content: dict[str, Any], keys: _Keys) -> Iterator[str]:
-    """Say which keys look as if others were meant; keys that nobody knows are left alone."""
-    absent = [key for key in keys.all if key not in content]
-    for key in content:
-        if key not in keys.all and (close := difflib.get_close_matches(key.lower(), absent, n=1, cutoff=0.8)):
-            yield f"the key {show(key)} is unknown: should it be {close[0]!r}?"
+                record.problems.append("is a JSON array; it has to be one object per line, for each image.")
+            else:
+                _fill(record, content, _LINES)
+        records.append(record)
+    return records or [Record(file, "line 1", split, problems=["the file has no records."])]
 
 
 def _whole_document(data: bytes) -> str:
     """Say what a file is that has one JSON document over several lines; empty if it is none."""
     try:
-        content = parse(data)
-    except BrokenJSONError:
+        content = parse_json(data)
+    except InvalidJSONError:
         return ""
     if isinstance(content, dict) and content.keys() >= {"train", "test"}:
-        return "is in the format of ADer's meta.json: give it as `ader_meta`."
+        return _IS_ADER
     return "is one JSON document over several lines; it has to be one object per line, for each image."
+
+
+def _read_ader(file: Path) -> list[Record]:
+    """Read a ``meta.json`` of ADer: ``{"train": {category: [record, ...]}, "test": {...}}``."""
+    records: list[Record] = []
+
+    def refuse(where: str, text: str, split: Split = Split.TRAIN) -> None:
+        records.append(Record(file, where, split, problems=[text]))
+
+    try:
+        content = parse_json(file.read_bytes().removeprefix(BOM_UTF8))
+    except InvalidJSONError as error:
+        refuse(f"line {error.line}", str(error))
+        return records
+    if not isinstance(content, dict):
+        refuse("line 1", f"is {show(content)}, not an object with the keys 'train' and 'test'.")
+        return records
+    for split in (Split.TRAIN, Split.TEST):
+        categories = content.get(split.value)
+        if not isinstance(categories, dict):
+            found = "is missing" if categories is None else f"is {show(categories)}"
+            refuse(split.value, f"{found}; it has to be an object: category -> list of records.", split)
+            continue
+        count = len(records)
+        for category, items in categories.items():
+            where = f"{split.value}/{category if category.isprintable() else show(category)}"
+            if not isinstance(items, list):
+                refuse(where, f"is {show(items)}, not a list of records.", split)
+                continue
+            for index, item in enumerate(items):
+                record = Record(file, f"{where}/{index}", split)
+                _fill(record, item, _ADER)
+                if record.category and record.category != category:
+                    text = f"cls_name is {show(record.category)}, but it is listed under {show(category)}."
+                    record.problems.append(text)
+                records.append(record)
+        if len(records) == count:
+            refuse(split.value, "has no records.", split)
+    return records
+
+
+def _fill(record: Record, content: Any, keys: _Keys) -> None:
+    """Check the values of an object and put them into its record."""
+    refuse = record.problems.append
+    if not isinstance(content, dict):
+        refuse(f'is {show(content)}, not an object such as {{"{keys.image}": ..., "{keys.label}": 0, ...}}.')
+        return
+    absent = [key for key in keys if key not in content]
+    for key in content:  # keys that nobody knows are left alone, unless they look as if others were meant
+        if key not in keys and (close := difflib.get_close_matches(key.lower(), absent, n=1, cutoff=0.8)):
+            refuse(f"the key {show(key)} is unknown: should it be {close[0]!r}?")
+    for key in absent:
+        if key not in _OPTIONAL:
+            refuse(f"the key {key!r} is missing.")
+
+    def name(key: str, value: Any) -> str:
+        """Return a path or name, or refuse what is none and return an empty one."""
+        if not isinstance(value, str):
+            refuse(f"{key} is {show(value)}, it has to be a string.")
+        elif not value.strip():
+            refuse(f"{key} is {show(value)}, it must not be empty.")
+        elif not value.isprintable():
+            refuse(f"{key} is {show(value)}, it must not have control characters.")
+        else:
+            return value
+        return ""
+
+    def name_at(key: str) -> str:
+        left_out = key in absent or (key in _OPTIONAL and content[key] in (None, ""))
+        return "" if left_out else name(key, content[key])
+
+    record.image, record.label_name, record.category = map(name_at, (keys.image, keys.label_name, keys.category))
+    label = content.get(keys.label)
+    if type(label) is int and label in (0, 1):  # True is an int as well
+        record.label = label
+    elif keys.label in content:
+        refuse(f"{keys.label} is {show(label)}, it has to be the number 0 (normal) or 1 (defective).")
+    record.label_name = record.label_name or _LABEL_NAMES[record.label]
+    given = content.get(keys.masks)
+    if given not in (None, ""):
+        masks = [name(keys.masks, mask) for mask in (given if isinstance(given, list) and given else [given])]
+        record.masks = tuple(masks) if all(masks) else ()
+    if record.image and keys.category in _OPTIONAL and not content.get(keys.category):
+        record.category = category_from_path(record.image)
+        if not record.category:
+            refuse(
+                f"{keys.category} is missing, and {show(record.image)} has fewer than 4 parts to take it from "
+                f"(<category>/<split>/<label>/<image>): add {keys.category}."
+            )
+    category = record.category
+    if category and (set(category) & set("/\\") or category in (".", "..") or category != category.strip()):
+        refuse(f"the category is {show(category)}: it may not have slashes or blanks at its ends, or be dots.")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Thousands of damaged meta files: each is refused at the right lines of the right file, or is no damage at all."""
+"""Generated damaged meta files: each is refused at the right lines of the right file, or is no damage at all."""
 
 import json
 import re
@@ -273,11 +273,12 @@ def test_the_undamaged_files_are_right(root: Path) -> None:
     assert [len(rows[name]) for name in ("train", "test")] == [len(TRAIN), len(TEST)]
 
 
-def test_damaged_lines(root: Path) -> None:
+@pytest.mark.parametrize("number", [300, pytest.param(2600, marks=pytest.mark.slow)])
+def test_damaged_lines(root: Path, number: int) -> None:
     damaged: set[tuple[bytes, bytes]] = set()
     undamaged: set[tuple[bytes, bytes]] = set()
 
-    @settings(SETTINGS, max_examples=2600)
+    @settings(SETTINGS, max_examples=number)
     @given(st.lists(st.sampled_from(DAMAGES), min_size=1, max_size=2), st.randoms(use_true_random=False))
     def check(damages: list[Callable], random) -> None:
         files = [to_lines(records).split(b"\n")[:-1] for records in (TRAIN, TEST)]
@@ -301,8 +302,8 @@ def test_damaged_lines(root: Path) -> None:
                 assert samples_of(datamodule, root) == rows
 
     check()
-    assert len(damaged) >= 2000
-    assert len(undamaged) >= 50
+    assert len(damaged) >= 0.75 * number
+    assert len(undamaged) >= 0.02 * number
 
 
 def meaning(record: dict[str, Any]) -> tuple:
@@ -312,13 +313,14 @@ def meaning(record: dict[str, Any]) -> tuple:
     return *paths, record["cls_name"], record["anomaly"]
 
 
-def test_damaged_ader(root: Path) -> None:
+@pytest.mark.parametrize("number", [100, pytest.param(400, marks=pytest.mark.slow)])
+def test_damaged_ader(root: Path, number: int) -> None:
     """The text of ADer's one file; whatever is no JSON has a line, whatever is has a place."""
     original = json.dumps(to_ader(TRAIN, TEST), indent=1).encode()
     path = root / "meta.json"
     seen = {"refused": 0, "accepted": 0}
 
-    @settings(SETTINGS, max_examples=400)
+    @settings(SETTINGS, max_examples=number)
     @given(
         st.sampled_from([delete_bytes, insert_garbage, replace_byte, truncate_file]), st.randoms(use_true_random=False)
     )
@@ -343,5 +345,5 @@ def test_damaged_ader(root: Path) -> None:
             seen["accepted"] += 1
 
     check()
-    assert seen["refused"] >= 300
-    assert seen["accepted"] >= 5
+    assert seen["refused"] >= 0.75 * number
+    assert seen["accepted"] >= 0.01 * number
