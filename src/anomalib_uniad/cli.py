@@ -130,8 +130,8 @@ def import_checkpoint(
         score_pool_size: Side of the average pool before the maximum; default: 16.
     """
     given = {name: value for name, value in locals().items() if name not in {"checkpoint", "output", "overwrite"}}
-    from anomalib_uniad.deploy.import_checkpoint import import_checkpoint as write
-    from anomalib_uniad.deploy.official.summary import show
+    from anomalib_uniad.import_checkpoint import import_checkpoint as write
+    from anomalib_uniad.import_checkpoint import show
 
     try:
         official, config = write(checkpoint, output, overwrite, **given)

@@ -15,7 +15,6 @@ from anomalib.deploy import CompressionType
 from anomalib_uniad import UniAD
 from anomalib_uniad.benchmark import quantization, report
 from anomalib_uniad.benchmark.quantization import ALL, ANOMALIB, variants
-from anomalib_uniad.deploy.import_checkpoint import _quiet_trainer
 from anomalib_uniad.deploy.quantization import (
     DEPTHWISE,
     ERROR,
@@ -27,6 +26,7 @@ from anomalib_uniad.deploy.quantization import (
     TRANSFORMER,
     quantize,
 )
+from anomalib_uniad.import_checkpoint import save_checkpoint
 from anomalib_uniad.parity.inputs import make_datamodule
 from anomalib_uniad.parity.predictors import size_on_disk
 from helpers import make_mvtec_like
@@ -46,7 +46,7 @@ class Files:
             getattr(self.model.post_processor, f"{level}_max").fill_(100.0)
             getattr(self.model.post_processor, f"_{level}_threshold").fill_(50.0)
         self.checkpoint = folder / "model.ckpt"
-        _quiet_trainer(self.model).save_checkpoint(self.checkpoint)
+        save_checkpoint(self.model, self.checkpoint)
         self.folder, self.datamodule = folder, make_datamodule("MultiCategory", self.data)
         self.exported = self.model.to_openvino(folder, "f32")
         self.quantised = cache(self._quantise)

@@ -13,7 +13,7 @@ import torch
 from anomalib_uniad import UniAD
 from anomalib_uniad.deploy.official import load_official
 from anomalib_uniad.deploy.official.backbone import EFFICIENTNETS, RESNETS, identify, shapes_of
-from anomalib_uniad.deploy.official.file import read_official
+from anomalib_uniad.deploy.official.safe_file import read_official
 from official import ARCH, easydict_installed, generate, small_keys, write_official
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from anomalib_uniad.deploy.official.transformer import rename_reconstruction
+from anomalib_uniad.deploy.official.checkpoint import rename_reconstruction
 from anomalib_uniad.model import ReconstructionTransformer
 from anomalib_uniad.model.anomaly_map import AnomalyMap
 from anomalib_uniad.model.loss import ReconstructionLoss

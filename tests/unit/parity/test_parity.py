@@ -18,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 
 from anomalib_uniad import UniAD
 from anomalib_uniad.cli import main
-from anomalib_uniad.deploy.import_checkpoint import _quiet_trainer
+from anomalib_uniad.import_checkpoint import save_checkpoint
 from anomalib_uniad.inference import ModelMetadata
 from anomalib_uniad.parity import inputs, predictors, run, timing
 from anomalib_uniad.parity.comparison import METRICS, Differences, Range
@@ -57,7 +57,7 @@ def model(data: Path) -> UniAD:
 def files(model: UniAD, tmp_path_factory) -> dict[str, Path]:
     """Checkpoint and exports, one of them damaged."""
     folder = tmp_path_factory.mktemp("files")
-    _quiet_trainer(model).save_checkpoint(folder / "model.ckpt")
+    save_checkpoint(model, folder / "model.ckpt")
     onnx = model.to_onnx(folder)
     converted = ov.convert_model(onnx)
     ov.save_model(converted, folder / "f32.xml", compress_to_fp16=False)

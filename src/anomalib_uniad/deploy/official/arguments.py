@@ -4,52 +4,19 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from . import backbone as backbones
 
-_WHOLE = ("num_heads", "feature_stride")
-_LAYER = re.compile(r"^transformer\.(encoder|decoder)\.layers\.(\d+)\.")
-
-
-@dataclass
-class Arguments:
-    """Arguments and where they are from.
-
-    Attributes:
-        values (dict[str, Any]): Name of an argument of ``UniAD`` -> its value.
-        sources (dict[str, str]): Name -> ``"given"``, ``"tensors"``, ``"arch"`` or ``"default"``.
-    """
-
-    values: dict[str, Any] = field(default_factory=dict)
-    sources: dict[str, str] = field(default_factory=dict)
-
-    def put(self, name: str, tensors: Any = None, given: Any = None, arch: Any = None, default: Any = None) -> None:
-        """Set an argument: what the tensors say, else what was given, what the config says, or the default.
-
-        Raises:
-            ValueError: If something else than the tensors say was given or is in the config.
-        """
-        for source, value in (("given", given), ("arch", arch)):
-            if tensors is not None and value is not None and value != tensors:
-                origin = "you gave" if source == "given" else "the config in the checkpoint (arch) says"
-                msg = f"{name}: the tensors of the checkpoint are of {tensors}, but {origin} {value}."
-                raise ValueError(msg)
-        known = {"tensors": tensors, "given": given, "arch": arch, "default": default}
-        source = next((source for source, value in known.items() if value is not None), "default")
-        self.values[name], self.sources[name] = known[source], source
+Config = Mapping[str, Mapping[str, Any]]
 
 
 def arguments_of(
-    state: Mapping[str, torch.Tensor],
-    arch: Mapping[str, Mapping[str, Any]],
-    backbone: str,
-    given: Mapping[str, Any],
-) -> Arguments:
-    """Find the arguments of the model.
+    state: Mapping[str, torch.Tensor], arch: Config, backbone: str, given: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Find the arguments of the model: all that predictions and training depend on.
 
     Args:
         state (Mapping[str, torch.Tensor]): Weights of the authors' reconstruction module, without prefix.
@@ -58,144 +25,119 @@ def arguments_of(
         given (Mapping[str, Any]): Arguments that the user has given.
 
     Returns:
-        Arguments: All that the predictions and the training depend on.
+        tuple[dict[str, Any], dict[str, str]]: Name of an argument of ``UniAD`` -> its value, and -> where it is from,
+        ``"given"``, ``"tensors"``, ``"arch"`` or ``"default"``.
 
     Raises:
         ValueError: If something is missing, contradicts the tensors or is not built here.
     """
-    kwargs, result = arch.get("reconstruction", {}).get("kwargs", {}), Arguments()
-    _refuse_other_transformers(kwargs)
-    _put_backbone(result, backbone, arch, given)
-    hidden_dim, channels = state["input_proj.weight"].shape
-    layers = arch.get("backbone", {}).get("kwargs", {})
-    result.put(
-        "layers",
-        given=_as_list(given.get("layers")),
-        arch=backbones.taps_of(backbone, layers),
-        default=[1, 2, 3, 4] if backbone in backbones.RESNETS else [0, 1, 2, 3],
-    )
-    _check_channels(backbone, result.values["layers"], channels)
-    stride, grid = _grid(state, arch, given)
-    in_arch = [size * stride for size in _pair(kwargs.get("feature_size")) or []] or None
-    in_tensors = [size * stride for size in grid]
-    result.put("image_size", tensors=in_tensors, given=_pair(given.get("image_size")), arch=in_arch)
-    result.put("feature_stride", given=given.get("feature_stride"), arch=_neck_stride(arch), default=16)
-    counts = dict.fromkeys(("encoder", "decoder"), 0)
-    for key in state:
-        if match := _LAYER.match(key):
-            counts[match[1]] = max(counts[match[1]], int(match[2]) + 1)
-    feedforward_dim = state["transformer.encoder.layers.0.linear1.weight"].shape[0]
-    for name, tensors, name_in_arch in (
-        ("hidden_dim", hidden_dim, "hidden_dim"),
-        ("num_encoder_layers", counts["encoder"], "num_encoder_layers"),
-        ("num_decoder_layers", counts["decoder"], "num_decoder_layers"),
-        ("feedforward_dim", feedforward_dim, "dim_feedforward"),
-    ):
-        result.put(name, tensors=tensors, given=given.get(name), arch=kwargs.get(name_in_arch))
-    learned = "pos_embed.row_embed.weight" in state
-    position = "learned" if learned else "sine"
-    result.put(
-        "position_embedding", position, given.get("position_embedding"), _position_name(kwargs.get("pos_embed_type"))
-    )
-    result.put("num_heads", given=given.get("num_heads"), arch=kwargs.get("nhead"), default=8)
-    result.put("dropout", given=given.get("dropout"), arch=kwargs.get("dropout"), default=0.1)
-    _put_neighbors(result, kwargs, given)
-    _put_jitter(result, kwargs, given)
-    for name, default in (
-        ("backbone_padding", "static"),
-        ("backbone_padding_mode", "zeros"),
-        ("image_score", "max"),
-        ("score_pool_size", 16),
-    ):
-        result.put(name, given=given.get(name), default=default)
-    for name in (*_WHOLE, "dropout", "jitter_scale", "jitter_probability"):
-        value = result.values[name]
-        if isinstance(value, bool) or not isinstance(value, int if name in _WHOLE else (int, float)):
-            msg = f"{name} ({result.sources[name]}) is {value!r}, not a number."
+    given = _as_lists(given)
+    kwargs = arch.get("reconstruction", {}).get("kwargs", {})
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+
+    def put(name: str, *, tensors: Any = None, arch: Any = None, default: Any = None) -> None:
+        """What the tensors show, which nothing may contradict, else what was given, in the config, or the default."""
+        known = {"tensors": tensors, "given": given.get(name), "arch": arch, "default": default}
+        for source, origin in (("given", "you gave"), ("arch", "the config in the checkpoint (arch) says")):
+            if tensors is not None and known[source] not in (None, tensors):
+                msg = f"{name}: the tensors of the checkpoint are of {tensors}, but {origin} {known[source]}."
+                raise ValueError(msg)
+        source = next((source for source, value in known.items() if value is not None), "default")
+        values[name], sources[name] = known[source], source
+
+    for name, only in (("activation", "relu"), ("normalize_before", False)):
+        if kwargs.get(name, only) != only:
+            msg = f"The checkpoint was trained with {name}={kwargs[name]!r}; only {only!r} is built here."
             raise ValueError(msg)
+
+    _check_backbone(backbone, arch, given)
+    put("backbone", tensors=None if "backbone" in given else backbone)
+    hidden_dim, channels = state["input_proj.weight"].shape
+    taps = backbones.taps_of(backbone, arch.get("backbone", {}).get("kwargs", {}))
+    put("layers", arch=taps, default=[1, 2, 3, 4] if backbone in backbones.RESNETS else [0, 1, 2, 3])
+    _check_channels(backbone, values["layers"], channels)
+
+    strides = arch.get("neck", {}).get("kwargs", {}).get("outstrides")
+    stride_in_arch = strides[0] if isinstance(strides, list) and len(strides) == 1 else None
+    stride = given.get("feature_stride") or stride_in_arch or 16
+    grid_in_arch = _pair(kwargs.get("feature_size"))
+    grid = _grid(state, stride, grid_in_arch, given.get("image_size"))
+    size_in_arch = None if grid_in_arch is None else [side * stride for side in grid_in_arch]
+    put("image_size", tensors=[side * stride for side in grid], arch=size_in_arch)
+    put("feature_stride", arch=stride_in_arch, default=16)
+
+    feedforward_dim = state["transformer.encoder.layers.0.linear1.weight"].shape[0]
+    put("hidden_dim", tensors=hidden_dim, arch=kwargs.get("hidden_dim"))
+    put("num_encoder_layers", tensors=_count_layers(state, "encoder"), arch=kwargs.get("num_encoder_layers"))
+    put("num_decoder_layers", tensors=_count_layers(state, "decoder"), arch=kwargs.get("num_decoder_layers"))
+    put("feedforward_dim", tensors=feedforward_dim, arch=kwargs.get("dim_feedforward"))
+    position = kwargs.get("pos_embed_type")
+    put(
+        "position_embedding",
+        tensors="learned" if "pos_embed.row_embed.weight" in state else "sine",
+        arch={"v2": "sine", "v3": "learned"}.get(position, position),  # the authors' other names
+    )
+    put("num_heads", arch=kwargs.get("nhead"), default=8)
+    put("dropout", arch=kwargs.get("dropout"), default=0.1)
+    # Both parts may be None in the config, which switches them off.
+    neighbors = kwargs.get("neighbor_mask", {})
+    neighbors = {"mask": [False] * 3} if neighbors is None else neighbors
+    put("neighbor_size", arch=_pair(neighbors.get("neighbor_size")), default=[7, 7])
+    put("neighbor_mask", arch=neighbors.get("mask"), default=[True] * 3)
+    jitter = kwargs.get("feature_jitter", {})
+    jitter = {"prob": 0.0} if jitter is None else jitter
+    put("jitter_scale", arch=jitter.get("scale"), default=20.0)
+    put("jitter_probability", arch=jitter.get("prob"), default=1.0)
+    put("backbone_padding", default="static")
+    put("backbone_padding_mode", default="zeros")
+    put("image_score", default="max")
+    put("score_pool_size", default=16)
+
+    whole = ("num_heads", "feature_stride")
+    for name in (*whole, "dropout", "jitter_scale", "jitter_probability"):
+        value = values[name]
+        if isinstance(value, bool) or not isinstance(value, int if name in whole else (int, float)):
+            msg = f"{name} ({sources[name]}) is {value!r}, not a number."
+            raise ValueError(msg)
+    return values, sources
+
+
+def _as_lists(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Bring what was given into the form that the tensors and the config have."""
+    result = {name: value for name, value in given.items() if value is not None}
+    for name in ("image_size", "neighbor_size"):
+        if name in result:
+            result[name] = _pair(result[name])
+    if "layers" in result:
+        result["layers"] = list(result["layers"])
+    if "neighbor_mask" in result:
+        mask = result["neighbor_mask"]
+        result["neighbor_mask"] = [mask] * 3 if isinstance(mask, bool) else list(mask)
     return result
 
 
-def _put_backbone(
-    result: Arguments, backbone: str, arch: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any]
-) -> None:
+def _pair(value: Any) -> list[int] | None:
+    if value is None:
+        return None
+    return [value, value] if isinstance(value, int) else list(value)
+
+
+def _check_backbone(backbone: str, arch: Config, given: Mapping[str, Any]) -> None:
+    """Refuse the name of another network, in the config or given; the tag of timm's weights may be another one."""
+
     def network(name: str) -> str:
-        return name.split(".")[0].removeprefix("tf_")  # without the tag of timm's weights
+        return name.split(".")[0].removeprefix("tf_")
 
     in_arch = str(arch.get("backbone", {}).get("type", "")).rpartition(".")[2]
     known = {network(name) for name in (*backbones.EFFICIENTNETS, *backbones.RESNETS)}
     if in_arch in known and in_arch != network(backbone):
         msg = f"The backbone's tensors are of {network(backbone)}, but the config in the file (arch) says {in_arch}."
         raise ValueError(msg)
-    name = given.get("backbone")
-    if name is not None and name.split(".")[0] != backbone.split(".")[0]:
+    name = given.get("backbone", backbone)
+    if name.split(".")[0] != backbone.split(".")[0]:
         msg = f"backbone: the tensors of the file are of {backbone}, but you gave {name}, which is another network."
         raise ValueError(msg)
-    if name is None:
-        result.put("backbone", tensors=backbone)
-    else:  # the same network under another tag
-        result.put("backbone", given=name)
-
-
-def _put_neighbors(result: Arguments, kwargs: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    size = mask = None
-    if "neighbor_mask" in kwargs:  # None: no mask at all
-        neighbors = kwargs["neighbor_mask"] or {"mask": [False] * 3}
-        size, mask = _pair(neighbors.get("neighbor_size")), neighbors.get("mask")
-    result.put("neighbor_size", given=_pair(given.get("neighbor_size")), arch=size, default=[7, 7])
-    wanted = given.get("neighbor_mask")
-    result.put(
-        "neighbor_mask",
-        given=[wanted] * 3 if isinstance(wanted, bool) else _as_list(wanted),
-        arch=mask,
-        default=[True] * 3,
-    )
-
-
-def _put_jitter(result: Arguments, kwargs: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    scale = probability = None
-    if "feature_jitter" in kwargs:  # None: no jitter at all
-        jitter = kwargs["feature_jitter"] or {"prob": 0.0}
-        scale, probability = jitter.get("scale"), jitter.get("prob")
-    result.put("jitter_scale", given=given.get("jitter_scale"), arch=scale, default=20.0)
-    result.put("jitter_probability", given=given.get("jitter_probability"), arch=probability, default=1.0)
-
-
-def _refuse_other_transformers(kwargs: Mapping[str, Any]) -> None:
-    """The authors' code has switches that their configs and this package do not use."""
-    for name, known in (("activation", "relu"), ("normalize_before", False)):
-        if kwargs.get(name, known) != known:
-            msg = f"The checkpoint was trained with {name}={kwargs[name]!r}; only {known!r} is built here."
-            raise ValueError(msg)
-
-
-def _grid(
-    state: Mapping[str, torch.Tensor], arch: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any]
-) -> tuple[int, list[int]]:
-    """Pixels per token, and tokens in height and width."""
-    stride = given.get("feature_stride") or _neck_stride(arch) or 16
-    tokens = state["transformer.decoder.layers.0.learned_embed.weight"].shape[0]
-    size = arch.get("reconstruction", {}).get("kwargs", {}).get("feature_size")
-    if "pos_embed.row_embed.weight" in state:
-        grid = [state[f"pos_embed.{part}_embed.weight"].shape[0] for part in ("row", "col")]
-    elif given.get("image_size") is not None:
-        grid = [size // stride for size in _pair(given["image_size"]) or []]
-    elif size is not None:
-        grid = _pair(size) or []
-    else:
-        grid = [math.isqrt(tokens)] * 2
-    if grid[0] * grid[1] != tokens:
-        msg = (
-            f"The queries of the checkpoint are of {tokens} tokens, which is no grid of {grid[0]} x {grid[1]}. Give "
-            "image_size (height and width)."
-        )
-        raise ValueError(msg)
-    return stride, grid
-
-
-def _neck_stride(arch: Mapping[str, Mapping[str, Any]]) -> int | None:
-    strides = arch.get("neck", {}).get("kwargs", {}).get("outstrides")
-    return strides[0] if isinstance(strides, list) and len(strides) == 1 else None
 
 
 def _check_channels(backbone: str, layers: list[Any], channels: int) -> None:
@@ -215,16 +157,26 @@ def _check_channels(backbone: str, layers: list[Any], channels: int) -> None:
         raise ValueError(msg)
 
 
-def _position_name(name: Any) -> Any:
-    """The authors' names of the two kinds."""
-    return {"v2": "sine", "v3": "learned"}.get(name, name)
+def _grid(
+    state: Mapping[str, torch.Tensor], stride: int, in_arch: list[int] | None, image_size: list[int] | None
+) -> list[int]:
+    """Tokens in height and width: from the tables of positions; sine positions have none."""
+    tokens = state["transformer.decoder.layers.0.learned_embed.weight"].shape[0]
+    if "pos_embed.row_embed.weight" in state:
+        grid = [state[f"pos_embed.{part}_embed.weight"].shape[0] for part in ("row", "col")]
+    elif image_size is not None:
+        grid = [side // stride for side in image_size]
+    else:
+        grid = in_arch or [math.isqrt(tokens)] * 2
+    if grid[0] * grid[1] != tokens:
+        msg = (
+            f"The queries of the checkpoint are of {tokens} tokens, which is no grid of {grid[0]} x {grid[1]}. Give "
+            "image_size (height and width)."
+        )
+        raise ValueError(msg)
+    return grid
 
 
-def _pair(value: Any) -> list[int] | None:
-    if value is None:
-        return None
-    return [value, value] if isinstance(value, int) else list(value)
-
-
-def _as_list(value: Any) -> list[Any] | None:
-    return None if value is None else list(value)
+def _count_layers(state: Mapping[str, torch.Tensor], part: str) -> int:
+    pattern = re.compile(rf"transformer\.{part}\.layers\.(\d+)\.")
+    return 1 + max(int(match[1]) for key in state if (match := pattern.match(key)))

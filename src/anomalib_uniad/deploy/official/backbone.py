@@ -27,68 +27,71 @@ _EXPANDING_BLOCK = {
 
 
 def identify(state: Mapping[str, torch.Tensor]) -> tuple[str, dict[str, str]]:
-    """Find out which backbone weights belong to.
+    """Find the backbone that weights belong to.
 
     Args:
         state (Mapping[str, torch.Tensor]): Weights of the authors' backbone, without prefix.
 
     Returns:
-        tuple[str, dict[str, str]]: The name of the model in timm, and the name of each tensor in it; tensors that it
-        does not have are left out.
+        tuple[str, dict[str, str]]: The model's name in timm, and the name of each tensor in it.
 
     Raises:
-        ValueError: If none of the known backbones has these tensors.
+        ValueError: If none of the known backbones has these tensors; the message tells what differs from the closest.
     """
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
     is_efficientnet = "_conv_stem.weight" in state
-    best: tuple[int, str, str] | None = None
-    for name in EFFICIENTNETS if is_efficientnet else RESNETS:
+    candidates = EFFICIENTNETS if is_efficientnet else RESNETS
+    differences: dict[str, list[str]] = {}
+    for name in candidates:
         names = {key: _timm_name(key, _depths(name)) if is_efficientnet else key for key in state}
-        expected = shapes_of(name)
+        expected, present = shapes_of(name), set(names.values())
         wrong = [key for key, other in names.items() if expected.get(other, shapes[key]) != shapes[key]]
-        missing = sorted(key for key in expected if key not in set(names.values()) and not _is_head(key))
+        missing = sorted(key for key in expected if key not in present and not _is_head(key))
         unknown = [key for key, other in names.items() if other not in expected]
         if not wrong and not missing and not unknown:
             return name, names
-        count = len(wrong) + len(missing) + len(unknown)
-        if best is None or count < best[0]:
-            examples = [f"{key} {shapes[key]} is not {expected[names[key]]}" for key in wrong[:2]]
-            examples += [f"{key} is missing" for key in missing[:2]] + [f"{key} is unknown" for key in unknown[:2]]
-            best = (count, name, ", ".join(examples))
-    candidates = EFFICIENTNETS if is_efficientnet else RESNETS
+        differences[name] = [
+            *(f"{key} {shapes[key]} is not {expected[names[key]]}" for key in wrong),
+            *(f"{key} is missing" for key in missing),
+            *(f"{key} is unknown" for key in unknown),
+        ]
+    closest = min(differences, key=lambda name: len(differences[name]))
     msg = (
-        f"The backbone in the checkpoint is none of {', '.join(candidates)}. Of {best[1]}, {best[0]} tensors differ: "
-        f"{best[2]}."
-        if best
-        else "The checkpoint has no backbone."
+        f"The backbone in the checkpoint is none of {', '.join(candidates)}. Of {closest}, "
+        f"{len(differences[closest])} tensors differ: {', '.join(differences[closest][:6])}."
     )
     raise ValueError(msg)
 
 
 def taps_of(name: str, kwargs: Mapping[str, Any]) -> list[int] | None:
-    """Indices of timm's maps for the taps of the authors' config; None if it has none.
+    """Find timm's maps for the taps in the authors' config.
 
     Args:
         name (str): The backbone in timm.
         kwargs (Mapping[str, Any]): Arguments of the authors' backbone: ``outblocks`` (numbers of blocks, counted
             through all stages) or ``outlayers`` (of a ResNet, 1 to 4), and ``outstrides``.
 
+    Returns:
+        list[int] | None: Indices of maps; ``None`` if the config has no taps.
+
     Raises:
         ValueError: If timm has no map there.
     """
     info = feature_info(name)
     if "outblocks" in kwargs:
-        ends = _block_ends(name)
-        known = {ends[int(item["module"].split(".")[1])]: index for index, item in enumerate(info)}
-        what, wanted = "outblocks", kwargs["outblocks"]
+        depths = _depths(name)
+        last_blocks = [sum(depths[: stage + 1]) - 1 for stage in range(len(depths))]  # of each stage
+        known = {last_blocks[int(item["module"].split(".")[1])]: index for index, item in enumerate(info)}
+        what = "outblocks"
     elif "outlayers" in kwargs:
         known = {layer: layer for layer in range(1, len(info))}  # timm's map 0 is that of the stem
-        what, wanted = "outlayers", kwargs["outlayers"]
+        what = "outlayers"
     elif "outstrides" in kwargs:
         known = {item["reduction"]: index for index, item in enumerate(info)}
-        what, wanted = "outstrides", kwargs["outstrides"]
+        what = "outstrides"
     else:
         return None
+    wanted = kwargs[what]
     missing = [tap for tap in wanted if tap not in known]
     if missing:
         msg = f"timm's {name} has no maps at {what} {missing}, only at {sorted(known)}; give layers yourself."
@@ -107,7 +110,7 @@ def shapes_of(name: str) -> dict[str, tuple[int, ...]]:
 
 
 def feature_info(name: str) -> Sequence[dict[str, Any]]:
-    """What timm tells of the maps of a model: ``num_chs``, ``reduction``, ``module``."""
+    """``num_chs``, ``reduction`` and ``module`` of each map of a model of timm."""
     features: Any = _on_meta(name, features_only=True)
     return features.feature_info.info
 
@@ -121,12 +124,6 @@ def _on_meta(name: str, **kwargs: Any) -> nn.Module:
 def _depths(name: str) -> list[int]:
     blocks: Any = _on_meta(name).blocks
     return [len(stage) for stage in blocks]
-
-
-def _block_ends(name: str) -> list[int]:
-    """Number of the last block of each stage, counted through all stages from 0."""
-    depths = _depths(name)
-    return [sum(depths[: stage + 1]) - 1 for stage in range(len(depths))]
 
 
 def _timm_name(key: str, depths: Sequence[int]) -> str:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights and arguments of a model of the authors' code, in the words of this package."""
+"""A model of the authors' code: its arguments and weights under the names of this package."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,16 +9,31 @@ from typing import Any
 
 import torch
 
-from .arguments import Arguments, arguments_of
+from .arguments import arguments_of
 from .backbone import identify
-from .file import read_official
-from .transformer import rename_reconstruction
+from .safe_file import read_official
 
 _NEEDED = (
     "input_proj.weight",
     "output_proj.weight",
     "transformer.encoder.layers.0.linear1.weight",
     "transformer.decoder.layers.0.learned_embed.weight",
+)
+
+# Name in the authors' `reconstruction` module -> name in `ReconstructionTransformer`. In the authors' decoder,
+# `self_attn` is the attention to the encoder's output and `multihead_attn` that to the previous layer.
+_RENAMES = (
+    (r"^input_proj\.", "input_projection."),
+    (r"^output_proj\.", "output_projection."),
+    (r"^pos_embed\.(row|col)_embed\.weight$", r"position.\1_embed"),
+    (r"^transformer\.encoder\.", "encoder."),
+    (r"^transformer\.decoder\.", "decoder."),
+    (r"^(encoder\.layers\.\d+)\.self_attn\.", r"\1.self_attention."),
+    (r"^(decoder\.layers\.\d+)\.self_attn\.", r"\1.encoder_attention."),
+    (r"^(decoder\.layers\.\d+)\.multihead_attn\.", r"\1.previous_attention."),
+    (r"^(decoder\.layers\.\d+)\.learned_embed\.weight$", r"\1.query"),
+    (r"\.linear1\.", ".feedforward.0."),
+    (r"\.linear2\.", ".feedforward.3."),
 )
 
 
@@ -32,8 +48,8 @@ class OfficialCheckpoint:
         transformer (dict[str, torch.Tensor]): Weights of ``ReconstructionTransformer``.
         names (dict[str, str]): Name of a tensor of the backbone in timm -> its name in the file.
         unused (list[str]): Names in the file of tensors that the model does not have.
-        epoch (int | None): Epochs of training, if the file tells.
-        used (int): Number of tensors in the model; known when they are loaded, which are then let go of.
+        epoch (int | None): Epochs of training, if the file has them.
+        used (int): Number of tensors in the model, set when they are loaded into it.
     """
 
     arguments: dict[str, Any]
@@ -51,7 +67,7 @@ def load_official(path: Path, given: Mapping[str, Any]) -> OfficialCheckpoint:
 
     Args:
         path (Path): The file, ``ckpt.pth.tar``.
-        given (Mapping[str, Any]): Arguments of ``UniAD`` that are known better than from the file.
+        given (Mapping[str, Any]): Arguments of ``UniAD`` that win over the config in the file.
 
     Returns:
         OfficialCheckpoint: The model.
@@ -71,14 +87,14 @@ def load_official(path: Path, given: Mapping[str, Any]) -> OfficialCheckpoint:
             unused.append(key)
     matrices = {name for name, tensor in parts["reconstruction"].items() if tensor.dim() == 2}
     missing = [f"reconstruction.{name}" for name in _NEEDED if name not in matrices]
-    if missing or not parts["backbone"]:
-        missing += [] if parts["backbone"] else ["backbone.*"]
+    missing += [] if parts["backbone"] else ["backbone.*"]
+    if missing:
         what = ", ".join(missing)
         msg = f"{str(path)!r} is not a whole UniAD of the authors' code: it has no {what}, or in another shape."
         raise ValueError(msg)
     try:
         backbone, names = identify(parts["backbone"])
-        found: Arguments = arguments_of(parts["reconstruction"], content.arch, backbone, given)
+        arguments, sources = arguments_of(parts["reconstruction"], content.arch, backbone, given)
     except ValueError as error:
         msg = f"{str(path)!r}: {error}"
         raise ValueError(msg) from error
@@ -89,11 +105,28 @@ def load_official(path: Path, given: Mapping[str, Any]) -> OfficialCheckpoint:
         )
         raise ValueError(msg) from error
     return OfficialCheckpoint(
-        arguments=found.values,
-        sources=found.sources,
-        backbone={other: parts["backbone"][key] for key, other in names.items()},
+        arguments=arguments,
+        sources=sources,
+        backbone={name: parts["backbone"][key] for key, name in names.items()},
         transformer=rename_reconstruction(parts["reconstruction"]),
-        names={other: f"backbone.{key}" for key, other in names.items()},
+        names={name: f"backbone.{key}" for key, name in names.items()},
         unused=unused,
         epoch=content.epoch,
     )
+
+
+def rename_reconstruction(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Rename the weights of the authors' reconstruction module.
+
+    Args:
+        state (Mapping[str, torch.Tensor]): State dict with the authors' names, without ``module.reconstruction.``.
+
+    Returns:
+        dict[str, torch.Tensor]: State dict of :class:`anomalib_uniad.model.ReconstructionTransformer`.
+    """
+    renamed = {}
+    for name, tensor in state.items():
+        for pattern, replacement in _RENAMES:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = tensor
+    return renamed

@@ -1,35 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading a checkpoint of the authors' code without executing anything of it."""
+"""Reads a checkpoint of the authors' code without executing anything of it."""
 
 import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-# How many names of tensors a message shows.
-_SHOWN = 5
+_SHOWN = 5  # tensors named in a message
 
 
 @dataclass
 class OfficialFile:
-    """Contents of a checkpoint.
+    """Content of a checkpoint.
 
     Attributes:
         state (dict[str, torch.Tensor]): All weights, without the prefix ``module.`` of distributed training.
         arch (dict[str, dict[str, Any]]): Name of a part (``backbone``, ``neck``, ``reconstruction``) -> its ``type``
-            and ``kwargs`` in the config that it was trained with; empty if the file has none.
-        epoch (int | None): Epochs of training, if the file tells.
+            and ``kwargs`` in the config of the training; empty if the file has none.
+        epoch (int | None): Epochs of training, if the file has them.
     """
 
     state: dict[str, torch.Tensor]
-    arch: dict[str, dict[str, Any]] = field(default_factory=dict)
-    epoch: int | None = None
+    arch: dict[str, dict[str, Any]]
+    epoch: int | None
 
 
 def read_official(path: Path) -> OfficialFile:
@@ -39,12 +38,12 @@ def read_official(path: Path) -> OfficialFile:
         path (Path): The file, ``ckpt.pth.tar``.
 
     Returns:
-        OfficialFile: What is in it.
+        OfficialFile: Its content.
 
     Raises:
-        FileNotFoundError: If it is not there.
-        ValueError: If it has objects of classes other than tensors, plain data and EasyDict, which are never built, or
-            is no checkpoint.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a checkpoint, or has objects of classes other than tensors, plain data and EasyDict,
+            which are never built.
     """
     if not path.is_file():
         msg = f"There is no checkpoint {str(path)!r}."
@@ -53,39 +52,39 @@ def read_official(path: Path) -> OfficialFile:
     if not isinstance(content, Mapping):
         msg = f"{str(path)!r} holds a {type(content).__name__}, not a checkpoint with a state_dict."
         raise ValueError(msg)
-    state = content.get("state_dict", content)
     if "pytorch-lightning_version" in content:
         msg = f"{str(path)!r} is a Lightning checkpoint already; use it with --ckpt_path as it is."
         raise ValueError(msg)
+    if "state_dict" not in content:
+        content = {"state_dict": content}
+    state = content["state_dict"]
     if not isinstance(state, Mapping) or not state or not all(isinstance(x, torch.Tensor) for x in state.values()):
         others = [str(key) for key, x in state.items() if not isinstance(x, torch.Tensor)][:_SHOWN] if state else []
         msg = f"{str(path)!r} has no state_dict that maps names to tensors{f'; {others} are none' if others else ''}."
         raise ValueError(msg)
     broken = [str(key) for key, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
-        msg = (
-            f"{str(path)!r} is damaged: values of {', '.join(broken[:_SHOWN])} are not finite ({len(broken)} tensors)."
-        )
+        names = ", ".join(broken[:_SHOWN])
+        msg = f"{str(path)!r} is damaged: values of {names} are not finite ({len(broken)} tensors)."
         raise ValueError(msg)
-    epoch = content.get("epoch") if "state_dict" in content else None
+    epoch = content.get("epoch")
     return OfficialFile(
         state={str(key).removeprefix("module."): tensor for key, tensor in state.items()},
-        arch=_parts(content.get("arch") if "state_dict" in content else None, path),
+        arch=_parts(_plain(content.get("arch")), path),
         epoch=epoch if isinstance(epoch, int) else None,
     )
 
 
 def _load(path: Path) -> Any:
-    # The class of a dict that can be filled, and given attributes, by the restricted unpickler stands for EasyDict. The
-    # best metric is a number of numpy, whose class is a function and the types of its data.
-    number, _ = np.float64(0).__reduce__()
-    types = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)]
+    # torch's restricted unpickler fills an OrderedDict and sets its attributes, so that it can stand for EasyDict. The
+    # best metric is a numpy scalar, which is built by a function from a dtype.
+    scalar, _ = np.float64(0).__reduce__()
     known: list[Any] = [
         (OrderedDict, "easydict.EasyDict"),
-        (number, "numpy.core.multiarray.scalar"),
-        (number, "numpy._core.multiarray.scalar"),
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
         (np.dtype, "numpy.dtype"),
-        *types,
+        *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)),
     ]
     if zipfile.is_zipfile(path):  # torch does not compare the check sums in it
         with zipfile.ZipFile(path) as archive:
@@ -111,19 +110,17 @@ def _load(path: Path) -> Any:
 
 
 def _parts(arch: Any, path: Path) -> dict[str, dict[str, Any]]:
-    """The list of parts of the authors' config by name."""
+    """The list of parts in the authors' config, by name."""
     if arch is None:
         return {}
-    arch = _plain(arch)
-    parts = arch if isinstance(arch, list) else None
-    if parts is None or not all(isinstance(part, dict) and isinstance(part.get("name"), str) for part in parts):
+    if not isinstance(arch, list) or not all(isinstance(p, dict) and isinstance(p.get("name"), str) for p in arch):
         msg = f"arch in {str(path)!r} is not the authors' list of parts with names."
         raise ValueError(msg)
-    for part in parts:
+    for part in arch:
         if not isinstance(part.get("kwargs") or {}, dict):
             msg = f"arch in {str(path)!r}: the kwargs of {part['name']} are {part['kwargs']!r}, not a dict."
             raise ValueError(msg)
-    return {part["name"]: {"type": part.get("type", ""), "kwargs": part.get("kwargs") or {}} for part in parts}
+    return {part["name"]: {"type": part.get("type", ""), "kwargs": part.get("kwargs") or {}} for part in arch}
 
 
 def _plain(value: Any) -> Any:
