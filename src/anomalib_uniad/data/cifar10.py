@@ -3,6 +3,7 @@
 
 import copy
 import hashlib
+import pickle
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,19 @@ from anomalib import TaskType
 from anomalib.data import AnomalibDataModule, AnomalibDataset, ImageItem
 from anomalib.data.utils import LabelName, Split, ValSplitMode
 from anomalib.utils.path import resolve_dataset_root
+from PIL import Image
 from torchvision import datasets
+from torchvision.datasets.utils import check_integrity
 from torchvision.transforms.v2 import Transform
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
-from anomalib_uniad.data.cifar10_files import CLASSES, check_files, how_to_get, read, write_image
+from anomalib_uniad.files import replacing
 from anomalib_uniad.splits import check_ratios
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+"""Names of the classes, in the order of their labels."""
+
+_FOLDER = datasets.CIFAR10.base_folder
 
 
 class CIFAR10(AnomalibDataModule):
@@ -111,25 +119,21 @@ class CIFAR10(AnomalibDataModule):
             ValueError: If one of the files is not the one that torchvision knows.
             OSError: If the model has a visualizer, and test images cannot be written for it.
         """
-        missing = check_files(self.root, self.verify)
-        if missing:
-            self._download(missing)
+        try:
+            _check_files(self.root, self.verify)
+        except FileNotFoundError as missing:
+            if not self.verify:
+                raise
+            try:
+                datasets.CIFAR10(self.root, download=True)
+            except (OSError, RuntimeError) as error:
+                msg = f"{missing} The download failed: {error}."
+                raise FileNotFoundError(msg) from error
         model = getattr(self.trainer, "lightning_module", None)
         if getattr(model, "visualizer", None) is not None:
             CIFAR10Dataset(self.root, self.normal_classes, Split.TEST, self.verify).write_images()
 
-    def _download(self, missing: list[str]) -> None:
-        if not self.verify:
-            raise FileNotFoundError(how_to_get(self.root, missing))
-        try:
-            datasets.CIFAR10(self.root, download=True)
-        except (OSError, RuntimeError) as error:
-            msg = f"{how_to_get(self.root, missing)} The download failed: {error}."
-            raise FileNotFoundError(msg) from error
-
     def _setup(self, _stage: str | None = None) -> None:
-        if missing := check_files(self.root, self.verify):
-            raise FileNotFoundError(how_to_get(self.root, missing))
         self.train_data = CIFAR10Dataset(self.root, self.normal_classes, Split.TRAIN, self.verify)
         self.test_data = CIFAR10Dataset(self.root, self.normal_classes, Split.TEST, self.verify)
 
@@ -148,6 +152,7 @@ class CIFAR10Dataset(AnomalibDataset):
         content_key (str): Digest of the images, from which a feature cache sees that they are the same.
 
     Raises:
+        FileNotFoundError: If one of the files is missing.
         ValueError: If the files have another content than those of CIFAR-10, or no image of a normal class.
     """
 
@@ -161,7 +166,7 @@ class CIFAR10Dataset(AnomalibDataset):
     ) -> None:
         super().__init__(augmentations=augmentations)
         split = Split(split).value
-        self._images, labels = read(Path(root), split == "train", verify)
+        self._images, labels = _read(Path(root), split == "train", verify)
         self.content_key = hashlib.sha256(self._images.data).hexdigest()
         frame = pd.DataFrame({"position": np.arange(len(labels)), "class_index": labels, "split": split})
         frame["class_name"] = [CLASSES[label] for label in labels]
@@ -202,8 +207,27 @@ class CIFAR10Dataset(AnomalibDataset):
             FileExistsError: If something else than the image is at its path.
             OSError: If they cannot be written.
         """
-        for path, position in zip(self.samples["image_path"], self.samples["position"], strict=True):
-            write_image(Path(path), self._images[position])
+        for name, position in zip(self.samples["image_path"], self.samples["position"], strict=True):
+            path, pixels = Path(name), self._images[position]
+            if path.exists():
+                try:
+                    same = np.array_equal(np.asarray(Image.open(path)), pixels)
+                except OSError:
+                    same = False
+                if not same:
+                    msg = f"{path} is not the image of CIFAR-10 that it is to show in heatmaps. Move its folder away."
+                    raise FileExistsError(msg)
+                continue
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(path) as (partial,):
+                    Image.fromarray(pixels).save(partial)
+            except OSError as error:
+                msg = (
+                    f"Heatmaps need {path}, which cannot be written: {error}. Turn them off "
+                    "(--model.visualizer false), or copy the data set to a folder that can be written to."
+                )
+                raise OSError(msg) from error
 
     def __deepcopy__(self, memo: dict) -> "CIFAR10Dataset":
         """Copy all but the images, which nobody changes: anomalib copies datasets to split them."""
@@ -222,10 +246,10 @@ def _labels(classes: Any) -> tuple[int, ...]:
     for item in given:
         label = CLASSES.index(item) if item in CLASSES else item
         label = int(label) if isinstance(label, str) and label.isdecimal() else label
-        if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < len(CLASSES):
+        if not _is_label(label):
             msg = f"Unknown class {item!r} in normal_classes: classes are 0 to 9, or {', '.join(CLASSES)}."
             raise ValueError(msg)
-        labels.append(label)
+        labels.append(int(label))
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
         msg = f"Classes given twice in normal_classes: {', '.join(CLASSES[label] for label in twice)}."
         raise ValueError(msg)
@@ -233,3 +257,92 @@ def _labels(classes: Any) -> tuple[int, ...]:
         msg = f"normal_classes must be 1 to {len(CLASSES) - 1} of the {len(CLASSES)} classes, got {len(labels)}."
         raise ValueError(msg)
     return tuple(labels)
+
+
+def _check_files(root: Path, verify: bool) -> None:
+    """Refuse files that are missing or, to be verified, others than torchvision's.
+
+    Nothing but a missing file may be downloaded: that would overwrite the others.
+    """
+    if root.exists() and not root.is_dir():
+        msg = f"The root {root} is a file: set `root` to the folder that has {_FOLDER} in it."
+        raise ValueError(msg)
+    source, folder = datasets.CIFAR10, root / _FOLDER
+    files = {**dict(source.train_list), **dict(source.test_list), source.meta["filename"]: source.meta["md5"]}
+    there = [name for name in files if (folder / name).is_file()]
+    wrong = [name for name in there if verify and not check_integrity(folder / name, files[name])]
+    if wrong:
+        msg = (
+            f"{', '.join(wrong)} in {folder} is not as torchvision knows it: damaged, a part of the data set, or "
+            "something else. Move the folder away to have it downloaded again, or, if you know where it comes from and "
+            "trust that, set `verify` to false to read it as it is."
+        )
+        raise ValueError(msg)
+    if missing := sorted(set(files) - set(there)):
+        msg = (
+            f"CIFAR-10 is not complete in {folder}: there is no {', '.join(missing)}. Download {source.url} and unpack "
+            f"it in {root}, so that it has the folder {_FOLDER}."
+        )
+        raise FileNotFoundError(msg)
+
+
+def _read(root: Path, train: bool, verify: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Read the images (n, 32, 32, 3) and labels (n,) of one split."""
+    _check_files(root, verify)  # torchvision would not say which of them is wrong
+    if verify:
+        source = datasets.CIFAR10(root, train=train)
+        return np.ascontiguousarray(source.data), np.asarray(source.targets)
+    meta = root / _FOLDER / datasets.CIFAR10.meta["filename"]
+    (names,) = _load(meta, datasets.CIFAR10.meta["key"])
+    if names != list(CLASSES):
+        msg = f"The classes in {meta} are {names!r}; those of CIFAR-10 are {list(CLASSES)}."
+        raise ValueError(msg)
+    images, labels = [], []
+    for name, _ in datasets.CIFAR10.train_list if train else datasets.CIFAR10.test_list:
+        file = root / _FOLDER / name
+        pixels, given = _load(file, "data", "labels")
+        if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (3072,):
+            msg = f"The data in {file} are no images of CIFAR-10: they have to be an array (n, 3072) of bytes."
+            raise ValueError(msg)
+        if not isinstance(given, list) or len(given) != len(pixels) or not all(map(_is_label, given)):
+            count = len(pixels)
+            msg = f"The labels in {file} have to be whole numbers from 0 to 9, one for each of its {count} images."
+            raise ValueError(msg)
+        images.append(pixels)
+        labels.extend(given)
+    stacked = np.concatenate(images).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(stacked), np.array(labels, dtype=int)
+
+
+def _is_label(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(0 <= value < len(CLASSES))
+
+
+def _load(file: Path, *keys: str) -> list[Any]:
+    """Read values of the dictionary in a file that nobody has verified."""
+    try:
+        with file.open("rb") as stream:
+            content = _ArrayUnpickler(stream, encoding="latin1").load()
+        return [content[key] for key in keys]
+    except Exception as error:  # damaged pickles raise anything
+        msg = f"{file} cannot be read as CIFAR-10: {error!r}."
+        raise ValueError(msg) from error
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads arrays, text, numbers and containers of them, and refuses whatever else a pickle can make or call."""
+
+    allowed = {
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),
+        *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+        *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Look up what the pickle names; only what arrays are made of is there."""
+        if (module, name) not in self.allowed:
+            msg = f"it has {module}.{name}, which has no place in a data set and is not loaded"
+            raise pickle.UnpicklingError(msg)
+        return super().find_class(module, name)
