@@ -51,11 +51,13 @@ def files_in(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("cls", [Patchcore, Padim])
-def test_several_categories(root, tmp_path, cls):
+def test_several_categories(root, tmp_path, cls, caplog):
+    caplog.set_level("INFO", "anomalib_uniad")
     datamodule = MultiCategory(root=root, num_workers=0, eval_batch_size=5)
     model, engine, results = fit_and_test(cls, datamodule, tmp_path)
     assert set(results) == KEYS
     assert type(model.evaluator) is PerCategoryEvaluator
+    assert f"evaluator of {cls.__name__} replaced by PerCategoryEvaluator" in caplog.text
     assert [type(item) for item in engine.trainer.callbacks].count(PerCategoryEvaluator) == 1
     for metric in METRICS:
         mean = (results[f"{metric}/bottle"] + results[f"{metric}/cable"]) / 2

@@ -10,7 +10,7 @@ from typing import Any
 from anomalib.data import MVTecADDataset
 from anomalib.data.utils import Split
 
-from anomalib_uniad.data.concatenation import replace_prefix
+from anomalib_uniad.data.multi_category_datamodule import replace_prefix
 from anomalib_uniad.data.mvtec_layout import check_layout
 from anomalib_uniad.data.wrapped import WrappedSource
 

@@ -17,15 +17,15 @@ from anomalib.utils.path import generate_output_filename
 from torchvision.transforms.v2 import Transform
 from torchvision.tv_tensors import Mask
 
-from anomalib_uniad.data.joined import JoinedCategories
 from anomalib_uniad.data.meta_images import check_copies, check_images, check_use, find_files, report_categories
 from anomalib_uniad.data.meta_records import Record, raise_problems, read_meta_files
+from anomalib_uniad.data.multi_category_datamodule import MultiCategoryDataModule, read_sets
 from anomalib_uniad.splits import check_ratios
 
 logger = logging.getLogger(__name__)
 
 
-class MetaFile(JoinedCategories):
+class MetaFile(MultiCategoryDataModule):
     """Images of one or several categories, listed in meta files.
 
     A meta file has one JSON object per line (UTF-8, blank lines are skipped) for each image:
@@ -222,12 +222,12 @@ class MetaFile(JoinedCategories):
             self.prepare_data()
         super()._setup(_stage)
 
-    def _make_category(self, category: str) -> AnomalibDataModule:
+    def _read_category(self, category: str) -> dict[str, AnomalibDataset]:
         test = [record for record in self._records if record.split == Split.TEST]
         # Masks of defective training images are no use if the test has none.
         task = TaskType.SEGMENTATION if _has_masks(test) else TaskType.CLASSIFICATION
         own = [record for record in self._records if record.category == category]
-        return MetaFileCategory(
+        datamodule = MetaFileCategory(
             MetaFileDataset([record for record in own if record.split == Split.TRAIN], task),
             MetaFileDataset([record for record in own if record.split == Split.TEST], task),
             test_split_mode=self.test_split_mode,
@@ -236,6 +236,7 @@ class MetaFile(JoinedCategories):
             val_split_ratio=self.val_split_ratio,
             seed=self.seed,
         )
+        return read_sets(datamodule)
 
 
 def _has_masks(records: Sequence[Record]) -> bool:

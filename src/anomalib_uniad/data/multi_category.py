@@ -5,16 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anomalib.data import AnomalibDataModule, AnomalibDataset
+from anomalib.data import AnomalibDataset
 from anomalib.data.utils import TestSplitMode, ValSplitMode
 from torchvision.transforms.v2 import Transform
 
-from anomalib_uniad.data.concatenation import TemporaryFolders, replace_prefix
-from anomalib_uniad.data.joined import JoinedCategories
+from anomalib_uniad.data.multi_category_datamodule import MultiCategoryDataModule, read_sets, replace_prefix
 from anomalib_uniad.data.wrapped import WrappedSource
 
 
-class MultiCategory(JoinedCategories):
+class MultiCategory(MultiCategoryDataModule):
     """Several categories of a dataset as one, for one model that learns them all.
 
     Wraps any image datamodule that has an argument ``category``. Each category is downloaded, read and split
@@ -145,17 +144,14 @@ class MultiCategory(JoinedCategories):
         self._folders = self._wrapped.folders()
         super()._setup(_stage)
 
-    def _make_category(self, category: str) -> AnomalibDataModule:
-        return self._wrapped.make(category)
-
-    def _split(self, category: str, owner: TemporaryFolders) -> dict[str, AnomalibDataset]:
-        subsets = super()._split(category, owner)
+    def _read_category(self, category: str) -> dict[str, AnomalibDataset]:
+        sets = read_sets(self._wrapped.make(category))
         folder = self._folders.get(category)
         # A link to a folder leads to paths without its name.
         if not self.category and folder is not None and folder.resolve() != folder:
-            for dataset in subsets.values():
-                dataset._samples = replace_prefix(dataset.samples, folder.resolve(), folder)
-        return subsets
+            for dataset in sets.values():
+                dataset.samples = replace_prefix(dataset.samples, folder.resolve(), folder)
+        return sets
 
 
 def _names(categories: Sequence[str] | str | None) -> list[str] | None:

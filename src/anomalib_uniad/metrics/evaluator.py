@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An evaluator that reports each metric per category and as the mean over categories."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from anomalib_uniad.metrics.prediction import Prediction, leave_out_unreadable
 from anomalib_uniad.metrics.resolution import PixelResolution, check_whole_images
 from anomalib_uniad.metrics.threshold_learner import ThresholdLearner, as_list
 from anomalib_uniad.metrics.thresholds import ThresholdScope
+
+logger = logging.getLogger(__name__)
 
 
 class PerCategoryEvaluator(ThresholdLearner):
@@ -140,6 +143,8 @@ class PerCategoryEvaluator(ThresholdLearner):
         evaluator.log_dict = model.log_dict
         model.evaluator = evaluator
         trainer.callbacks[:] = [evaluator if item is stock else item for item in trainer.callbacks]  # type: ignore[attr-defined]
+        text = "Metrics are reported per category: evaluator of %s replaced by %s"
+        logger.info(text, type(model).__name__, cls.__name__)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what cannot be measured before long work starts."""

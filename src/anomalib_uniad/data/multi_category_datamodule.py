@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Base class of the datamodules with several categories."""
+
+import copy
+import logging
+import os
+import shutil
+import tempfile
+import weakref
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from anomalib import TaskType
+from anomalib.data import AnomalibDataModule, AnomalibDataset
+from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
+from lightning.pytorch.utilities.types import EVAL_DATALOADERS
+
+logger = logging.getLogger(__name__)
+
+
+class MultiCategoryDataModule(AnomalibDataModule):
+    """Reads and splits each category alone, and joins the training, validation and test sets.
+
+    Derived classes set the attributes in their constructor and implement :meth:`_read_category`. Each joined set is of
+    the class of the sets that it is made of, and its samples have a column ``category``. If one of the categories has
+    no masks, the masks of the others are not used either: a batch either has masks or has none.
+
+    **The one reach into the model**: a model that is trained or tested on several categories gets a
+    :class:`~anomalib_uniad.metrics.PerCategoryEvaluator` in place of anomalib's own evaluator, since anomalib has no
+    public way for a datamodule to say how its images are to be evaluated. The log says so.
+
+    Attributes:
+        categories (list[str]): Names of the categories.
+        category_by_path (dict[str, str]): Path of an image, as in batches -> its category; empty before ``setup``.
+        per_category_metrics (bool): Whether a model's evaluator is replaced, if there are several categories.
+    """
+
+    categories: list[str]
+    category_by_path: dict[str, str]
+    per_category_metrics: bool
+
+    @abstractmethod
+    def _read_category(self, category: str) -> dict[str, AnomalibDataset]:
+        """Read and split one category.
+
+        Args:
+            category (str): One of ``categories``.
+
+        Returns:
+            dict[str, AnomalibDataset]: Its sets ``"train"``, ``"test"`` and, if there is one, ``"val"``, as by
+                :func:`read_sets`.
+        """
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read, split and join the categories, and have the trainer's model report its metrics per category.
+
+        Args:
+            stage (str | None): Stage of the trainer. Defaults to ``None``.
+        """
+        super().setup(stage)
+        if self.trainer is not None and self.per_category_metrics and len(self.categories) > 1:
+            # Not above: when anomalib.metrics is the first import, it loads this module before it is complete itself.
+            from anomalib_uniad.metrics.evaluator import PerCategoryEvaluator
+
+            PerCategoryEvaluator.take_over(self.trainer)
+
+    def val_dataloader(self) -> EVAL_DATALOADERS:
+        """Dataloader of the validation images; none if there is no validation set."""
+        return super().val_dataloader() if hasattr(self, "val_data") else []
+
+    def _setup(self, _stage: str | None = None) -> None:
+        temporary = _TemporaryFolder()
+        sets: dict[str, dict[str, AnomalibDataset]] = {"train": {}, "val": {}, "test": {}}
+        for category in self.categories:
+            read = self._read_category(category)
+            self._keep_synthetic_images(read, category, temporary.path)
+            for name, dataset in read.items():
+                sets[name][category] = dataset
+        self.category_by_path = {}
+        for name, datasets in sets.items():
+            if datasets:
+                joined = _join(datasets)
+                joined.temporary_folder = temporary  # type: ignore[attr-defined]
+                setattr(self, f"{name}_data", joined)
+                self.category_by_path |= dict(zip(joined.samples.image_path, joined.samples.category, strict=True))
+
+    def _create_test_split(self) -> None:
+        """Nothing left to do: each category has been split."""
+
+    def _create_val_split(self) -> None:
+        """Nothing left to do: each category has been split."""
+
+    def _keep_synthetic_images(self, sets: Mapping[str, AnomalibDataset], category: str, temporary: Path) -> None:
+        """Move synthetic images, which anomalib removes with the dataset that made them.
+
+        If there are several categories, the folders below the name of the dataset say which one an image is of, so that
+        heatmaps, which keep these folders, do not overwrite each other.
+        """
+        made = [dataset for dataset in sets.values() if isinstance(dataset, SyntheticAnomalyDataset)]
+        for dataset in made:
+            dataset._cleanup = False
+        for old in {dataset.root for dataset in made}:
+            as_anomalib = Path(old.parent.name, old.name)
+            new = temporary / (as_anomalib if self.category else Path(old.name, self.name, category, "synthetic"))
+            new.parent.mkdir(parents=True)
+            old.rename(new)
+            for moved in sets.values():
+                moved.samples = replace_prefix(moved.samples, old, new)
+
+
+def read_sets(datamodule: AnomalibDataModule) -> dict[str, AnomalibDataset]:
+    """Set up a datamodule.
+
+    Args:
+        datamodule (AnomalibDataModule): Datamodule of one category.
+
+    Returns:
+        dict[str, AnomalibDataset]: Its sets ``"train"``, ``"test"`` and, if there is one, ``"val"``.
+    """
+    datamodule.setup()
+    # Some classes (MVTecAD2) keep the test set that they use elsewhere than in `test_data`.
+    sets = {"train": datamodule.train_data, "test": datamodule.test_dataloader().dataset}
+    if hasattr(datamodule, "val_data"):
+        sets["val"] = datamodule.val_dataloader().dataset
+    return sets
+
+
+def replace_prefix(samples: pd.DataFrame, old: Path, new: Path) -> pd.DataFrame:
+    """Replace a folder in the paths of images and masks.
+
+    Args:
+        samples (pd.DataFrame): Samples of a dataset.
+        old (Path): The folder.
+        new (Path): What to put in its place.
+
+    Returns:
+        pd.DataFrame: The same samples with other paths.
+    """
+
+    def replaced(path: Any) -> Any:
+        if isinstance(path, list):  # MVTec LOCO has several masks per image
+            return [replaced(item) for item in path]
+        if isinstance(path, str) and Path(path).is_relative_to(old):
+            return str(new / Path(path).relative_to(old))
+        return path
+
+    changed = samples.copy()
+    for column in {"image_path", "mask_path"} & set(samples):
+        paths = [replaced(path) for path in samples[column]]
+        changed[column] = pd.Series(paths, index=samples.index, dtype=samples[column].dtype)
+    return changed
+
+
+def _join(datasets: Mapping[str, AnomalibDataset]) -> AnomalibDataset:
+    """Join the datasets of categories, as anomalib adds two of them, but without a look at all files per addition."""
+    without_masks = sorted(name for name, dataset in datasets.items() if dataset.task == TaskType.CLASSIFICATION)
+    if 0 < len(without_masks) < len(datasets):
+        logger.warning(
+            "No masks in %s: the masks of the other categories are not used either, so there are no "
+            "pixel metrics. Leave these categories out to have them.",
+            ", ".join(without_masks),
+        )
+    frames = [dataset.samples.assign(category=name) for name, dataset in datasets.items()]
+    # An empty table has no types and would change those of the others.
+    samples = pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
+    if "mask_path" in samples:  # anomalib's items take no mask as None, not as NaN
+        masks = samples["mask_path"].astype(object)
+        samples["mask_path"] = masks.where(masks.notna(), None)
+    samples.attrs["task"] = (TaskType.CLASSIFICATION if without_masks else TaskType.SEGMENTATION).value
+    joined = copy.copy(next(iter(datasets.values())))
+    joined.category = next(iter(datasets)) if len(datasets) == 1 else ""
+    joined.samples = samples
+    return joined
+
+
+class _TemporaryFolder:
+    """Folder that is removed with the last dataset that refers to it; copies of a dataset share it.
+
+    anomalib removes the folder of synthetic images with a certain copy of their dataset, which datasets that are joined
+    or split from it may outlive.
+    """
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="anomalib-uniad-"))
+        weakref.finalize(self, _remove, self.path, os.getpid())
+
+    def __deepcopy__(self, memo: dict) -> "_TemporaryFolder":
+        return self
+
+    def __reduce__(self) -> tuple:
+        return str, (str(self.path),)  # a worker process must not remove what its parent still reads
+
+
+def _remove(folder: Path, process: int) -> None:
+    if os.getpid() == process:  # not in a forked worker
+        shutil.rmtree(folder, ignore_errors=True)
