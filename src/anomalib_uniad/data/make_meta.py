@@ -2,19 +2,13 @@
 """Writes meta files for a folder in the layout of MVTec AD."""
 
 import json
-import uuid
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from anomalib.data import MVTecADDataset
 from anomalib.data.utils import Split
 
-from anomalib_uniad.data.multi_category_datamodule import replace_prefix
-from anomalib_uniad.data.mvtec_layout import check_layout
-from anomalib_uniad.data.wrapped import WrappedSource
-
-NAMES = {Split.TRAIN: "train.json", Split.TEST: "test.json"}
+from anomalib_uniad.data.mvtec_layout import check_layout, find_categories
+from anomalib_uniad.files import replacing
 
 
 def make_meta(folder: Path, output: Path | None = None, overwrite: bool = False) -> tuple[list[Path], list[int]]:
@@ -38,71 +32,49 @@ def make_meta(folder: Path, output: Path | None = None, overwrite: bool = False)
     """
     folder = folder.expanduser().resolve()
     output = folder if output is None else output.expanduser()
-    files = [output / name for name in NAMES.values()]
+    files = [output / "train.json", output / "test.json"]
     there = [str(file) for file in files if file.exists() or file.is_symlink()]
     if there and not overwrite:
         msg = f"{' and '.join(there)} would be overwritten: choose another output folder, or set overwrite to true."
         raise FileExistsError(msg)
-    categories = _categories(folder)
-    lines = [_lines(folder, categories, split) for split in NAMES]
-    if not lines[0] or not lines[1]:
-        msg = f"{folder} has no images for {'training' if not lines[0] else 'testing'}, so nothing is written."
-        raise ValueError(msg)
-    output.mkdir(parents=True, exist_ok=True)
-    _write(files, lines)
-    return files, [len(part) for part in lines]
-
-
-def _categories(folder: Path) -> dict[str, Path]:
-    """Find the categories: names and folders."""
     if not folder.is_dir():
         msg = f"{folder} is {'a file' if folder.exists() else 'not there'}: give the folder with the images."
         raise FileNotFoundError(msg)
-    if (folder / "train").is_dir():
-        found = {folder.name: folder}
-    else:
-        found = WrappedSource("MVTecAD", {"root": folder}).folders()
-    if not found:
+    categories = [folder] if (folder / "train").is_dir() else find_categories(folder)
+    if not categories:
         msg = f"Found no categories in {folder}: they need images in <category>/train/good."
         raise ValueError(msg)
-    check_layout(next(iter(found.values())).parent, list(found))
-    return found
-
-
-def _lines(root: Path, categories: dict[str, Path], split: Split) -> list[str]:
-    """Write a line per image of a split."""
-    lines = []
-    for category, folder in categories.items():
-        samples = MVTecADDataset(root=folder.parent, category=category, split=split).samples
-        # A category may be a link, which anomalib follows.
-        for row in replace_prefix(samples, folder.resolve(), folder).to_dict("records"):
-            record: dict[str, Any] = {
-                "filename": _relative(row["image_path"], root),
-                "label": int(row["label_index"]),
-                "label_name": row["label"],
-            }
-            if row["mask_path"]:
-                record["maskname"] = _relative(row["mask_path"], root)
-            lines.append(json.dumps({**record, "clsname": category}, ensure_ascii=False))
-    return lines
-
-
-def _relative(path: Any, root: Path) -> str:
-    relative = Path(path).relative_to(root).as_posix()
-    if not relative.isprintable():
-        msg = f"The name {relative!r} has control characters or is not UTF-8: rename the file."
+    check_layout(categories[0].parent, [category.name for category in categories])
+    train, test = (
+        [line for category in categories for line in _lines(folder, category, split)]
+        for split in (Split.TRAIN, Split.TEST)
+    )
+    if not train or not test:
+        msg = f"{folder} has no images for {'training' if not train else 'testing'}, so nothing is written."
         raise ValueError(msg)
-    return relative
+    output.mkdir(parents=True, exist_ok=True)
+    with replacing(*files) as partial:
+        for path, lines in zip(partial, (train, test), strict=True):
+            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return files, [len(train), len(test)]
 
 
-def _write(files: Sequence[Path], lines: Sequence[Sequence[str]]) -> None:
-    """Write all files, each under another name first, so that nobody sees half of one."""
-    partial = [file.with_name(f".{file.name}.{uuid.uuid4().hex}.partial") for file in files]
-    try:
-        for path, part in zip(partial, lines, strict=True):
-            path.write_text("".join(f"{line}\n" for line in part), encoding="utf-8")
-        for path, file in zip(partial, files, strict=True):
-            path.replace(file)
-    finally:
-        for path in partial:
-            path.unlink(missing_ok=True)
+def _lines(root: Path, category: Path, split: Split) -> list[str]:
+    """Return a line per image of a split of one category."""
+    real = category.resolve()  # a category may be a link, which anomalib follows
+
+    def relative(path: str) -> str:
+        name = (category / Path(path).relative_to(real)).relative_to(root).as_posix()
+        if not name.isprintable():
+            msg = f"The name {name!r} has control characters or is not UTF-8: rename the file."
+            raise ValueError(msg)
+        return name
+
+    lines = []
+    samples = MVTecADDataset(root=category.parent, category=category.name, split=split).samples
+    for row in samples.to_dict("records"):
+        record = {"filename": relative(row["image_path"]), "label": int(row["label_index"]), "label_name": row["label"]}
+        if row["mask_path"]:
+            record["maskname"] = relative(row["mask_path"])
+        lines.append(json.dumps({**record, "clsname": category.name}, ensure_ascii=False))
+    return lines

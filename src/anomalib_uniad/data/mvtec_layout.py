@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of a folder in the layout of MVTec AD, for the mistakes that anomalib's reader stumbles over."""
+"""The layout of MVTec AD: categories in a folder, and the mistakes that anomalib's reader stumbles over."""
 
 import os
 from collections import Counter, defaultdict
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from anomalib.data import AnomalibDataModule, MVTecAD
-from anomalib.data.datasets.image.mvtecad import IMG_EXTENSIONS
+from anomalib.data.datasets.image.mvtecad import CATEGORIES, IMG_EXTENSIONS
 
 # Types of images that people have but that anomalib's reader leaves out, in lower case.
 _OTHER_TYPES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
@@ -18,6 +18,27 @@ _SHOWN = 3
 def has_mvtec_layout(cls: type[AnomalibDataModule]) -> bool:
     """Tell whether a datamodule class reads the layout of MVTec AD with anomalib's own reader of it."""
     return issubclass(cls, MVTecAD) and cls._setup is MVTecAD._setup
+
+
+def find_categories(root: Path) -> list[Path]:
+    """Find the categories in a folder: those of MVTec AD, and all other folders that have files in ``train``.
+
+    Args:
+        root (Path): Folder with the categories.
+
+    Returns:
+        list[Path]: Their folders, sorted by name.
+    """
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return [path for path in folders if has_files(path / "train") or (path.name in CATEGORIES and has_files(path))]
+
+
+def has_files(folder: Path) -> bool:
+    """Tell whether there is a file somewhere in a folder.
+
+    What is behind linked folders is not searched, as in anomalib, but they are not taken for nothing either.
+    """
+    return folder.is_dir() and any(path.is_file() or path.is_symlink() for path in folder.rglob("*"))
 
 
 def check_layout(root: Path, categories: Sequence[str]) -> None:

@@ -74,7 +74,7 @@ def test_nothing_is_left_of_a_failure(root: Path, monkeypatch) -> None:
 
     def full(self, text, **arguments):
         original(self, text[:10], **arguments)
-        if self.name.startswith(".test.json"):
+        if self.name.startswith(".test."):
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
