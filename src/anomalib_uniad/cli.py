@@ -5,12 +5,13 @@ Heavy packages are imported by the subcommands that need them.
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from anomalib_uniad.inference import predict  # light: the rest is imported when it runs
-from anomalib_uniad.parity import parity  # light, too
 from anomalib_uniad.report import report  # light, too
 
 if TYPE_CHECKING:
@@ -68,6 +69,39 @@ def cache_clear(directory: Path | None = None, key: str = "") -> None:
         _show(f"Freed {_megabytes(freed)} in {store.directory}.")
 
 
+def parity(
+    ckpt: Path,
+    models: list[Path],
+    data: Path | None = None,
+    data_class: str = "MultiCategory",
+    output: Path = Path("parity"),
+    export: bool = False,
+    timed_images: int = 20,
+    overwrite: bool = False,
+) -> None:
+    """Compare exported files with the checkpoint that they are from, on the test images of a data set.
+
+    Of each file: differences of anomaly map and score, as parts of their ranges in torch, changes of the seven metrics,
+    decisions that flip, latency, throughput and size. All are computed in f32, and once more in the device's default
+    precision where that is another one. Writes parity.csv and parity.md.
+
+    Args:
+        ckpt: Lightning checkpoint of UniAD.
+        models: Exported files: model.xml, model.onnx or model.pt.
+        data: Folder of the data set; by default in the layout of MVTec AD, one folder per category.
+        data_class: Datamodule that reads it: MultiCategory, MetaFile, CIFAR10 or one of anomalib's.
+        output: Folder of the results.
+        export: Export the checkpoint to OpenVINO in f32, f16, INT8 weights and INT8 (post-training quantisation, on
+            training images), to a temporary folder, and compare these as well.
+        timed_images: Images with which latency and throughput are measured.
+        overwrite: Replace results that are there.
+    """
+    with _errors_in_one_line("parity"):
+        from anomalib_uniad.parity.compare import compare_files
+
+        compare_files(ckpt, models, data, data_class, output, export, timed_images, overwrite)
+
+
 def make_meta(folder: Path, output: Path | None = None, overwrite: bool = False) -> None:
     """Write the meta files train.json and test.json of a folder in the layout of MVTec AD, as MetaFile reads them.
 
@@ -78,10 +112,8 @@ def make_meta(folder: Path, output: Path | None = None, overwrite: bool = False)
     """
     from anomalib_uniad.data.make_meta import make_meta as write
 
-    try:
+    with _errors_in_one_line("make-meta"):
         files, counts = write(folder, output, overwrite)
-    except (OSError, ValueError) as error:
-        sys.exit(f"make-meta: {error}")
     for file, count in zip(files, counts, strict=True):
         _show(f"Wrote {file}: {count} images.")
 
@@ -133,10 +165,8 @@ def import_checkpoint(
     from anomalib_uniad.import_checkpoint import import_checkpoint as write
     from anomalib_uniad.import_checkpoint import show
 
-    try:
+    with _errors_in_one_line("import-checkpoint"):
         official, config = write(checkpoint, output, overwrite, **given)
-    except (OSError, ValueError) as error:
-        sys.exit(f"import-checkpoint: {error}")
     show(official)
     _show(f"Wrote {output} and {config}. Use them together:")
     _show(f"  anomalib test --config {config} --data MultiCategory --data.root FOLDER --ckpt_path {output}")
@@ -195,6 +225,19 @@ def main(args: list[str] | None = None) -> None:
 
     description = "Tools of UniAD for anomalib."
     auto_cli(COMMANDS, args=args, prog="anomalib-uniad", description=description, parser_class=Parser)
+
+
+@contextmanager
+def _errors_in_one_line(command: str) -> Iterator[None]:
+    """End the process with the message of an expected error, without a traceback."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        sys.exit(f"{command}: {error}")
+    except ModuleNotFoundError as error:
+        if error.name not in {"openvino", "nncf", "onnx", "onnxscript"}:
+            raise
+        sys.exit(f"{command}: {error.name} is not installed: pip install anomalib-uniad[openvino]")
 
 
 def _row(entry: "CacheEntry") -> list[str]:

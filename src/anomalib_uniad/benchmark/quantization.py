@@ -11,6 +11,7 @@ import logging
 import shlex
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -30,16 +31,9 @@ from anomalib_uniad.category import categories_of
 from anomalib_uniad.deploy.quantization import CHOICES, check_quantization, quantize
 from anomalib_uniad.metrics.table import versions
 from anomalib_uniad.model import UniAD
-from anomalib_uniad.parity.comparison import (
-    Differences,
-    Quality,
-    Range,
-    category_changes,
-    changes,
-    number_of_images,
-)
+from anomalib_uniad.parity.differences import Quality, difference, difference_columns
 from anomalib_uniad.parity.inputs import check, load, make_datamodule, normalises
-from anomalib_uniad.parity.predictors import OpenVINOPredictor, Prediction, TorchPredictor, processor
+from anomalib_uniad.parity.models import ExportedModel, ImageResult, TorchModel, pixels_of, processor
 
 logger = logging.getLogger(__name__)
 
@@ -103,17 +97,14 @@ class Comparison:
     def __init__(self, model: UniAD, ckpt: Path, datamodule: AnomalibDataModule) -> None:
         self._model, self._datamodule = model, datamodule
         categories = categories_of(list(datamodule.test_data.samples["image_path"]), datamodule)
-        self._images, self._expected = len(categories), number_of_images(categories)
-        self._range, self._scores = Range(), Range()
-        self._said: list[Prediction] = []
+        self._images, self._expected = len(categories), Counter(categories)
+        self._said: list[ImageResult] = []
         self._reference = Quality(datamodule, self._expected)
-        torch_model = TorchPredictor(model, ckpt)
+        torch_model = TorchModel(model, ckpt)
         for image, batch in self._batches("Torch"):
             said = torch_model.predict(image)
             self._reference.update(batch, said.scores["raw"], said.maps["raw"])
-            self._range.update(said.maps["raw"])
-            self._scores.update(said.scores["raw"])
-            self._said.append(Prediction({"raw": said.scores["raw"]}, {"raw": said.maps["raw"]}, said.anomalous))
+            self._said.append(ImageResult({"raw": said.scores["raw"]}, {"raw": said.maps["raw"]}, said.anomalous))
 
     def row(self, exported: Path, function: Quantise) -> dict[str, Any]:
         """Quantise and compare.
@@ -130,20 +121,18 @@ class Comparison:
         start = time.process_time()
         quantised = function(ov.Core().read_model(exported), self._datamodule, (height, width))
         seconds = time.process_time() - start
-        quality, differences = Quality(self._datamodule, self._expected), Differences()
+        quality, differences = Quality(self._datamodule, self._expected), []
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "model.xml"
             ov.save_model(quantised, file, compress_to_fp16=False)
-            predictor = OpenVINOPredictor(file, normalises(self._model))
+            predictor = ExportedModel(file, normalises(self._model))
             for (image, batch), said in zip(self._batches("INT8"), self._said, strict=True):
                 own = predictor.predict(image)
-                differences.update(own, said, "raw")
+                differences.append(difference(own, said, "raw"))
                 quality.update(batch, own.scores["raw"], own.maps["raw"])
-        metrics, reference = quality.compute(), self._reference.compute()
         return {
-            **differences.columns(self._range, self._scores),
-            **changes({name: metrics[name] for name in METRICS}, reference),
-            **category_changes(quality, self._reference),
+            **difference_columns(differences, self._reference),
+            **{name: change for name, change in quality.changes(self._reference).items() if name.startswith(METRICS)},
             "size_bytes": predictor.size_bytes,
             "quantised": sum(op.get_type_name() == "FakeQuantize" for op in quantised.get_ops()),
             "seconds": round(seconds, 1),
@@ -158,7 +147,7 @@ class Comparison:
             if batch.gt_mask is not None:
                 pre_processor: Any = self._model.pre_processor
                 _, batch.gt_mask = pre_processor.transform(batch.image, batch.gt_mask)
-            yield batch.image.numpy(), batch
+            yield pixels_of(batch), batch
 
 
 def _as_anomalib(model: ov.Model, datamodule: AnomalibDataModule, size: tuple[int, int]) -> ov.Model:

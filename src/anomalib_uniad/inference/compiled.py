@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading an exported file and compiling it for throughput."""
+"""Reads an exported file and compiles it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,13 @@ class Compiled:
     metadata: ModelMetadata
 
 
-def compile_file(file: Path, device: str = "CPU", precision_hint: PrecisionHint = "f32", threads: int = 0) -> Compiled:
+def compile_file(
+    file: Path,
+    device: str = "CPU",
+    precision_hint: PrecisionHint = "f32",
+    threads: int = 0,
+    performance_hint: Literal["THROUGHPUT", "LATENCY"] = "THROUGHPUT",
+) -> Compiled:
     """Read a model that anomalib has exported, and compile it.
 
     Args:
@@ -45,6 +51,11 @@ def compile_file(file: Path, device: str = "CPU", precision_hint: PrecisionHint 
         device (str): OpenVINO's name of the device. Defaults to ``"CPU"``.
         precision_hint (str): Precision of the computation. Defaults to ``"f32"``.
         threads (int): Threads on the CPU; 0 leaves it to OpenVINO. Defaults to ``0``.
+        performance_hint (str): ``"THROUGHPUT"`` for parallel requests, ``"LATENCY"`` for one. Defaults to
+            ``"THROUGHPUT"``.
+
+    Returns:
+        Compiled: The model, ready for requests.
 
     Raises:
         FileNotFoundError: If the file or the weights beside it are not there.
@@ -85,7 +96,7 @@ def compile_file(file: Path, device: str = "CPU", precision_hint: PrecisionHint 
         raise ValueError(msg)
     model = _with_images_as_input(model, ov.Type.f32 if size else ov.Type.u8)
     model.reshape(ov.PartialShape([batch_size, *(size or (-1, -1)), 3]))
-    config: dict[str, Any] = {"PERFORMANCE_HINT": "THROUGHPUT"}
+    config: dict[str, Any] = {"PERFORMANCE_HINT": performance_hint}
     if precision_hint != "auto":
         config["INFERENCE_PRECISION_HINT"] = precision_hint
     if threads:

@@ -1,6 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether exported files say what the torch model says, and how fast: ``anomalib-uniad parity``."""
-
-from .command import parity
-
-__all__ = ["parity"]
+"""Whether exported files give the results of the torch model, and how fast."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was given: checkpoint, files and data set, checked before the work."""
+"""Checkpoint, exported files and data set of a comparison, checked before the work."""
 
 import inspect
 import os
@@ -16,7 +16,7 @@ import anomalib_uniad.data
 from anomalib_uniad.model import UniAD
 
 SUFFIXES = (".xml", ".onnx", ".pt")
-# Name of the file -> anomalib's word.
+# Name of an exported file -> anomalib's compression.
 EXPORTED: dict[str, CompressionType | None] = {
     "f32": None,
     "f16": CompressionType.FP16,
@@ -28,13 +28,7 @@ EXPORTED: dict[str, CompressionType | None] = {
 def check(
     models: Sequence[Path], data: Path | None, output: Path, export: bool, timed_images: int, overwrite: bool
 ) -> None:
-    """Refuse what cannot work, before anything is loaded.
-
-    Raises:
-        FileNotFoundError: If a file or the folder is not there.
-        FileExistsError: If results are there already.
-        ValueError: If something is missing or out of its range.
-    """
+    """Refuse arguments that cannot work, before anything is loaded; see :func:`~.compare.compare_files` for them."""
     if not models and not export:
         msg = "There is nothing to compare: give exported files, or --export true to export the checkpoint first."
         raise ValueError(msg)
@@ -72,12 +66,7 @@ def check(
 
 
 def load(ckpt: Path) -> UniAD:
-    """Load a checkpoint of UniAD.
-
-    Raises:
-        FileNotFoundError: If it is not there.
-        ValueError: If it is not a Lightning checkpoint of UniAD.
-    """
+    """Load a checkpoint of UniAD."""
     if not ckpt.is_file():
         msg = f"There is no checkpoint {ckpt}."
         raise FileNotFoundError(msg)
@@ -94,22 +83,13 @@ def load(ckpt: Path) -> UniAD:
 
 
 def normalises(model: UniAD) -> bool:
-    """Whether the outputs of a model are normalised: it has a post-processor that has seen a validation."""
+    """Whether a model normalises its outputs, which its post-processor does after a validation."""
     post_processor: Any = model.post_processor
     return bool(getattr(post_processor, "enable_normalization", False) and post_processor.image_min.isfinite())
 
 
 def make_datamodule(name: str, root: Path | None) -> AnomalibDataModule:
-    """Make the datamodule of a folder, with its test images one by one. Nothing is downloaded to the folder.
-
-    Args:
-        name (str): Its class, in ``anomalib_uniad.data`` or ``anomalib.data``.
-        root (Path | None): The folder.
-
-    Raises:
-        FileNotFoundError: If the data set is not in the folder.
-        ValueError: If there is no such class, it does not read a folder, or finds no test images there.
-    """
+    """Make a datamodule with the test images of a folder, one by one. Nothing is downloaded to the folder."""
     cls: Any = getattr(anomalib_uniad.data, name, None) or getattr(anomalib.data, name, None)
     if not (inspect.isclass(cls) and issubclass(cls, AnomalibDataModule)):
         msg = f"data_class must be MultiCategory, MetaFile, CIFAR10 or a datamodule of anomalib, got {name!r}."
@@ -154,14 +134,8 @@ def _check_categories(root: Path) -> None:
 
 
 def export_files(model: UniAD, folder: Path, datamodule: AnomalibDataModule) -> list[Path]:
-    """Export a model in all precisions; INT8 is calibrated on training images.
-
-    Args:
-        model (UniAD): The model.
-        folder (Path): Where to.
-        datamodule (AnomalibDataModule): Where images are from.
-    """
-    # The last one first: it asks most of the model.
+    """Export a model in all precisions; INT8 is calibrated on training images."""
+    # INT8_PTQ first, which is most likely to be refused.
     files = {
         name: model.to_openvino(folder, name, compression_type=EXPORTED[name], datamodule=datamodule)
         for name in reversed(EXPORTED)

@@ -28,7 +28,7 @@ from anomalib_uniad.deploy.quantization import (
 )
 from anomalib_uniad.import_checkpoint import save_checkpoint
 from anomalib_uniad.parity.inputs import make_datamodule
-from anomalib_uniad.parity.predictors import size_on_disk
+from anomalib_uniad.parity.models import size_on_disk
 from helpers import make_mvtec_like
 from small import SMALL
 

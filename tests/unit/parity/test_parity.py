@@ -2,6 +2,7 @@
 """What `anomalib-uniad parity` compares, measures, writes and refuses."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import openvino as ov
 import pandas as pd
 import pytest
 import torch
-from anomalib.data import MVTecAD
+from anomalib.data import ImageBatch, MVTecAD
 from openvino import opset13 as ops
 from PIL import Image
 from sklearn.metrics import roc_auc_score
@@ -19,10 +20,10 @@ from sklearn.metrics import roc_auc_score
 from anomalib_uniad import UniAD
 from anomalib_uniad.cli import main
 from anomalib_uniad.import_checkpoint import save_checkpoint
-from anomalib_uniad.inference import ModelMetadata
-from anomalib_uniad.parity import inputs, predictors, run, timing
-from anomalib_uniad.parity.comparison import METRICS, Differences, Range
-from anomalib_uniad.parity.predictors import OpenVINOPredictor, Prediction
+from anomalib_uniad.inference import ModelMetadata, compiled
+from anomalib_uniad.parity import compare, inputs, models, timing
+from anomalib_uniad.parity.differences import METRICS, Quality, difference, difference_columns
+from anomalib_uniad.parity.models import ExportedModel, ImageResult
 from helpers import make_mvtec_like
 from small import SMALL
 from tiny_openvino import HIGH, LOW, NORMALISED, SIZE, THRESHOLD, save_tiny
@@ -75,11 +76,14 @@ def files(model: UniAD, tmp_path_factory) -> dict[str, Path]:
 
 def test_comparison(files: dict[str, Path], model: UniAD, data: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
+    monkeypatch.setattr(compare, "throughput", partial(timing.throughput, seconds=0.05))
     names = ["f32.xml", "f16.xml", "damaged.xml", "model.onnx", "model.pt"]
     given = [str(files[name]) for name in names]
     output = tmp_path / "new" / "parity"
     main(["parity", str(files["model.ckpt"]), *given, "--data", str(data), "--output", str(output), "--timed_images=2"])
-    frame = pd.read_csv(output / "parity.csv").set_index("model")
+    rows = pd.read_csv(output / "parity.csv").set_index("model")
+    assert set(rows["computed_in"]) <= {"f32", "bf16"}  # the latter where it is the processor's default
+    frame = rows[rows["computed_in"] == "f32"]
     assert frame.index.tolist() == ["model.ckpt", *names]
     assert frame["precision"].tolist() == ["FP32", "FP32", "FP16", "FP32", "FP32", "FP32"]
     assert set(frame["compared"]) == {"raw"}
@@ -116,11 +120,11 @@ def test_comparison(files: dict[str, Path], model: UniAD, data: Path, tmp_path: 
 
 
 def test_another_default_precision_has_its_own_row(monkeypatch) -> None:
-    def fake(file: Path, normalised: bool, computed_in: str = "f32") -> Any:
-        return SimpleNamespace(image_size=None, computed_in=computed_in or "bf16")
+    def fake(file: Path, normalised: bool, hint: str = "f32") -> Any:
+        return SimpleNamespace(image_size=None, computed_in={"auto": "bf16"}.get(hint, hint))
 
-    monkeypatch.setattr(run, "OpenVINOPredictor", fake)
-    assert [one.computed_in for one in run._open([Path("model.xml")], True, (64, 64))] == ["f32", "bf16"]
+    monkeypatch.setattr(compare, "ExportedModel", fake)
+    assert [one.computed_in for one in compare._open([Path("model.xml")], True, (64, 64))] == ["f32", "bf16"]
 
 
 def test_exports_in_all_precisions(model: UniAD, monkeypatch, tmp_path: Path) -> None:
@@ -142,80 +146,84 @@ def test_exports_in_all_precisions(model: UniAD, monkeypatch, tmp_path: Path) ->
     assert {images for _, images in asked.values()} == {"images"}
 
 
-def _grey(value: float, size: int = SIZE) -> np.ndarray:
-    return np.full((1, 3, size, size), value, np.float32)
+def _grey(value: int, size: int = SIZE) -> np.ndarray:
+    return np.full((size, size, 3), value, np.uint8)
 
 
 def test_raw_values_from_inside_of_a_file(tmp_path: Path) -> None:
-    predictor = OpenVINOPredictor(save_tiny(tmp_path / "model.xml"), normalises=True)
-    said = predictor.predict(_grey(0.9))  # far above the range
-    assert said.scores == {"raw": pytest.approx(0.9)}
-    assert said.maps["raw"] == pytest.approx(np.full((SIZE, SIZE), 0.9))
-    assert said.anomalous
-    assert not predictor.predict(_grey(0.3)).anomalous
-    assert predictor.image_size == (SIZE, SIZE)
+    model = ExportedModel(save_tiny(tmp_path / "model.xml"), normalises=True)
+    result = model.predict(_grey(230))  # far above the range
+    assert result.scores == {"raw": pytest.approx(230 / 255)}
+    assert result.maps["raw"] == pytest.approx(np.full((SIZE, SIZE), 230 / 255))
+    assert result.anomalous
+    assert not model.predict(_grey(76)).anomalous
+    assert model.image_size == (SIZE, SIZE)
 
 
 def test_normalised_values_where_there_are_no_others(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(predictors, "raw_values_of", lambda output: None)
-    predictor = OpenVINOPredictor(save_tiny(tmp_path / "model.xml", raw_branch=False), normalises=True)
-    assert predictor.kind == "normalised"
-    assert predictor.predict(_grey(0.9)).scores == {"normalised": 1.0}
-    expected = (0.52 - THRESHOLD) / (HIGH - LOW) + 0.5
-    assert predictor.predict(_grey(0.52)).scores == {"normalised": pytest.approx(expected, abs=1e-6)}
+    monkeypatch.setattr(compiled, "raw_values_of", lambda output: None)
+    model = ExportedModel(save_tiny(tmp_path / "model.xml", raw_branch=False), normalises=True)
+    assert model.kind == "normalised"
+    assert model.predict(_grey(230)).scores == {"normalised": 1.0}
+    expected = (132 / 255 - THRESHOLD) / (HIGH - LOW) + 0.5
+    assert model.predict(_grey(132)).scores == {"normalised": pytest.approx(expected, abs=1e-6)}
 
 
 def test_without_post_processor_outputs_are_raw(tmp_path: Path) -> None:
-    predictor = OpenVINOPredictor(save_tiny(tmp_path / "model.xml", normalise=False), normalises=True)
-    said = predictor.predict(_grey(0.9))
-    assert said.scores == {"raw": pytest.approx(0.9)}
-    assert said.anomalous is None
+    model = ExportedModel(save_tiny(tmp_path / "model.xml", normalise=False), normalises=True)
+    result = model.predict(_grey(230))
+    assert result.scores == {"raw": pytest.approx(230 / 255)}
+    assert result.anomalous is None
 
 
 def test_fixed_size_and_batch(tmp_path: Path) -> None:
-    predictor = OpenVINOPredictor(save_tiny(tmp_path / "model.xml", batch=4, size=16), normalises=True)
-    assert predictor.batch_size == 4
-    assert predictor.prepared(_grey(0.5, 40)).shape == (4, 3, 16, 16)
-    assert predictor.predict(_grey(0.55, 40)).scores["raw"] == pytest.approx(0.55)
-    assert timing.throughput(predictor, [_grey(0.5, 40)], seconds=0.01) > 0
+    model = ExportedModel(save_tiny(tmp_path / "model.xml", batch=4, size=16), normalises=True)
+    assert model.batch_size == 4
+    assert model.prepared(_grey(128, 40)).shape == (4, 16, 16, 3)
+    assert model.predict(_grey(140, 40)).scores["raw"] == pytest.approx(140 / 255)
+    assert timing.throughput(model, [_grey(128, 40)], seconds=0.01) > 0
 
 
 def test_differences() -> None:
-    differences, maps, scores = Differences(), Range(), Range()
+    quality = Quality(None, {})
+    batch = ImageBatch(image=torch.zeros(1, 3, 1, 2), image_path=["a.png"], gt_label=torch.tensor([True]))
     reference = [(1.0, [[0, 4]], False), (3.0, [[2, 2]], True)]
     own = [(1.5, [[0, 3]], True), (3.0, [[2, 2]], True)]
-    for (score, values, label), (other_score, other_values, other_label) in zip(own, reference, strict=True):
-        said = Prediction({"raw": score}, {"raw": np.array(values, np.float32)}, label)
-        expected = Prediction({"raw": other_score}, {"raw": np.array(other_values, np.float32)}, other_label)
-        differences.update(said, expected, "raw")
-        maps.update(other_values)
-        scores.update(other_score)
-    assert differences.columns(maps, scores) == {
+    found = []
+    for pair in zip(own, reference, strict=True):
+        result, expected = (
+            ImageResult({"raw": score}, {"raw": np.array(values, np.float32)}, label) for score, values, label in pair
+        )
+        found.append(difference(result, expected, "raw"))
+        quality.update(batch, expected.scores["raw"], expected.maps["raw"])
+    assert difference_columns(found, quality) == {
         "map_difference_max": 1 / 4,
         "map_difference_mean": 1 / 4 / 4,
         "score_difference_max": 0.5 / 2,
         "score_difference_mean": 0.25 / 2,
         "flipped_decisions": 1,
     }
+    undecided = [{**of_image, "flipped": None} for of_image in found]
+    assert difference_columns(undecided, quality)["flipped_decisions"] is None
 
 
 def test_precision_of_a_file() -> None:
     images = ops.parameter([1, 3], np.float32)
     plain = ops.matmul(images, ops.constant(np.ones((3, 4), np.float32)), False, False)
-    assert predictors.precision_of(ov.Model([plain], [images])) == "FP32"
+    assert models.precision_of(ov.Model([plain], [images])) == "FP32"
     half = ops.convert(ops.constant(np.ones((3, 400), np.float16)), np.float32)
-    assert predictors.precision_of(ov.Model([ops.matmul(images, half, False, False)], [images])) == "FP16"
+    assert models.precision_of(ov.Model([ops.matmul(images, half, False, False)], [images])) == "FP16"
     small = ops.convert(ops.constant(np.ones((3, 400), np.uint8)), np.float32)
-    assert predictors.precision_of(ov.Model([ops.matmul(images, small, False, False)], [images])) == "INT8"
+    assert models.precision_of(ov.Model([ops.matmul(images, small, False, False)], [images])) == "INT8"
     ends = [ops.constant(np.float32(end)) for end in (0, 1, 0, 1)]
     quantised = ops.matmul(ops.fake_quantize(images, *ends, 256), small, False, False)
-    assert predictors.precision_of(ov.Model([quantised], [images])) == "INT8_PTQ"
+    assert models.precision_of(ov.Model([quantised], [images])) == "INT8_PTQ"
 
 
 def test_a_file_says_its_precision(tmp_path: Path) -> None:
     """With accuracy control, as the graph alone does not tell."""
     file = save_tiny(tmp_path / "model.xml", replace(NORMALISED, precision="INT8_ACQ"))
-    assert OpenVINOPredictor(file, normalises=True).precision == "INT8_ACQ"
+    assert ExportedModel(file, normalises=True).precision == "INT8_ACQ"
 
 
 def test_models_are_timed_in_turn() -> None:
@@ -296,7 +304,7 @@ def test_pickled_files_have_to_be_trusted(files, data: Path, tmp_path: Path, mon
     monkeypatch.delenv("TRUST_REMOTE_CODE", raising=False)
     if value is not None:
         monkeypatch.setenv("TRUST_REMOTE_CODE", value)
-    monkeypatch.setattr(run, "load", lambda ckpt: pytest.fail("this has to be told before anything is loaded"))
+    monkeypatch.setattr(compare, "load", lambda ckpt: pytest.fail("this has to be told before anything is loaded"))
     given = [str(files[name]) for name in ("model.ckpt", "f32.xml", "model.pt")]
     with pytest.raises(SystemExit, match=r"model\.pt is pickled, .* TRUST_REMOTE_CODE=1"):
         main(["parity", *given, "--data", str(data), "--output", str(tmp_path / "parity")])
@@ -330,8 +338,13 @@ def test_files_of_other_models_are_refused(files: dict[str, Path], data: Path, t
         main(["parity", str(files["model.ckpt"]), str(damaged), *common])
     images = ops.parameter([1, 3, 8, 8], np.float32)
     ov.save_model(ov.Model([ops.relu(images)], [images]), tmp_path / "relu.xml")
-    with pytest.raises(SystemExit, match=r"relu\.xml has no output anomaly_map and no pred_score"):
+    with pytest.raises(SystemExit, match=r"relu\.xml is not a model of anomalib: it has no output pred_score"):
         main(["parity", str(files["model.ckpt"]), str(tmp_path / "relu.xml"), *common])
+    score = ops.reduce_max(images, ops.constant([1, 2, 3]))
+    score.output(0).set_names({"pred_score"})
+    ov.save_model(ov.Model([score], [images]), tmp_path / "score.xml")
+    with pytest.raises(SystemExit, match=r"score\.xml has no output anomaly_map: export it with `anomalib export`"):
+        main(["parity", str(files["model.ckpt"]), str(tmp_path / "score.xml"), *common])
     assert not (tmp_path / "parity").exists()
 
 
