@@ -1,23 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Generated product images in the layout of MVTec AD, for trying everything out without a download."""
 
-import logging
-import shutil
-import uuid
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from anomalib.data import MVTecAD
-from anomalib.data.utils import TestSplitMode, ValSplitMode
 from anomalib.utils.path import resolve_dataset_root
-from torchvision.transforms.v2 import Transform
 from tqdm.auto import tqdm
 
 from anomalib_uniad.synthetic import PRODUCTS
-
-logger = logging.getLogger(__name__)
 
 CATEGORIES: tuple[str, ...] = tuple(PRODUCTS)
 """Names of the categories, in the order that enters the seed of their images."""
@@ -36,28 +31,17 @@ class SyntheticProducts(MVTecAD):
     The images show a tablet blister, a bottle cap, a circuit board, a fabric, an oak board and a washer,
     192x192 pixels RGB. Each category has 60 good images for training and a test split of 14 good images and 6 images
     of each of its three or four defect types. They are painted by formulas (no photographs), always the same.
-    Training and test images come from different seeds. Arguments not listed here are those of anomalib's
-    ``MVTecAD``.
+    Training and test images come from different seeds.
 
     The folder layout is that of MVTec AD. Folders that exist are used as they are and never changed; to
     generate a category again, delete its folder.
 
     Args:
-        root: Folder of the data set; ``None`` uses the folder of anomalib for data sets.
+        root (Path | str | None): Folder of the data set; ``None`` uses the folder of anomalib for data sets.
             Defaults to ``"./datasets/SyntheticProducts"``.
-        category: One of :data:`CATEGORIES`. Defaults to ``"blister"``.
-        train_batch_size: Training batch size. Defaults to ``32``.
-        eval_batch_size: Validation, test and prediction batch size. Defaults to ``32``.
-        num_workers: Processes that load images. Defaults to ``8``.
-        train_augmentations: Augmentations of the training images. Defaults to ``None``.
-        val_augmentations: Augmentations of the validation images. Defaults to ``None``.
-        test_augmentations: Augmentations of the test images. Defaults to ``None``.
-        augmentations: Augmentations of all subsets without their own. Defaults to ``None``.
-        test_split_mode: How the test set is made. Defaults to ``TestSplitMode.FROM_DIR``.
-        test_split_ratio: Share of the data used for testing, if split. Defaults to ``0.2``.
-        val_split_mode: How the validation set is made. Defaults to ``ValSplitMode.SAME_AS_TEST``.
-        val_split_ratio: Share of the data used for validation, if split. Defaults to ``0.5``.
-        seed: Seed of the splits; the images do not depend on it. Defaults to ``None``.
+        category (str): One of :data:`CATEGORIES`. Defaults to ``"blister"``.
+        **kwargs (Any): Further arguments of anomalib's ``MVTecAD``: batch sizes, workers, augmentations, splits, and
+            the seed of the splits; the images do not depend on it.
 
     Raises:
         ValueError: If there is no such category.
@@ -70,41 +54,12 @@ class SyntheticProducts(MVTecAD):
     """
 
     def __init__(
-        self,
-        root: Path | str | None = "./datasets/SyntheticProducts",
-        category: str = "blister",
-        train_batch_size: int = 32,
-        eval_batch_size: int = 32,
-        num_workers: int = 8,
-        train_augmentations: Transform | None = None,
-        val_augmentations: Transform | None = None,
-        test_augmentations: Transform | None = None,
-        augmentations: Transform | None = None,
-        test_split_mode: TestSplitMode | str = TestSplitMode.FROM_DIR,
-        test_split_ratio: float = 0.2,
-        val_split_mode: ValSplitMode | str = ValSplitMode.SAME_AS_TEST,
-        val_split_ratio: float = 0.5,
-        seed: int | None = None,
+        self, root: Path | str | None = "./datasets/SyntheticProducts", category: str = "blister", **kwargs: Any
     ) -> None:
         if category not in PRODUCTS:
             msg = f"Unknown category {category!r}; there are {', '.join(CATEGORIES)}"
             raise ValueError(msg)
-        super().__init__(
-            root=resolve_dataset_root(root, "SyntheticProducts"),
-            category=category,
-            train_batch_size=train_batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            train_augmentations=train_augmentations,
-            val_augmentations=val_augmentations,
-            test_augmentations=test_augmentations,
-            augmentations=augmentations,
-            test_split_mode=test_split_mode,
-            test_split_ratio=test_split_ratio,
-            val_split_mode=val_split_mode,
-            val_split_ratio=val_split_ratio,
-            seed=seed,
-        )
+        super().__init__(root=resolve_dataset_root(root, "SyntheticProducts"), category=category, **kwargs)
 
     def prepare_data(self) -> None:
         """Generate the categories that are not in the data set folder yet.
@@ -113,11 +68,9 @@ class SyntheticProducts(MVTecAD):
             FileExistsError: If the path of a category is taken by something not in the MVTec AD layout.
         """
         missing = [category for category in CATEGORIES if not _is_generated(self.root / category)]
-        if not missing:
-            logger.debug("All categories are in %s", self.root)
-            return
-        total = sum(_count(category) for category in missing)
-        with tqdm(total=total, desc="Generating product images", unit="image") as progress:
+        defects = sum(len(PRODUCTS[category].defects) for category in missing)
+        total = len(missing) * (TRAIN_GOOD + TEST_GOOD) + defects * TEST_PER_DEFECT
+        with tqdm(total=total, desc="Generating product images", unit="image", disable=not missing) as progress:
             for category in missing:
                 generate_category(self.root, category, progress)
 
@@ -125,19 +78,20 @@ class SyntheticProducts(MVTecAD):
 def generate_category(root: Path, category: str, progress: tqdm | None = None) -> None:
     """Generate one category as a whole or not at all.
 
-    The files are written to a hidden folder beside the final one, which is renamed when complete. If another
+    The files are written to a hidden folder, from which the complete category is moved to its place. If another
     process finishes the same category first, its result stays.
 
     Args:
-        root: Folder of the data set; created if missing.
-        category: One of :data:`CATEGORIES`.
-        progress: Progress bar to advance by one per image. Defaults to ``None``.
+        root (Path): Folder of the data set; created if missing.
+        category (str): One of :data:`CATEGORIES`.
+        progress (tqdm | None): Progress bar to advance by one per image. Defaults to ``None``.
 
     Raises:
         FileExistsError: If ``root/category`` exists and is not in the MVTec AD layout.
     """
-    partial = root / f".{category}.{uuid.uuid4().hex}.partial"
-    try:
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{category}.", suffix=".partial", dir=root) as temporary:
+        partial = Path(temporary, category)
         for relative, picture in _pictures(category):
             file = partial / relative
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -153,8 +107,6 @@ def generate_category(root: Path, category: str, progress: tqdm | None = None) -
                 # Lost a race: fine if what is there now is a complete category.
                 if not _is_generated(root / category):
                     raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _is_generated(folder: Path) -> bool:
@@ -169,17 +121,14 @@ def _is_generated(folder: Path) -> bool:
     return False
 
 
-def _count(category: str) -> int:
-    """Return the number of images of a category, masks not counted."""
-    return TRAIN_GOOD + TEST_GOOD + TEST_PER_DEFECT * len(PRODUCTS[category].defects)
-
-
 def _pictures(category: str) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the path below the category folder and the pixels of every file of a category."""
     product, index = PRODUCTS[category], CATEGORIES.index(category)
-    splits: list[tuple[str, str | None, int]] = []
-    splits += [("train/good", None, TRAIN_GOOD), ("test/good", None, TEST_GOOD)]
-    splits += [(f"test/{defect}", defect, TEST_PER_DEFECT) for defect in product.defects]
+    splits: list[tuple[str, str | None, int]] = [
+        ("train/good", None, TRAIN_GOOD),
+        ("test/good", None, TEST_GOOD),
+        *((f"test/{defect}", defect, TEST_PER_DEFECT) for defect in product.defects),
+    ]
     for split, (folder, defect, count) in enumerate(splits):
         for number in range(count):
             image, mask = product.render(np.random.default_rng([_DATASET_SEED, index, split, number]), defect)

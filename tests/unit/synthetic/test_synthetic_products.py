@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import hashlib
+import json
 from pathlib import Path
 
 import cv2
@@ -32,6 +33,20 @@ def test_same_bytes_each_time(tmp_path: Path) -> None:
         for category in ("fabric", "washer"):
             generate_category(tmp_path / run, category)
     assert _digests(tmp_path / "first") == _digests(tmp_path / "second")
+
+
+def test_images_are_always_the_same() -> None:
+    """The mean colours of 4x4 blocks, and the size of the masks, to what processors and OpenCV round differently."""
+    expected = json.loads(Path(__file__).with_name("product_images.json").read_text())
+    assert list(expected) == list(PRODUCTS)
+    for name, product in PRODUCTS.items():
+        assert list(expected[name]) == ["good", *product.defects]
+        for number, defect in enumerate((None, *product.defects)):
+            image, mask = product.render(np.random.default_rng([5, number]), defect)
+            known = expected[name][defect or "good"]
+            blocks = image.reshape(4, 48, 4, 48, 3).mean(axis=(1, 3, 4))
+            np.testing.assert_allclose(blocks, known["blocks"], atol=0.02, err_msg=f"{name} {defect}")
+            assert (mask > 0).sum() == pytest.approx(known["mask"], abs=5), f"{name} {defect}"
 
 
 @pytest.mark.usefixtures("few_images")
