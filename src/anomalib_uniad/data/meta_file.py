@@ -209,9 +209,8 @@ class MetaFile(MultiCategoryDataModule):
         if synthetic and any(record.label == 1 and record.split == Split.TRAIN for record in records):
             msg = "val_split_mode is 'synthetic', which needs training images without defects; there are others."
             raise ValueError(msg)
-        test = [record for record in records if record.split == Split.TEST]
-        whole = [record for record in test if record.label == 1 and not record.masks]
-        if whole and _has_masks(test):
+        whole = [r for r in records if r.split == Split.TEST and r.label == 1 and not r.masks]
+        if whole and _tested_with_masks(records):
             text = "%d defective test images have no mask (first: %s): all of their pixels count as defective"
             logger.warning(text, len(whole), whole[0].place)
         report_categories(records)
@@ -223,9 +222,7 @@ class MetaFile(MultiCategoryDataModule):
         super()._setup(_stage)
 
     def _read_category(self, category: str) -> dict[str, AnomalibDataset]:
-        test = [record for record in self._records if record.split == Split.TEST]
-        # Masks of defective training images are no use if the test has none.
-        task = TaskType.SEGMENTATION if _has_masks(test) else TaskType.CLASSIFICATION
+        task = TaskType.SEGMENTATION if _tested_with_masks(self._records) else TaskType.CLASSIFICATION
         own = [record for record in self._records if record.category == category]
         datamodule = MetaFileCategory(
             MetaFileDataset([record for record in own if record.split == Split.TRAIN], task),
@@ -239,8 +236,9 @@ class MetaFile(MultiCategoryDataModule):
         return read_sets(datamodule)
 
 
-def _has_masks(records: Sequence[Record]) -> bool:
-    return any(record.masks for record in records)
+def _tested_with_masks(records: Sequence[Record]) -> bool:
+    """Tell whether there are masks; those of defective training images are no use if the test has none."""
+    return any(record.masks for record in records if record.split == Split.TEST)
 
 
 class MetaFileDataset(AnomalibDataset):

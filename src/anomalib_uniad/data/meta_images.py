@@ -33,15 +33,9 @@ class _Seen(NamedTuple):
 
 
 def find_files(records: Iterable[Record], root: Path, allow_outside_root: bool) -> list[Record]:
-    """Set the paths of records, and note the files that are not there.
+    """Set the paths of records and return those whose image and masks are there.
 
-    Args:
-        records (Iterable[Record]): The records.
-        root (Path): Folder that their paths are relative to; absolute and free of links.
-        allow_outside_root (bool): Whether files may be elsewhere.
-
-    Returns:
-        list[Record]: Those whose image and masks are there.
+    The root, which the paths are relative to, has to be absolute and free of links.
     """
     found = []
     for record in records:
@@ -66,9 +60,7 @@ def find_files(records: Iterable[Record], root: Path, allow_outside_root: bool) 
 def check_use(records: Iterable[Record], allow_defective_train: bool) -> None:
     """Refuse images that are used twice, defective images for training, and images as their own masks.
 
-    Args:
-        records (Iterable[Record]): Records with paths; those for training come first.
-        allow_defective_train (bool): Whether defective images may be used for training.
+    Records for training come first.
     """
     first: dict[str, Record] = {}  # by what links lead to: another name makes no other image
     training: dict[object, Record] = {}  # nor does a hard link
@@ -94,11 +86,8 @@ def check_use(records: Iterable[Record], allow_defective_train: bool) -> None:
 def check_images(records: Sequence[Record], whole: bool, threads: int) -> None:
     """Refuse images and masks that cannot be read, and masks that do not fit to their image or its label.
 
-    Args:
-        records (Sequence[Record]): Records with paths.
-        whole (bool): Whether to read files to their end, which finds those that are cut off or damaged: the check
-            sums of PNG files are compared, other types are decoded, and so are masks. Otherwise only the head is read.
-        threads (int): Number of files to read at once.
+    Whole files are read to find those that are cut off or damaged: the checksums of PNG files are compared, other types
+    are decoded, and so are masks. Otherwise only the head is read.
     """
     files = list(dict.fromkeys((path, i > 0) for record in records for i, path in enumerate(record.paths)))
     with ThreadPoolExecutor(max(1, threads)) as pool:
@@ -128,9 +117,7 @@ def check_images(records: Sequence[Record], whole: bool, threads: int) -> None:
 def check_copies(records: Iterable[Record], threads: int) -> None:
     """Refuse test images that are copies of training images, byte for byte; warn of other copies.
 
-    Args:
-        records (Iterable[Record]): Records with paths; those for training come first.
-        threads (int): Number of files to read at once.
+    Records for training come first.
     """
     files: dict[str, Record] = {}
     for record in records:
@@ -159,11 +146,7 @@ def check_copies(records: Iterable[Record], threads: int) -> None:
 
 
 def report_categories(records: Iterable[Record]) -> None:
-    """Say which categories have images in one split only, which a misspelt name leads to.
-
-    Args:
-        records (Iterable[Record]): Records with paths.
-    """
+    """Log which categories have images in one split only, which a misspelt name leads to."""
     places: dict[Split, dict[str, str]] = {Split.TRAIN: {}, Split.TEST: {}}
     for record in records:
         places[record.split].setdefault(record.category, record.place)

@@ -15,8 +15,7 @@ from anomalib.data.utils import Split
 
 from anomalib_uniad.category import category_from_path
 
-SHOWN = 20
-"""Number of problems that a message lists; of the others it says how many there are."""
+SHOWN = 20  # problems that a message lists; of the others it says how many there are
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 500
@@ -57,11 +56,7 @@ class Record:
 
 
 class InvalidJSONError(ValueError):
-    """Text that is not JSON.
-
-    Attributes:
-        line (int): Line of the text, counted from 1.
-    """
+    """Invalid JSON, and the line of the text, counted from 1."""
 
     def __init__(self, text: str, line: int = 1) -> None:
         super().__init__(text)
@@ -88,17 +83,10 @@ _IS_ADER = "is in the format of ADer's meta.json: give it as `ader_meta`."
 def read_meta_files(
     root: Path, train_meta: Path | str | None, test_meta: Path | str | None, ader_meta: Path | str | None
 ) -> list[Record]:
-    """Read the meta files of a dataset.
-
-    Args:
-        root (Path): Folder of the images.
-        train_meta (Path | str | None): The training file; ``None`` is ``train.json`` in the root.
-        test_meta (Path | str | None): The test file; ``None`` is ``test.json`` beside the training file.
-        ader_meta (Path | str | None): The file with both in ADer's format.
+    """Read the meta files of a dataset; the arguments are those of ``MetaFile``.
 
     Returns:
-        list[Record]: All entries in their order, those for training first; also what cannot be read as a record,
-        without an image.
+        list[Record]: All entries in their order, those for training first; also those that cannot be read.
 
     Raises:
         FileNotFoundError: If the root or a file is not there.
@@ -130,14 +118,7 @@ def read_meta_files(
 
 
 def raise_problems(records: Iterable[Record]) -> None:
-    """Report what is wrong with records, all of it together.
-
-    Args:
-        records (Iterable[Record]): The records, in the order in which they are reported.
-
-    Raises:
-        ValueError: If there is anything.
-    """
+    """Raise a ``ValueError`` with all problems of records, in their order; nothing if there are none."""
     found = [(record, text) for record in records for text in record.problems]
     if not found:
         return
@@ -159,16 +140,7 @@ def show(value: Any) -> str:
 
 
 def parse_json(data: bytes) -> Any:
-    """Parse JSON, and refuse what Python's parser accepts beyond it: keys that are there twice, NaN and infinities.
-
-    Args:
-        data (bytes): Text in UTF-8.
-
-    Returns:
-        Any: The content.
-
-    Raises:
-        InvalidJSONError: If it is not JSON.
+    """Parse JSON in UTF-8, and refuse what Python's parser accepts beyond it: repeated keys, NaN and infinities.
 
     Example:
         >>> parse_json(b'{"label": 1}')
