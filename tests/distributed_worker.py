@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from anomalib_uniad.metrics import PerCategoryEvaluator
-from anomalib_uniad.metrics.per_category import CategoryMetrics
+from anomalib_uniad.metrics.category_metrics import CategoryMetrics
 from replay import make_batch
 
 CATEGORIES = (("a", "b"), ("b", "c"))

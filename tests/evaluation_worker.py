@@ -12,9 +12,8 @@ from anomalib.data import ImageBatch
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
-from anomalib_uniad.metrics import PerCategoryEvaluator
-from anomalib_uniad.metrics.distributed import part
-from anomalib_uniad.metrics.exact import seven_metrics
+from anomalib_uniad.metrics import PerCategoryEvaluator, seven_metrics
+from anomalib_uniad.metrics.distributed import select
 from replay import Replay, mixed
 
 
@@ -27,7 +26,7 @@ def join(images: list[ImageBatch]) -> ImageBatch:
 
 def main(processes: int, folder: Path) -> None:
     """Test 39 images, of which 2 processes have 20 each, one of them twice."""
-    images = [part(batch, [row]) for batch in [*mixed(3.0), *mixed(3.0)[:1]] for row in range(len(batch))]
+    images = [select(batch, [row]) for batch in [*mixed(3.0), *mixed(3.0)[:1]] for row in range(len(batch))]
     images = images[:39]
     for number, image in enumerate(images):
         image.image_path = [image.image_path[0].replace(".png", f"_{number}.png")]

@@ -21,7 +21,7 @@ import docstring_parser
 import pandas as pd
 
 import anomalib_uniad
-from anomalib_uniad.metrics.table import to_markdown
+from anomalib_uniad.metrics.run_files import to_markdown
 
 RESULTS = Path(__file__).parents[1] / "results"
 BLOCK = re.compile(r"(<!-- (table|arguments): (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)

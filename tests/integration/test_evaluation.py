@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 import evaluation_worker
 from anomalib_uniad import MultiCategory, UniAD
 from anomalib_uniad.metrics import PerCategoryEvaluator
-from anomalib_uniad.metrics.per_category import CategoryMetrics
+from anomalib_uniad.metrics.category_metrics import CategoryMetrics
 from helpers import make_mvtec_like
 from replay import METRICS
 from small import SMALL, quiet_engine

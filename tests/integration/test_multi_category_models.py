@@ -16,7 +16,7 @@ from lightning.pytorch import seed_everything
 import distributed_worker
 from anomalib_uniad.data import MultiCategory
 from anomalib_uniad.metrics import PerCategoryEvaluator
-from anomalib_uniad.metrics.per_category import CategoryMetrics
+from anomalib_uniad.metrics.category_metrics import CategoryMetrics
 from helpers import make_mvtec_like
 from replay import METRICS, make_batch
 

@@ -18,7 +18,7 @@ from anomalib.metrics import AUROC
 from anomalib_uniad import MultiCategory, UniAD
 from anomalib_uniad.cli import main
 from anomalib_uniad.deploy.official.backbone import shapes_of
-from anomalib_uniad.metrics.per_category import CategoryMetrics
+from anomalib_uniad.metrics.category_metrics import CategoryMetrics
 from anomalib_uniad.model.anomaly_map import AnomalyScore
 from helpers import make_mvtec_like
 from official import ARCH, generate, small_keys, write_official

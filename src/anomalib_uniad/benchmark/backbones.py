@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from anomalib_uniad import UniAD
 from anomalib_uniad.benchmark.runner import add_rows
-from anomalib_uniad.metrics.table import versions
+from anomalib_uniad.metrics.run_files import versions
 from anomalib_uniad.model.components.padding import PaddingMode
 
 logger = logging.getLogger(__name__)

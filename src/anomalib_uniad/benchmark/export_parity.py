@@ -22,7 +22,7 @@ from rich.progress import track
 
 from anomalib_uniad import UniAD
 from anomalib_uniad.benchmark.runner import add_rows
-from anomalib_uniad.metrics.table import versions
+from anomalib_uniad.metrics.run_files import versions
 from anomalib_uniad.model.components import NeighborMaskedAttention
 
 

@@ -3,7 +3,7 @@
 
 import pandas as pd
 
-from anomalib_uniad.metrics.table import to_markdown
+from anomalib_uniad.metrics.run_files import to_markdown
 
 
 def ports(rows: pd.DataFrame) -> str:

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from anomalib_uniad.benchmark.runner import add_rows
 from anomalib_uniad.category import categories_of
-from anomalib_uniad.metrics.table import versions
+from anomalib_uniad.metrics.run_files import versions
 
 
 def mean_image(recipe: Path, output_dir: Path = Path("results")) -> None:

@@ -29,7 +29,7 @@ from rich.progress import track
 from anomalib_uniad.benchmark.runner import add_rows
 from anomalib_uniad.category import categories_of
 from anomalib_uniad.deploy.quantization import CHOICES, check_quantization, quantize
-from anomalib_uniad.metrics.table import versions
+from anomalib_uniad.metrics.run_files import versions
 from anomalib_uniad.model import UniAD
 from anomalib_uniad.parity.differences import Quality, difference, difference_columns
 from anomalib_uniad.parity.inputs import check, load, make_datamodule, normalises

@@ -15,7 +15,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 from anomalib_uniad.benchmark.mean_image import extract, load_trained
 from anomalib_uniad.benchmark.runner import add_rows
-from anomalib_uniad.metrics.table import versions
+from anomalib_uniad.metrics.run_files import versions
 from anomalib_uniad.model.anomaly_map import AnomalyScore
 
 

@@ -10,7 +10,7 @@ from anomalib_uniad.benchmark import export_tables, quantization_tables
 from anomalib_uniad.benchmark.evaluation import tables as evaluation
 from anomalib_uniad.benchmark.inference import tables as inference
 from anomalib_uniad.benchmark.training import tables as training
-from anomalib_uniad.metrics.table import to_markdown
+from anomalib_uniad.metrics.run_files import to_markdown
 
 
 def _read(results: Path, name: str) -> pd.DataFrame:

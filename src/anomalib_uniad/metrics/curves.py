@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of a category: ROC curves, precision-recall curves and where the scores lie."""
+"""Figure of a category: ROC curves, precision-recall curves and a histogram of scores."""
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -28,32 +27,6 @@ _THRESHOLD_LINES = ("--", ":", "-.")
 _BINS = 41  # odd, so that a single score is in the middle of one
 _FAR = 1e100  # scores beyond it, infinite ones too, would leave nothing to see of the others
 _LONGEST_NAME = 100
-
-
-def plot_category(
-    path: Path | IO[bytes],
-    category: str,
-    image: Ranking | None,
-    pixel: Ranking | None,
-    normal: Floats,
-    defective: Floats,
-    thresholds: Mapping[str, float],
-) -> None:
-    """Write a picture of one category, see :func:`draw_category`.
-
-    Args:
-        path (Path | IO[bytes]): The picture, a PNG of 1500 x 500 pixels; its folder is created if it does not exist.
-        category (str): Name of the category.
-        image (Ranking | None): Counts of images, ``None`` if there are none.
-        pixel (Ranking | None): Counts of pixels, ``None`` if there are none.
-        normal (Floats): Scores of normal images ``(N,)``, without NaN.
-        defective (Floats): Scores of defective images ``(D,)``, without NaN.
-        thresholds (Mapping[str, float]): Thresholds of image scores by what they are for.
-    """
-    figure = draw_category(category, image, pixel, normal, defective, thresholds)
-    if isinstance(path, Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png")
 
 
 def draw_category(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several processes that evaluate together exchange."""
+"""Evaluation in several processes: exchange of arrays, images that are repeated to give all processes equally many."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -17,14 +18,14 @@ def world_size() -> int:
 
 
 def gather_array(array: np.ndarray, device: torch.device | None = None) -> np.ndarray:
-    """Join arrays of all processes along their only dimension, in the order of the processes.
+    """Concatenate arrays of all processes, in the order of the processes.
 
     Args:
         array (np.ndarray): Array ``(n,)`` of this process; ``n`` may differ between processes, the type may not.
         device (torch.device | None): Device over which processes exchange tensors. Defaults to ``None``, the CPU.
 
     Returns:
-        np.ndarray: The joined array; the same one if there is one process.
+        np.ndarray: The concatenated array; the same one if there is one process.
     """
     if world_size() == 1:
         return array
@@ -41,47 +42,50 @@ def gather_objects(value: Any) -> list[Any]:
     return everywhere
 
 
-class ImagesOfThisProcess:
-    """Leaves out images that a process gets only so that all processes have equally many.
+class OwnImages:
+    """Counts the images of batches, without those that a process gets only to have as many as the others.
 
-    Lightning spreads images with a ``DistributedSampler``, which repeats some where their number is not a multiple of
-    the number of processes. Counted twice, they would change metrics.
+    Lightning spreads images with a ``DistributedSampler``, which repeats some at the end where their number is not a
+    multiple of the number of processes. Counted twice, they would change metrics.
 
     Args:
-        dataloaders (Any): Dataloader or list of dataloaders of the trainer.
+        dataloaders (Sequence[Any]): Dataloaders of the trainer.
     """
 
-    def __init__(self, dataloaders: Any) -> None:
-        loaders = dataloaders if isinstance(dataloaders, list | tuple) else [dataloaders]
-        self._left = [_real_images(getattr(loader, "sampler", None)) for loader in loaders]
+    def __init__(self, dataloaders: Sequence[Any]) -> None:
+        self._left: list[int | None] = []  # None: the dataloader repeats no images
+        for loader in dataloaders:
+            sampler: Any = getattr(loader, "sampler", None)
+            repeats = isinstance(sampler, DistributedSampler) and not sampler.drop_last
+            own = range(sampler.rank, len(sampler.dataset), sampler.num_replicas) if repeats else ()
+            self._left.append(len(own) if repeats else None)
 
-    def cut(self, batch: Any, dataloader_idx: int = 0) -> Any:
-        """Return the images of a batch that are to be counted here; ``None`` if there are none."""
+    def count(self, batch_size: int, dataloader_idx: int = 0) -> int:
+        """Return how many images of the next batch, its first ones, are not repetitions."""
         left = self._left[dataloader_idx] if dataloader_idx < len(self._left) else None
         if left is None:
-            return batch
-        self._left[dataloader_idx] = max(left - len(batch), 0)
-        if left >= len(batch):
-            return batch
-        return part(batch, range(left)) if left else None
+            return batch_size
+        self._left[dataloader_idx] = max(left - batch_size, 0)
+        return min(left, batch_size)
 
 
-def part(batch: Any, rows: Any) -> Any:
-    """Return some images of a batch as a batch of the same class."""
+def select(batch: Any, rows: Iterable[int]) -> Any:
+    """Return some images of a batch as a batch of the same class.
+
+    Args:
+        batch (Any): Batch of B images.
+        rows (Iterable[int]): Their positions, from 0 to B - 1.
+
+    Returns:
+        Any: The new batch; it shares memory with the old one if the rows are consecutive.
+    """
     count, rows = len(batch), list(rows)
-    together = bool(rows) and rows == list(range(rows[0], rows[-1] + 1))  # then nothing has to be copied
+    consecutive = bool(rows) and rows == list(range(rows[0], rows[-1] + 1))
     values: dict[str, Any] = {}
     for item in fields(batch):
         value = getattr(batch, item.name)
         if isinstance(value, torch.Tensor) and value.ndim and len(value) == count:
-            values[item.name] = value[rows[0] : rows[-1] + 1] if together else value[rows]
+            values[item.name] = value[rows[0] : rows[-1] + 1] if consecutive else value[rows]
         elif isinstance(value, list) and len(value) == count:
             values[item.name] = [value[row] for row in rows]
     return batch.update(in_place=False, **values)
-
-
-def _real_images(sampler: Any) -> int | None:
-    """How many images of this process are not repetitions, which come last; ``None`` if there are no repetitions."""
-    if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
-        return None
-    return len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]

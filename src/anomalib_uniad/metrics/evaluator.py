@@ -1,25 +1,81 @@
 # SPDX-License-Identifier: Apache-2.0
 """An evaluator that reports each metric per category and as the mean over categories."""
 
+import io
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
+from anomalib.data import InferenceBatch, PredictDataset
 from anomalib.metrics import AnomalibMetric, Evaluator
-from lightning.pytorch import LightningModule, Trainer
+from anomalib.post_processing import PostProcessor
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch.utils.data import SequentialSampler
 
-from anomalib_uniad.metrics.evaluation import Evaluation, writes_files
-from anomalib_uniad.metrics.exact import seven_metrics
-from anomalib_uniad.metrics.prediction import Prediction, leave_out_unreadable
-from anomalib_uniad.metrics.resolution import PixelResolution, check_whole_images
-from anomalib_uniad.metrics.threshold_learner import ThresholdLearner, as_list
-from anomalib_uniad.metrics.thresholds import ThresholdScope
+from anomalib_uniad.category import categories_of, find_category, known_categories, paths_of
+from anomalib_uniad.image_files import listed, look_at
+from anomalib_uniad.metrics.category_metrics import CategoryMetrics, Results, seven_metrics
+from anomalib_uniad.metrics.distributed import OwnImages, select
+from anomalib_uniad.metrics.functional import Ranking, f1_threshold
+from anomalib_uniad.metrics.original_size import PixelResolution, check_whole_images
+from anomalib_uniad.metrics.run_files import Predictions, RunFiles, describe_run, show, to_frame
+from anomalib_uniad.metrics.scores import Level
+from anomalib_uniad.metrics.thresholds import (
+    Thresholds,
+    ThresholdScope,
+    decide_by_category,
+    global_thresholds,
+    with_sensitivity,
+)
+from anomalib_uniad.splits import describe_validation
 
 logger = logging.getLogger(__name__)
 
 
-class PerCategoryEvaluator(ThresholdLearner):
+class RawOutputs(Callback):
+    """Keeps scores and maps of a batch as the model returned them, before the post-processor changes the batch.
+
+    anomalib's post-processor shifts scores by one threshold for all categories and cuts them to the range from 0 to 1.
+    Categories that score higher or lower than others are then cut as a whole, and nothing is left of their order.
+
+    (A forward hook on the torch model would miss models whose steps change its scores, or do without it.)
+    """
+
+    def __init__(self) -> None:
+        self._last = InferenceBatch()
+
+    def insert(self, trainer: Trainer, before: Sequence[Any]) -> None:
+        """Put this callback before the first of others, and in the place of another of this class."""
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        others = [callback for callback in callbacks if not isinstance(callback, RawOutputs)]
+        position = next(number for number, callback in enumerate(others) if callback in before)
+        # A new list, as Lightning goes through the present one.
+        trainer.callbacks = [*others[:position], self, *others[position:]]  # type: ignore[attr-defined]
+
+    def take(self) -> InferenceBatch:
+        """Return ``pred_score`` and ``anomaly_map`` of the batch that is being processed."""
+        last, self._last = self._last, InferenceBatch()
+        return last
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
+    ) -> None:
+        """Keep the tensors: the post-processor puts others in their place, and does not change them."""
+        del trainer, pl_module, args
+        source = outputs if hasattr(outputs, "pred_score") else batch
+        self._last = InferenceBatch(pred_score=source.pred_score, anomaly_map=source.anomaly_map)
+
+    on_predict_batch_end = on_test_batch_end
+
+
+class PerCategoryEvaluator(Evaluator):
     """Evaluator with a value of each metric per category, and their mean.
 
     ``image_AUROC`` is the mean over the categories, ``image_AUROC/bottle`` the value of one; likewise for all
@@ -62,6 +118,9 @@ class PerCategoryEvaluator(ThresholdLearner):
             Defaults to ``None``.
         pictures (bool): Whether to draw curves. Defaults to ``True``.
 
+    Attributes:
+        category_thresholds (Thresholds): Thresholds of each category, as learned at the last validation or loaded.
+
     Raises:
         TypeError: If the metrics are not metrics of anomalib.
         ValueError: If ``pixel_resolution`` or ``thresholds`` is neither of its values, or two metrics have one name.
@@ -75,6 +134,9 @@ class PerCategoryEvaluator(ThresholdLearner):
         >>> [metric.name for metric in evaluator.val_metrics]
         ['image_AUROC']
     """
+
+    log: Any  # Lightning puts the model's here
+    log_dict: Any
 
     def __init__(
         self,
@@ -98,8 +160,13 @@ class PerCategoryEvaluator(ThresholdLearner):
         if test_metrics is None:
             test_metrics = [*seven_metrics(), *(m for m in _anomalibs_metrics() if m.name.endswith("F1Score"))]
         super().__init__(val_metrics, test_metrics, compute_on_cpu)
-        for kind, metrics in (("val_metrics", self.val_metrics), ("test_metrics", self.test_metrics)):
-            names = [metric.name for metric in as_list(metrics)]
+        # Lists instead of modules: these are only templates, and buffers of theirs in checkpoints would keep a model
+        # from being loaded with other metrics, or with anomalib's evaluator.
+        for kind in ("val_metrics", "test_metrics"):
+            metrics = list(getattr(self, kind))
+            delattr(self, kind)
+            setattr(self, kind, metrics)
+            names = [metric.name for metric in metrics]
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 msg = f"{kind} has several metrics with the name {', '.join(twice)}; give them different prefixes."
                 raise ValueError(msg)
@@ -107,9 +174,27 @@ class PerCategoryEvaluator(ThresholdLearner):
         self.thresholds = thresholds
         self.category = category
         self.pictures = pictures
-        self._evaluation: Evaluation | None = None
-        self._prediction: Prediction | None = None
+        self.category_thresholds: Thresholds = {}
+        self._thresholds_from: str | None = None  # None: nothing was validated
+        self._loaded_epochs: int | None = None
         self._unreadable = ""
+        self._raw_outputs = RawOutputs()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop what belongs to one validation, test or prediction."""
+        self._metrics = CategoryMetrics([])
+        self._own_images = OwnImages([])
+        self._results = Results([], [])
+        self._learned: Thresholds = {}
+        self._several = False  # categories
+        self._global_threshold = float("nan")
+        self._used: Thresholds = {}  # thresholds of categories by which is decided, as learned
+        self._decided_by: Thresholds = {}  # and moved by anomalib's sensitivity
+        self._predictions = Predictions()
+        self._table = pd.DataFrame()
+        self._pixel_size: str = self.pixel_resolution
+        self._curves: dict[str, bytes] = {}
 
     @classmethod
     def from_evaluator(cls, evaluator: Evaluator) -> "PerCategoryEvaluator":
@@ -121,7 +206,8 @@ class PerCategoryEvaluator(ThresholdLearner):
         Returns:
             PerCategoryEvaluator: The new evaluator.
         """
-        val_metrics, test_metrics = as_list(evaluator.val_metrics), as_list(evaluator.test_metrics)
+        val_metrics: list[Any] = list(evaluator.val_metrics)
+        test_metrics: list[Any] = list(evaluator.test_metrics)
         if [m.name for m in test_metrics] == [m.name for m in _anomalibs_metrics()]:
             return cls(val_metrics, None, evaluator.compute_on_cpu)
         return cls(val_metrics, test_metrics, evaluator.compute_on_cpu)
@@ -130,10 +216,14 @@ class PerCategoryEvaluator(ThresholdLearner):
     def take_over(cls, trainer: Trainer) -> None:
         """Replace anomalib's own evaluator of the trainer's model; one of another class stays.
 
+        This is the only place where data reach into a model: datamodules with several categories call it in their
+        ``setup``, so that PatchCore and all other models report per category without an argument. anomalib has no
+        public hook for it. Lightning sets up the datamodule before the callbacks, so the new evaluator is set up too.
+
         Args:
             trainer (Trainer): A trainer that has its model and callbacks, but has not set up the callbacks.
         """
-        model = trainer.lightning_module
+        model: Any = trainer.lightning_module
         stock = getattr(model, "evaluator", None)
         if type(stock) is not Evaluator:
             return
@@ -146,16 +236,133 @@ class PerCategoryEvaluator(ThresholdLearner):
         text = "Metrics are reported per category: evaluator of %s replaced by %s"
         logger.info(text, type(model).__name__, cls.__name__)
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Prepare the metrics, and have the outputs of the model kept before they are processed."""
+        super().setup(trainer, pl_module, stage)
+        self._raw_outputs.insert(trainer, before=(self, getattr(pl_module, "post_processor", None)))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Take no state, also not that which other evaluators have put into a checkpoint."""
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            del state_dict[key]
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer | None, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Save the thresholds of the categories, and from which images all thresholds are.
+
+        Args:
+            trainer (Trainer | None): Not used.
+            pl_module (LightningModule): Not used.
+            checkpoint (dict[str, Any]): Gets ``category_thresholds`` and ``thresholds_from``.
+        """
+        del trainer, pl_module
+        checkpoint["thresholds_from"] = self._thresholds_from
+        checkpoint["category_thresholds"] = self.category_thresholds
+
+    def on_load_checkpoint(
+        self, trainer: Trainer | None, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Load the thresholds, where they are from, and for how many epochs the model was trained.
+
+        Args:
+            trainer (Trainer | None): Not used.
+            pl_module (LightningModule): Not used.
+            checkpoint (dict[str, Any]): Checkpoint of any model; what it lacks is unknown.
+        """
+        del trainer, pl_module
+        self._thresholds_from = checkpoint.get("thresholds_from", "")
+        self.category_thresholds = checkpoint.get("category_thresholds", {})
+        counters = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).get("current", {})
+        self._loaded_epochs = checkpoint.get("training_summary", {}).get("epochs", counters.get("ready"))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the epochs of a checkpoint from which the training was resumed."""
+        del trainer, pl_module
+        self._loaded_epochs = None
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the metrics and thresholds of the validation."""
+        self._forget()
+        datamodule = getattr(trainer, "datamodule", None)
+        loaders = _as_list(trainer.val_dataloaders)
+        self._own_images = OwnImages(loaders)
+        self._metrics = CategoryMetrics(
+            self.val_metrics,
+            datamodule,
+            levels=("image", "pixel"),
+            expected=_expected_images(loaders, datamodule),
+            finished=self._learn_thresholds,
+            device=pl_module.device,
+        )
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: STEP_OUTPUT | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Update the validation metrics with the batch, whose scores are raw: only tests process them."""
+        del trainer, pl_module, outputs, batch_idx
+        self._update(batch, self._own_images.count(len(batch), dataloader_idx))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compute and log the validation metrics; anomalib's post-processor learns its thresholds at the same time."""
+        del pl_module
+        self._results = self._metrics.compute()
+        self._log_results(trainer)
+        if not trainer.sanity_checking:
+            self._thresholds_from = describe_validation(getattr(trainer, "datamodule", None))
+            self.category_thresholds = self._learned
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show and write the results of a validation that is not a part of a training."""
+        if trainer.state.fn == TrainerFn.VALIDATING and self._results.metrics and _writes_files(trainer):
+            run = describe_run(trainer, pl_module, self._loaded_epochs, self._thresholds_from)
+            show(to_frame(self._results), f"{run['model']}, validation")
+            files = RunFiles(Path(trainer.default_root_dir), "validation")
+            files.write_metrics(self._results, run, self.category_thresholds)
+        self._forget()
+
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what cannot be measured before long work starts."""
         if self.pixel_resolution == "original":
-            check_whole_images(getattr(pl_module, "pre_processor", None), trainer.test_dataloaders)
+            datasets = [getattr(loader, "dataset", None) for loader in _as_list(trainer.test_dataloaders)]
+            check_whole_images(getattr(pl_module, "pre_processor", None), datasets)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget what was tested before, and look at what the model returns."""
-        self._stop()
-        self._evaluation = Evaluation(self, trainer, pl_module, as_list(self.test_metrics))
-        self._evaluation.start()
+        """Start the metrics of the test.
+
+        Raises:
+            ValueError: If decisions by category are wanted, but there are no thresholds.
+        """
+        self._forget()
+        self._choose_thresholds(pl_module)
+        datamodule = getattr(trainer, "datamodule", None)
+        known = known_categories(datamodule)
+        lacking = [name for name in known if self._used and "image" not in self._used.get(name, {})]
+        if lacking:
+            msg = (
+                f"thresholds is 'category', but the model has none of {', '.join(lacking)}, only of "
+                f"{', '.join(self._used)}. Use 'global', or train with validation images of all of them."
+            )
+            raise ValueError(msg)
+        self._several = len(known) > 1 or (datamodule is None and not known)
+        loaders = _as_list(trainer.test_dataloaders)
+        self._own_images = OwnImages(loaders)
+        self._metrics = CategoryMetrics(
+            self.test_metrics,
+            datamodule,
+            pixel_resolution=self.pixel_resolution,
+            mask_paths=_mask_paths(loaders),
+            expected=_expected_images(loaders, datamodule),
+            finished=partial(self._show_category, trainer),
+            device=pl_module.device,
+        )
 
     def on_test_batch_end(
         self,
@@ -166,34 +373,60 @@ class PerCategoryEvaluator(ThresholdLearner):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Update the test metrics with the batch."""
-        del trainer, pl_module, outputs, batch_idx
-        if self._evaluation is not None:
-            self._evaluation.update(batch, dataloader_idx)
+        """Decide by category where that is wanted, and update the metrics with the batch."""
+        del trainer, outputs, batch_idx
+        categories = self._metrics.categories(batch)
+        raw = self._decide(batch, categories, pl_module)
+        count = self._own_images.count(len(batch), dataloader_idx)
+        self._predictions.add(batch, raw.pred_score, categories[:count], self._global_threshold, self._decided_by)
+        if self.pixel_resolution == "model" and batch.anomaly_map is not None:
+            self._pixel_size = "model {} x {}".format(*batch.anomaly_map.shape[-2:])
+        if self._several:
+            own = {name: value for name, value in raw._asdict().items() if value is not None}
+            batch = batch.update(in_place=False, **own)
+        self._update(batch, count)  # last, as it draws a category that is complete
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute and log the test metrics."""
         del pl_module
-        if self._evaluation is not None:
-            self._publish(trainer, self._evaluation.compute())
+        self._table = self._predictions.table()  # before the metrics: curves need the scores of all processes
+        self._results = self._metrics.compute()
+        self._log_results(trainer)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show and write the results."""
-        del pl_module
-        evaluation, self._evaluation = self._evaluation, None
-        if evaluation is not None and writes_files(trainer):
-            evaluation.write(self._loaded_epochs or trainer.current_epoch or None, self._learned_from)
+        """Show the table, and write it, the predictions and the curves to the folder of the run."""
+        if _writes_files(trainer):
+            files = RunFiles(Path(trainer.default_root_dir))
+            if self._results.metrics:
+                epochs = self._loaded_epochs or trainer.current_epoch or None
+                run = describe_run(
+                    *(trainer, pl_module, epochs, self._thresholds_from),
+                    *(self.thresholds, self._pixel_size, self._several),
+                )
+                show(to_frame(self._results), " on ".join(filter(None, (run["model"], run["dataset"]))))
+                files.write_metrics(self._results, run, self.category_thresholds)
+            files.write_predictions(self._table)
+            if self._curves:
+                files.write_curves(self._curves)
+        self._forget()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave out images that cannot be read."""
         del pl_module
-        self._unreadable = leave_out_unreadable(trainer.predict_dataloaders)
+        self._unreadable = _leave_out_unreadable(trainer.predict_dataloaders)
 
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at what the model returns."""
-        self._stop()
-        self._prediction = Prediction(self, trainer, pl_module)
-        self._prediction.start()
+        """Choose the thresholds.
+
+        Raises:
+            ValueError: If decisions by category are wanted, but there are no thresholds, or none of the given category.
+        """
+        del trainer
+        self._forget()
+        self._choose_thresholds(pl_module)
+        if self._used and self.category is not None and self.category not in self._used:
+            msg = f"category is {self.category!r}, but the model has thresholds of {', '.join(self._used)}."
+            raise ValueError(msg)
 
     def on_predict_batch_end(
         self,
@@ -204,10 +437,11 @@ class PerCategoryEvaluator(ThresholdLearner):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Write down the predictions of the batch, decided by the category where that is wanted."""
-        del trainer, pl_module, batch, batch_idx, dataloader_idx
-        if self._prediction is not None:
-            self._prediction.update(outputs)
+        """Decide by category where that is wanted, and keep the rows of the batch."""
+        del batch, batch_idx, dataloader_idx
+        categories = self._predicted_categories(outputs, getattr(trainer, "datamodule", None))
+        raw = self._decide(outputs, categories, pl_module)
+        self._predictions.add(outputs, raw.pred_score, categories, self._global_threshold, self._decided_by)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the table of the images; images that were left out are an error in the end.
@@ -216,27 +450,187 @@ class PerCategoryEvaluator(ThresholdLearner):
             ValueError: If images could not be read; the others are predicted and written.
         """
         del pl_module
-        prediction, self._prediction = self._prediction, None
-        if prediction is not None and writes_files(trainer):
-            prediction.write()
-        unreadable, self._unreadable = self._unreadable, ""
-        if unreadable:  # now that all is written, so that a command ends with an error
-            raise ValueError(unreadable)
+        table = self._predictions.table()
+        if _writes_files(trainer) and len(table):
+            path = RunFiles(Path(trainer.default_root_dir)).write_predictions(table)
+            logger.info("Predictions of %d images: %s", len(table), path)
+            without = sum("image" not in self._used.get(category, {}) for category in table.category)
+            if self._used and without:
+                logger.warning(
+                    "%d images were decided by the global threshold: neither `category` nor a folder of their path "
+                    "says which of the categories %s they are of.",
+                    without,
+                    ", ".join(self._used),
+                )
+        self._forget()
+        if self._unreadable:  # now that all is written, so that a command ends with an error
+            raise ValueError(self._unreadable)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the model as it was."""
+        """Drop the scores of a run that failed."""
         del trainer, pl_module, exception
-        self._stop()
+        self._forget()
 
-    def _stop(self) -> None:
-        for current in (self._evaluation, self._prediction):
-            if current is not None:
-                current.stop()
-        self._evaluation = self._prediction = None
+    def _choose_thresholds(self, pl_module: LightningModule) -> None:
+        post_processor = getattr(pl_module, "post_processor", None)
+        self._global_threshold = global_thresholds(post_processor)["image"]
+        if self.thresholds == "global":
+            return
+        if not self.category_thresholds:
+            msg = (
+                "thresholds is 'category', but the model has none of categories. They are learned at validations "
+                "during training and kept in its checkpoint; a model without them has 'global' ones only."
+            )
+            raise ValueError(msg)
+        if not isinstance(post_processor, PostProcessor):
+            msg = "thresholds is 'category', which needs anomalib's PostProcessor, but the model has none."
+            raise ValueError(msg)
+        self._used = self.category_thresholds
+        self._decided_by = with_sensitivity(self._used, post_processor)
+
+    def _decide(self, batch: Any, categories: Sequence[str], pl_module: Any) -> InferenceBatch:
+        """Decide by category where that is wanted; returns the raw outputs."""
+        raw = self._raw_outputs.take()
+        if self._used:
+            decide_by_category(batch, raw, categories, self._used, pl_module.post_processor)
+        return raw
+
+    def _update(self, batch: Any, count: int) -> None:
+        """Update the metrics with the first images of a batch."""
+        if count:
+            self._metrics.update(batch if count == len(batch) else select(batch, range(count)))
+
+    def _learn_thresholds(self, category: str, results: Results, rankings: Mapping[Level, Ranking]) -> None:
+        del results
+        if rankings:
+            self._learned[category] = {level: f1_threshold(ranking) for level, ranking in rankings.items()}
+
+    def _log_results(self, trainer: Trainer) -> None:
+        for name, value in self._results.logged().items():
+            if trainer.barebones:  # nothing is logged then: as in anomalib's evaluator, put them where they go
+                trainer.callback_metrics[name] = value
+                trainer.logged_metrics[name] = value
+            else:
+                self.log(name, value, sync_dist=trainer.world_size > 1)
+
+    def _show_category(
+        self, trainer: Trainer, category: str, results: Results, rankings: Mapping[Level, Ranking]
+    ) -> None:
+        """Print the row of a category, and draw its curves, as soon as its values are known."""
+        if not _writes_files(trainer) or not results.images[category]:
+            return
+        if self._several and results.metrics:
+            _print_row(trainer.progress_bar_callback, category, results)
+        if self.pictures and rankings:
+            try:
+                self._draw_curves(category, rankings)
+            except Exception as error:  # other processes wait, and numbers matter more than a picture
+                logger.warning("There is no picture of %r: %s", category, error)
+
+    def _draw_curves(self, category: str, rankings: Mapping[Level, Ranking]) -> None:
+        from anomalib_uniad.metrics.curves import draw_category  # matplotlib takes a second
+
+        learned = self.category_thresholds.get(category, {}).get("image", float("nan"))
+        thresholds = {"global": self._global_threshold, "category": learned}
+        scores = self._predictions.scores(category)
+        figure = draw_category(category, rankings.get("image"), rankings.get("pixel"), *scores, thresholds)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png")
+        self._curves[category] = picture.getvalue()
+
+    def _predicted_categories(self, batch: Any, datamodule: Any) -> list[str]:
+        """The category that was given, else what the datamodule says, else the folder of a category with thresholds."""
+        paths = [path or "" for path in paths_of(batch)]
+        known = [self.category] if self.category is not None else list(self.category_thresholds)
+        if self.category is None and known_categories(datamodule):
+            return categories_of(paths, datamodule)
+        if len(known) == 1:
+            return known * len(paths)
+        return [find_category(path, known) for path in paths]
 
 
-def _anomalibs_metrics() -> list[AnomalibMetric]:
+def _anomalibs_metrics() -> list[Any]:
     # Not at the top: anomalib.models loads this package at the end of its own import.
     from anomalib.models.components import AnomalibModule
 
-    return as_list(AnomalibModule.configure_evaluator().test_metrics)
+    return list(AnomalibModule.configure_evaluator().test_metrics)
+
+
+def _as_list(dataloaders: Any) -> list[Any]:
+    return list(dataloaders) if isinstance(dataloaders, list | tuple) else [dataloaders]
+
+
+def _samples(loaders: Sequence[Any]) -> list[pd.DataFrame]:
+    """Tables of anomalib's datasets."""
+    tables = [getattr(getattr(loader, "dataset", None), "samples", None) for loader in loaders]
+    return [table for table in tables if isinstance(table, pd.DataFrame)]
+
+
+def _mask_paths(loaders: Sequence[Any]) -> dict[str, str]:
+    """Masks by paths of images, as in batches."""
+    found: dict[str, str] = {}
+    for samples in _samples(loaders):
+        if "mask_path" in samples:
+            pairs = zip(samples.image_path, samples.mask_path, strict=True)
+            found.update({str(image): str(mask) for image, mask in pairs if isinstance(mask, str | Path) and str(mask)})
+    return found
+
+
+def _expected_images(loaders: Sequence[Any], datamodule: Any) -> Mapping[str, int] | None:
+    """Number of images of each category; ``None`` unless there are several and one loader has each image once."""
+    samples = _samples(loaders)
+    sequential = len(loaders) == 1 and isinstance(getattr(loaders[0], "sampler", None), SequentialSampler)
+    if not sequential or not samples or len(known_categories(datamodule)) < 2:
+        return None
+    return Counter(categories_of(list(samples[0].image_path), datamodule))
+
+
+def _writes_files(trainer: Trainer) -> bool:
+    """Whether this process writes files: none does in runs that only measure speed or try whether everything runs."""
+    return trainer.is_global_zero and not trainer.barebones and not getattr(trainer, "fast_dev_run", False)
+
+
+def _print_row(bar: Any, category: str, results: Results) -> None:
+    """Print the values of a category above the progress bar; with the first one, names on two lines, so they fit."""
+    if bar is None or getattr(bar, "is_disabled", False):
+        return
+    names = [name.partition("_") for name in results.metrics]
+    widths = [max(6, len(level), len(metric)) for level, _, metric in names]
+    values = [results.values.get((name, category)) for name in results.metrics]
+    lines = [(category[:16], ["" if value is None else f"{value:.4f}" for value in values])]
+    if sum(map(bool, results.images.values())) == 1:
+        lines = [("", [level for level, _, _ in names]), ("", [metric for _, _, metric in names]), *lines]
+    for first, cells in lines:
+        bar.print(" ".join([first.ljust(16), *(cell.rjust(w) for cell, w in zip(cells, widths, strict=True))]))
+
+
+def _leave_out_unreadable(dataloaders: Any) -> str:
+    """Take images that cannot be read out of what is predicted; only new images are looked at, not those of datasets.
+
+    Returns:
+        str: What to say at the end; empty if all can be read.
+
+    Raises:
+        ValueError: If no image is left, or they are read by other processes, which have their list already.
+    """
+    loaders = CombinedLoader(dataloaders or []).flattened
+    new = [loader for loader in loaders if isinstance(getattr(loader, "dataset", None), PredictDataset)]
+    images = [str(path) for loader in new for path in loader.dataset.image_filenames]
+    bad, deep = look_at(images)
+    if deep:
+        logger.warning(
+            "%d images have more than 8 bits, of which anomalib cuts off everything above 255, for example %s. Convert "
+            "them to 8 bits, or use `anomalib-uniad predict`, which takes the higher 8 of 16 bits.",
+            len(deep),
+            deep[0],
+        )
+    if not bad:
+        return ""
+    message = f"{len(bad)} of {len(images)} images cannot be read: {listed(bad)}."
+    if len(bad) == len(images) or any(loader.num_workers for loader in new):
+        msg = f"{message} Nothing was predicted."
+        raise ValueError(msg)
+    logger.warning("%s They are left out.", message)
+    for loader in new:
+        loader.dataset.image_filenames = [path for path in loader.dataset.image_filenames if str(path) not in bad]
+    return f"{message} The others were predicted."

@@ -2,7 +2,7 @@
 """Scores of one category, kept until they can be ranked."""
 
 import tempfile
-from typing import IO
+from typing import IO, Literal
 
 import cv2
 import numpy as np
@@ -11,11 +11,16 @@ import torch
 from anomalib_uniad.metrics.distributed import gather_array, gather_objects, world_size
 from anomalib_uniad.metrics.functional import Floats, Ranking, rank
 
+Level = Literal["image", "pixel"]
+
+LEVELS: dict[Level, tuple[str, str]] = {"image": ("pred_score", "gt_label"), "pixel": ("anomaly_map", "gt_mask")}
+"""Fields of a batch with scores and targets."""
+
 _SPOOL_BYTES = 1 << 22  # what a category keeps in memory; beyond that it goes to a temporary file
 
 
 class _Spool:
-    """Numbers that are appended one array after the other, and read again at once."""
+    """Arrays that are appended one after the other, and read at once."""
 
     def __init__(self) -> None:
         self._file: IO[bytes] | None = None
@@ -46,10 +51,10 @@ class _Spool:
 
 
 class ScorePool:
-    """Scores of positives and negatives of one category, as they come batch by batch.
+    """Scores of positives and negatives of one category, collected batch by batch.
 
-    They are kept as bare numbers, 4 bytes each (and 4 more for the size of a positive's region), in temporary files
-    once they are more than 4 MiB. So memory hardly grows with the number of categories, whatever the order of images.
+    They take 4 bytes each (and 4 more for the size of a positive's region), in temporary files beyond 4 MiB. So memory
+    hardly grows with the number of categories, whatever the order of images.
 
     Attributes:
         positives (int): Number of positives so far.
@@ -116,7 +121,7 @@ class ScorePool:
         return rank(positives, negatives, 1.0 / sizes)
 
     def clear(self) -> None:
-        """Free the memory and the files; the numbers stay."""
+        """Free the memory and the files; ``positives``, ``negatives`` and ``has_nan`` stay."""
         for spool in (self._positives, self._sizes, self._negatives):
             spool.clear()
 
@@ -124,12 +129,12 @@ class ScorePool:
         self.clear()  # also when a test was interrupted
 
     def _plain(self, scores: torch.Tensor) -> Floats:
-        """Numbers that keep the order: single precision, double if they come so."""
+        """Scores as an array; half precision becomes single, which keeps their order."""
         if scores.dtype == torch.float64 and not self.positives + self.negatives:
             self._dtype = np.dtype(np.float64)
         values: Floats = scores.detach().to(torch.float64 if self._dtype == np.float64 else torch.float32).cpu().numpy()
         with np.errstate(invalid="ignore"):
-            # The sum is NaN if a value is, or if there are infinite ones of both signs; only then look closer.
+            # A cheap test: the sum is NaN if a value is, or if there are infinite ones of both signs.
             suspect = np.isnan(values.sum(dtype=np.float64))
         self.has_nan = self.has_nan or bool(suspect and np.isnan(values).any())
         return values

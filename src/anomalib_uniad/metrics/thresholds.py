@@ -1,124 +1,113 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Thresholds of each category, learned at validation."""
+"""Thresholds of decisions: anomalib's global ones, and one per category.
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast
+Thresholds of categories are learned as :func:`anomalib_uniad.metrics.functional.f1_threshold` of the validation images.
+All are in raw scores, as the model returns them.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
+from anomalib.data import InferenceBatch
 from anomalib.post_processing import PostProcessor
 
-from anomalib_uniad.metrics.exact import Level
-from anomalib_uniad.metrics.functional import Ranking, f1_threshold
+from anomalib_uniad.metrics.scores import Level
 
 ThresholdScope = Literal["global", "category"]
 Thresholds = dict[str, dict[Level, float]]
-"""Category -> level -> threshold, in scores as the model itself returns them."""
+"""Category -> level -> threshold."""
+
+_NAN = float("nan")
 
 
-def learn(rankings: Mapping[Level, Ranking]) -> dict[Level, float]:
-    """Return the thresholds with the highest F1 score.
-
-    Args:
-        rankings (Mapping[Level, Ranking]): Rankings of the validation images of a category.
-
-    Returns:
-        dict[Level, float]: A threshold for each level; see :func:`anomalib_uniad.metrics.functional.f1_threshold`.
-    """
-    return {level: f1_threshold(ranking) for level, ranking in rankings.items()}
-
-
-def in_raw_scores(post_processor: Any) -> dict[Level, float]:
-    """Return the global thresholds by which anomalib's post-processor decides, in the model's own scores.
+def global_thresholds(post_processor: Any) -> dict[Level, float]:
+    """Return the thresholds by which anomalib's post-processor decides, in raw scores.
 
     Args:
-        post_processor (Any): anomalib's post-processor; others have no thresholds that could be told.
+        post_processor (Any): Post-processor of a model.
 
     Returns:
-        dict[Level, float]: A threshold for each level; NaN where there is none.
+        dict[Level, float]: A threshold per level; NaN where there is none, or the class is not anomalib's.
     """
-    found: dict[Level, float] = {"image": float("nan"), "pixel": float("nan")}
+    found: dict[Level, float] = {"image": _NAN, "pixel": _NAN}
     if not isinstance(post_processor, PostProcessor) or not post_processor.enable_thresholding:
         return found
-    # Classes derived from it (MEBin) decide about pixels in other ways.
     for level in _levels(post_processor):
-        decision = float(getattr(post_processor, f"normalized_{level}_threshold"))
-        threshold = float(getattr(post_processor, f"{level}_threshold"))
         low = float(getattr(post_processor, f"{level}_min"))
-        if not post_processor.enable_normalization or low != low:  # then anomalib compares the scores as they are
-            found[level] = decision
-        else:
-            found[level] = _moved(threshold, level, post_processor)
+        if post_processor.enable_normalization and low == low:
+            found[level] = _with_sensitivity(
+                float(getattr(post_processor, f"{level}_threshold")), level, post_processor
+            )
+        else:  # anomalib then compares the scores as they are
+            found[level] = float(getattr(post_processor, f"normalized_{level}_threshold"))
     return found
 
 
-def of_categories(thresholds: Thresholds, post_processor: PostProcessor) -> Thresholds:
-    """Return the thresholds of categories by which is decided: as learned, moved by anomalib's sensitivity.
+def with_sensitivity(thresholds: Thresholds, post_processor: PostProcessor) -> Thresholds:
+    """Move learned thresholds of categories by anomalib's sensitivity.
 
     Args:
         thresholds (Thresholds): Thresholds as learned.
-        post_processor (PostProcessor): anomalib's post-processor of the model.
+        post_processor (PostProcessor): Post-processor of the model.
 
     Returns:
-        Thresholds: Thresholds in raw scores.
+        Thresholds: Thresholds by which :func:`decide_by_category` decides.
     """
     return {
-        category: {level: _moved(threshold, level, post_processor) for level, threshold in levels.items()}
+        category: {level: _with_sensitivity(value, level, post_processor) for level, value in levels.items()}
         for category, levels in thresholds.items()
     }
 
 
-def _levels(post_processor: PostProcessor) -> tuple[Level, ...]:
-    return ("image", "pixel") if type(post_processor) is PostProcessor else ("image",)
-
-
-def _moved(threshold: float, level: Level, post_processor: PostProcessor) -> float:
-    """A threshold in raw scores, moved by the sensitivity: anomalib puts it at 0.5 and decides at 1 - sensitivity."""
-    low, high = (float(getattr(post_processor, f"{level}_{end}")) for end in ("min", "max"))
-    decision = float(getattr(post_processor, f"normalized_{level}_threshold"))
-    return threshold + (decision - 0.5) * (high - low) if high > low else threshold
-
-
-def apply(
-    batch: Any, raw: Any, categories: Sequence[str], thresholds: Thresholds, post_processor: PostProcessor
+def decide_by_category(
+    batch: Any, raw: InferenceBatch, categories: Sequence[str], thresholds: Thresholds, post_processor: PostProcessor
 ) -> None:
-    """Decide again, by the thresholds of categories, and let normalised scores show these thresholds at 0.5.
+    """Replace anomalib's decisions and normalised scores, so that the category's threshold is at 0.5.
 
     Images of categories without thresholds stay as they are.
 
     Args:
-        batch (Any): Batch after post-processing; changed in place.
-        raw (Any): ``pred_score`` and ``anomaly_map`` as the model returned them.
+        batch (Any): Batch of B images after post-processing; changed in place.
+        raw (InferenceBatch): ``pred_score`` and ``anomaly_map`` as the model returned them.
         categories (Sequence[str]): Category of each image.
-        thresholds (Thresholds): Thresholds of each category.
-        post_processor (PostProcessor): anomalib's post-processor of the model.
+        thresholds (Thresholds): Thresholds as learned, without sensitivity.
+        post_processor (PostProcessor): Post-processor of the model.
     """
-    fields: tuple[tuple[Level, str, str], ...] = (
-        ("image", "pred_score", "pred_label"),
-        ("pixel", "anomaly_map", "pred_mask"),
-    )
-    for level, score, decision in fields:
-        scores, processed, decided = getattr(raw, score, None), getattr(batch, score), getattr(batch, decision)
-        if scores is None or processed is None or scores.numel() != processed.numel():
-            continue
-        if level not in _levels(post_processor):
+    fields = {"image": ("pred_score", "pred_label"), "pixel": ("anomaly_map", "pred_mask")}
+    for level in _levels(post_processor):
+        score, decision = fields[level]
+        scores, normalised, decided = getattr(raw, score), getattr(batch, score), getattr(batch, decision)
+        if scores is None or normalised is None or scores.numel() != normalised.numel():
             continue
         # In half precision, a threshold between two scores would be rounded to one of them.
-        scores = scores.reshape(processed.shape)
+        scores = scores.reshape(normalised.shape)
         scores = scores if scores.dtype == torch.float64 else scores.float()
-        processed = processed.clone()
+        normalised = normalised.clone()
         decided = None if decided is None else decided.clone()
         for row, category in enumerate(categories):
-            threshold = thresholds.get(category, {}).get(level)
-            if threshold is None or threshold != threshold:
+            threshold = thresholds.get(category, {}).get(level, _NAN)
+            if threshold != threshold:
                 continue
-            at = torch.tensor(threshold, dtype=scores.dtype, device=scores.device)
             if post_processor.enable_normalization:
                 low, high = getattr(post_processor, f"{level}_min"), getattr(post_processor, f"{level}_max")
-                normalised = cast("torch.Tensor", post_processor._normalize(scores[row], low, high, at))
-                processed[row] = normalised.to(processed.dtype)
+                at = torch.tensor(threshold, dtype=scores.dtype, device=scores.device)
+                normalised[row] = post_processor._normalize(scores[row], low, high, at).to(normalised.dtype)  # type: ignore[union-attr]
             if decided is not None and decided.dtype == torch.bool:
-                # By raw scores: close to the threshold, normalising would round to it.
-                above = scores[row] > _moved(threshold, level, post_processor)
+                # By raw scores: normalised ones close to the threshold would be rounded to it.
+                above = scores[row] > _with_sensitivity(threshold, level, post_processor)
                 decided[row] = above.reshape(decided[row].shape)
-        setattr(batch, score, processed)
+        setattr(batch, score, normalised)
         setattr(batch, decision, decided)
+
+
+def _levels(post_processor: PostProcessor) -> tuple[Level, ...]:
+    """Levels of decisions by a threshold; derived classes (MEBin) decide about pixels in other ways."""
+    return ("image", "pixel") if type(post_processor) is PostProcessor else ("image",)
+
+
+def _with_sensitivity(threshold: float, level: Level, post_processor: PostProcessor) -> float:
+    """Move a threshold: anomalib normalises it to 0.5, and decides at 1 - sensitivity."""
+    low, high = (float(getattr(post_processor, f"{level}_{end}")) for end in ("min", "max"))
+    decision = float(getattr(post_processor, f"normalized_{level}_threshold"))
+    return threshold + (decision - 0.5) * (high - low) if high > low else threshold

@@ -19,7 +19,7 @@ from rich.progress import Progress
 
 from anomalib_uniad.category import categories_of
 from anomalib_uniad.files import replacing
-from anomalib_uniad.metrics.table import to_markdown, versions
+from anomalib_uniad.metrics.run_files import to_markdown, versions
 
 from .differences import METRICS, Quality, difference, difference_columns
 from .inputs import check, export_files, load, make_datamodule, normalises

@@ -9,8 +9,8 @@ import pandas as pd
 import torch
 from anomalib.data import ImageBatch
 
-from anomalib_uniad.metrics.exact import seven_metrics
-from anomalib_uniad.metrics.per_category import CategoryMetrics
+from anomalib_uniad.metrics import seven_metrics
+from anomalib_uniad.metrics.category_metrics import CategoryMetrics
 
 from .models import ImageResult, Kind
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn import metrics as sklearn_metrics
 
-from anomalib_uniad.metrics.curves import draw_category, plot_category, thin
+from anomalib_uniad.metrics.curves import draw_category, thin
 from anomalib_uniad.metrics.functional import Ranking, precision_recall_curve, rank, roc_curve
 
 NOTHING = np.empty(0)
@@ -216,9 +216,8 @@ def test_odd_scores(normal, defective):
         ("a" * 70 + "b" * 70, "a" * 50 + " ... " + "b" * 34),
     ],
 )
-def test_names(name, shown, tmp_path):
+def test_names(name, shown):
     scores = generated(5)
-    plot_category(tmp_path / "new" / "x.png", name, ranking_of(*scores), None, *scores, {name: 0.5})
     figure = draw(*scores, category=name, thresholds={name: 0.5})
     assert figure.get_suptitle() == shown
     assert f"threshold, {shown}: 0.5" in legend_of(figure.axes[2])
@@ -230,8 +229,8 @@ def test_picture(tmp_path):
     before = pyplot.get_fignums()
     normal, defective = generated(40)
     thresholds = {"global": 0.5}
-    path = tmp_path / "curves" / "bottle.png"
-    plot_category(path, "bottle", ranking_of(normal, defective), None, normal, defective, thresholds)
+    path = tmp_path / "bottle.png"
+    draw_category("bottle", ranking_of(normal, defective), None, normal, defective, thresholds).savefig(path)
     picture = cv2.imread(str(path))
     assert picture.shape == (500, 1500, 3)
     blue, sky, vermillion = (0xB2, 0x72, 0), (0xE9, 0xB4, 0x56), (0, 0x5E, 0xD5)  # BGR

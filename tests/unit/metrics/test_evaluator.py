@@ -17,7 +17,7 @@ from torchmetrics.classification import BinaryROC
 from torchmetrics.utilities.compute import auc
 
 from anomalib_uniad.metrics import AP, PerCategoryEvaluator, seven_metrics
-from anomalib_uniad.metrics.per_category import CategoryMetrics
+from anomalib_uniad.metrics.category_metrics import CategoryMetrics
 from replay import METRICS, Replay, make_batch, mixed, run
 
 IMAGE = {"fields": ["pred_score", "gt_label"], "prefix": "image_"}
@@ -304,7 +304,7 @@ class TestWiring:
         def fail(*args):
             raise OSError("no fonts")
 
-        monkeypatch.setattr("anomalib_uniad.metrics.curves.plot_category", fail)
+        monkeypatch.setattr("anomalib_uniad.metrics.curves.draw_category", fail)
         run(PerCategoryEvaluator(), mixed(), tmp_path)
         assert "There is no picture of 'a': no fonts" in caplog.text
         assert (tmp_path / "metrics.csv").is_file()

@@ -230,7 +230,7 @@ def test_categories_are_no_paths(tmp_path: Path, name: str) -> None:
 
 
 def test_curves_have_the_names_that_evaluations_give_them(tmp_path: Path) -> None:
-    from anomalib_uniad.metrics.files import RunFiles
+    from anomalib_uniad.metrics.run_files import RunFiles
 
     names = ["metal_nut", "a/b", "a|b", "a_b", "..", ".hidden", "<b>", "größe 2", ""]
     write_run(tmp_path, {name: {"image_AUROC": 0.5} for name in names}, number="-1")

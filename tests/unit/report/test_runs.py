@@ -193,12 +193,10 @@ def test_damaged_predictions(tmp_path: Path) -> None:
 
 def test_files_of_an_evaluation(tmp_path: Path) -> None:
     """What evaluations write is what is read here."""
-    import torch
+    from anomalib_uniad.metrics.category_metrics import Results
+    from anomalib_uniad.metrics.run_files import RunFiles
 
-    from anomalib_uniad.metrics.files import RunFiles
-    from anomalib_uniad.metrics.results import Results
-
-    results = Results(["image_AUROC"], ["a/b", "a|b"], {("image_AUROC", "a/b"): torch.tensor(0.5)})
+    results = Results(["image_AUROC"], ["a/b", "a|b"], {("image_AUROC", "a/b"): 0.5})
     results.reasons["image_AUROC", "a|b"] = "only normal images"
     RunFiles(tmp_path).write_metrics(results, {"model": "UniAD", "epochs": 3, "seed": ""}, {"a/b": {"image": 0.5}})
     for suffix in ("json", "csv"):

@@ -9,10 +9,9 @@ import numpy as np
 from anomalib.data import ImageBatch
 
 from anomalib_uniad.category import categories_of
-from anomalib_uniad.metrics import functional
-from anomalib_uniad.metrics.exact import LEVELS, Level, seven_metrics
-from anomalib_uniad.metrics.per_category import CategoryMetrics
-from anomalib_uniad.metrics.scores import ScorePool
+from anomalib_uniad.metrics import functional, seven_metrics
+from anomalib_uniad.metrics.category_metrics import CategoryMetrics
+from anomalib_uniad.metrics.scores import LEVELS, Level, ScorePool
 
 from .command import MethodName
 from .maps import GeneratedMaps

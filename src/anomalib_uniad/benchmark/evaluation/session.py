@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from anomalib_uniad.benchmark.runner import add_rows
 from anomalib_uniad.benchmark.training.rows import describe_device
-from anomalib_uniad.metrics.table import versions
+from anomalib_uniad.metrics.run_files import versions
 
 from . import case, tables
 from .command import MethodName

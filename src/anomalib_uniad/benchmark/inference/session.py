@@ -20,7 +20,7 @@ from tqdm import tqdm
 from anomalib_uniad.benchmark.runner import add_rows
 from anomalib_uniad.benchmark.training.operations import matrix_rate
 from anomalib_uniad.benchmark.training.rows import describe_device
-from anomalib_uniad.metrics.table import versions
+from anomalib_uniad.metrics.run_files import versions
 
 from . import profile, start, tables
 from .command import Part, Variant

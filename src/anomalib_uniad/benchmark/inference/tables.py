@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from anomalib_uniad.metrics.table import to_markdown
+from anomalib_uniad.metrics.run_files import to_markdown
 
 LARGE = "any_size_1024"  # with images of another size than the others
 LABELS = {

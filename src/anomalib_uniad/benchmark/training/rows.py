@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from anomalib_uniad.benchmark.runner import add_rows
-from anomalib_uniad.metrics.table import versions
+from anomalib_uniad.metrics.run_files import versions
 
 
 def save(

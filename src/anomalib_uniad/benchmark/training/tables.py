@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from anomalib_uniad.metrics.table import to_markdown
+from anomalib_uniad.metrics.run_files import to_markdown
 
 from .operations import half_attention_tokens
 

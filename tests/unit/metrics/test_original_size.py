@@ -11,8 +11,8 @@ from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from anomalib_uniad.metrics.per_category import CategoryMetrics
-from anomalib_uniad.metrics.resolution import at_original_size, check_whole_images
+from anomalib_uniad.metrics.category_metrics import CategoryMetrics
+from anomalib_uniad.metrics.original_size import at_original_size, check_whole_images
 from replay import make_batch
 
 SIZES = [(20, 30), (16, 16), (9, 40)]

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from anomalib.post_processing import PostProcessor
 
-from anomalib_uniad.metrics import PerCategoryEvaluator, table
+from anomalib_uniad.metrics import PerCategoryEvaluator
+from anomalib_uniad.metrics.run_files import describe_run
 from replay import METRICS, make_batch, mixed, run
 
 pytestmark = [
@@ -95,7 +96,7 @@ def test_names_with_markup(tmp_path, capsys):
 def test_origin_of_thresholds(tmp_path):
     def described(learned_from, post_processor):
         model = SimpleNamespace(device="cpu", post_processor=post_processor)
-        return table.describe_run(None, model, 1, learned_from)["thresholds"]
+        return describe_run(None, model, 1, learned_from)["thresholds"]
 
     assert described("test images (same_as_test)", PostProcessor()) == "test images (same_as_test)"
     assert described("", PostProcessor()) == "", "unknown"

@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results of a run: the table in the terminal; metrics.csv, .md and .json, predictions.csv and curves."""
+
+import io
+import json
+import math
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from anomalib_uniad.category import paths_of
+from anomalib_uniad.files import file_names, version_of
+from anomalib_uniad.metrics.category_metrics import Results
+from anomalib_uniad.metrics.distributed import gather_objects
+from anomalib_uniad.metrics.functional import Floats
+from anomalib_uniad.metrics.thresholds import Thresholds
+
+_ODD: Literal["backslashreplace"] = "backslashreplace"  # names of files need not be text
+_LABELS = ("normal", "anomalous")
+_PREDICTIONS = ["path", "category", "label", "raw_score", "normalised_score", "threshold", "decision"]
+
+
+class Predictions:
+    """Collects the rows of ``predictions.csv``, one per image of a test or prediction.
+
+    The columns are ``path``, ``category``, ``label`` (``normal`` or ``anomalous``), ``raw_score`` as the model returns
+    it, ``normalised_score`` from 0 to 1 with the threshold at 0.5 (unless anomalib's sensitivity moves it),
+    ``threshold`` in raw scores and ``decision``. Cells are empty where something is unknown.
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[Any, ...]] = []
+
+    def add(
+        self,
+        batch: Any,
+        raw_scores: torch.Tensor | None,
+        categories: Sequence[str],
+        threshold: float,
+        category_thresholds: Thresholds,
+    ) -> None:
+        """Add the first images of a batch, as many as there are categories.
+
+        Args:
+            batch (Any): Batch of B images after post-processing.
+            raw_scores (torch.Tensor | None): Scores ``(B,)`` as the model returned them; ``None`` if unknown.
+            categories (Sequence[str]): Category of each of the first images.
+            threshold (float): The global threshold in raw scores; NaN if there is none.
+            category_thresholds (Thresholds): Thresholds that are used in its place.
+        """
+        count = len(batch)
+        columns = (
+            paths_of(batch),
+            _labels(batch.gt_label, count),
+            _numbers(raw_scores, count),
+            _numbers(batch.pred_score, count),
+            _labels(batch.pred_label, count),
+        )
+        for category, (path, label, raw, score, decision) in zip(categories, zip(*columns, strict=True), strict=False):
+            used = category_thresholds.get(category, {}).get("image", threshold)
+            self._rows.append((str(path or ""), category, label, raw, score, used, decision))
+
+    def table(self) -> pd.DataFrame:
+        """Return the rows of all processes; with several, each of them must call this.
+
+        Returns:
+            pd.DataFrame: The table, in the order of the images if there is one process, else by path.
+        """
+        parts = gather_objects(self._rows)
+        self._rows = [row for rows in parts for row in rows]
+        frame = pd.DataFrame(self._rows, columns=_PREDICTIONS)
+        return frame if len(parts) == 1 else frame.sort_values("path", ignore_index=True)
+
+    def scores(self, category: str) -> tuple[Floats, Floats]:
+        """Return the raw scores of a category, as far as they are known here: normal images, then defective ones."""
+        rows = [(row[2], row[3]) for row in self._rows if row[1] == category and not math.isnan(row[3])]
+        normal, defective = (np.array([score for label, score in rows if label == kind]) for kind in _LABELS)
+        return normal, defective
+
+
+class RunFiles:
+    """Files of one test, or of one prediction, all with the same number: ``metrics.csv``, ``metrics-1.csv`` and so on.
+
+    Args:
+        folder (Path): Folder of the run; created when something is written.
+        stem (str): Name of the tables, ``metrics`` after a test. Defaults to ``"metrics"``.
+    """
+
+    def __init__(self, folder: Path, stem: str = "metrics") -> None:
+        self._folder = folder
+        self._stem = stem
+        self._end = ""
+        names = [(stem, ".csv"), (stem, ".md"), (stem, ".json"), ("predictions", ".csv"), ("curves", "")]
+        number = 0
+        while any(self._path(*name).exists() for name in names):
+            number += 1
+            self._end = f"-{number}"
+
+    def write_metrics(self, results: Results, run: Mapping[str, Any], thresholds: Thresholds) -> Path:
+        """Write the table as csv, markdown and json.
+
+        Args:
+            results (Results): Metrics of each category.
+            run (Mapping[str, Any]): What the run was; columns of the csv, so that each row tells its origin.
+            thresholds (Thresholds): Thresholds of categories, in raw scores.
+
+        Returns:
+            Path: The csv.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        frame = to_frame(results)
+        csv = self._path(self._stem, ".csv")
+        frame.assign(**run).to_csv(csv, index=False, mode="x", errors=_ODD)
+        lines = [to_markdown(frame), "", *(f"- {name}: {value}" for name, value in run.items() if value != ""), ""]
+        if thresholds:
+            table = pd.DataFrame([{"category": category, **levels} for category, levels in thresholds.items()])
+            lines += ["Thresholds of the categories, in raw scores:", "", to_markdown(table), ""]
+        self._path(self._stem, ".md").write_text("\n".join(lines), encoding="utf-8", errors=_ODD)
+        document = {
+            "run": dict(run),
+            "metrics": results.metrics,
+            "categories": {
+                category: {
+                    "images": results.images.get(category, 0),
+                    "values": {name: results.values.get((name, category)) for name in results.metrics},
+                    "reasons": {m: reason for (m, name), reason in results.reasons.items() if name == category},
+                    "thresholds": {k: v if math.isfinite(v) else None for k, v in thresholds.get(category, {}).items()},
+                }
+                for category in results.categories
+            },
+            "mean": {name: results.mean(name) for name in results.metrics},
+        }
+        text = json.dumps(document, indent=1, ensure_ascii=False)
+        self._path(self._stem, ".json").write_text(text + "\n", encoding="utf-8", errors=_ODD)
+        return csv
+
+    def write_predictions(self, predictions: pd.DataFrame) -> Path:
+        """Write a row per image.
+
+        Args:
+            predictions (pd.DataFrame): Table of :class:`Predictions`.
+
+        Returns:
+            Path: The csv.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        csv = self._path("predictions", ".csv")
+        predictions.to_csv(csv, index=False, mode="x", errors=_ODD)
+        return csv
+
+    def write_curves(self, pictures: Mapping[str, bytes]) -> None:
+        """Write the pictures of the categories.
+
+        Args:
+            pictures (Mapping[str, bytes]): Category -> picture as PNG.
+        """
+        folder = self._path("curves", "")
+        folder.mkdir(parents=True, exist_ok=True)
+        for category, name in file_names(list(pictures)).items():
+            (folder / f"{name}.png").write_bytes(pictures[category])
+
+    def _path(self, stem: str, suffix: str) -> Path:
+        return self._folder / f"{stem}{self._end}{suffix}"
+
+
+def to_frame(results: Results) -> pd.DataFrame:
+    """Turn results into a table.
+
+    Args:
+        results (Results): Metrics of each category.
+
+    Returns:
+        pd.DataFrame: One row per category and a last one for their mean. The columns are ``category``, one
+        per metric (NaN where it is undefined) and ``note``, which has the reasons for that.
+    """
+    rows: list[dict[str, Any]] = []
+    for category in results.categories:
+        values = {name: results.values.get((name, category)) for name in results.metrics}
+        reasons = {name: results.reasons.get((name, category), "") for name in results.metrics}
+        rows.append({"category": category, **values, "note": _note(reasons)})
+    of, defined = len(results.categories), {name: len(results.of(name)) for name in results.metrics}
+    reasons = {name: f"over {n} of {of} categories" if 0 < n < of else "" for name, n in defined.items()}
+    means = {name: results.mean(name) for name in results.metrics}
+    rows.append({"category": "mean", **means, "note": _note(reasons)})
+    return pd.DataFrame(rows).astype(dict.fromkeys(results.metrics, float))
+
+
+def show(frame: pd.DataFrame, title: str) -> None:
+    """Write a table to the terminal, with the notes below it.
+
+    Args:
+        frame (pd.DataFrame): Table of :func:`to_frame`.
+        title (str): What is above it.
+    """
+    console = Console(highlight=False)
+    # Nine metrics have to fit into 80 columns.
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=0)
+    _fill(table, frame.drop(columns="note"), [name.replace("_", "_\n", 1) for name in frame.columns])
+    for row in table.rows[-2:-1]:
+        row.end_section = True
+    console.print(table)
+    for category, note in zip(frame["category"], frame["note"], strict=True):
+        if note:
+            console.print(Text(f"{category}: {note}"))
+
+
+def to_markdown(frame: pd.DataFrame) -> str:
+    """Render a table as markdown.
+
+    Args:
+        frame (pd.DataFrame): The table. Fractions get 4 decimals, NaN is an empty cell; a column ``note`` without
+            notes is left out.
+
+    Returns:
+        str: Lines of markdown, without one at the end.
+
+    Example:
+        >>> print(to_markdown(pd.DataFrame({"category": ["bottle"], "image_AUROC": [0.98765]})))
+        | category | image_AUROC |
+        |----------|-------------|
+        | bottle   |      0.9877 |
+    """
+    if "note" in frame and not frame["note"].astype(bool).any():
+        frame = frame.drop(columns="note")
+    table = Table(box=box.MARKDOWN)
+    _fill(table, frame, list(frame.columns))
+    target = io.StringIO()
+    Console(file=target, width=10_000, color_system=None).print(table)
+    return "\n".join(line.rstrip() for line in target.getvalue().splitlines() if line.strip())
+
+
+def describe_run(
+    trainer: Any,
+    pl_module: Any,
+    epochs: int | None,
+    learned_from: str | None,
+    scope: str = "global",
+    pixel_resolution: str = "model",
+    raw: bool = True,
+) -> dict[str, Any]:
+    """Describe a run, so that a row of its results can be understood without the rest.
+
+    Args:
+        trainer (Any): Lightning trainer.
+        pl_module (Any): The model.
+        epochs (int | None): Epochs that the model was trained for, ``None`` if unknown.
+        learned_from (str | None): On which images thresholds were learned, ``""`` if unknown; ``None`` if on none.
+        scope (str): Whether decisions are by one threshold, ``"global"``, or by that of the ``"category"``.
+            Defaults to ``"global"``.
+        pixel_resolution (str): At which size pixels were compared. Defaults to ``"model"``.
+        raw (bool): Whether the scores are those of the model itself, or as anomalib normalises them.
+            Defaults to ``True``.
+
+    Returns:
+        dict[str, Any]: model, dataset, epochs, thresholds, decisions, pixel_resolution, scores, seed, device,
+            versions and command; empty strings if unknown.
+    """
+    device = torch.device(getattr(pl_module, "device", "cpu"))
+    gpu = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    seed = getattr(pl_module, "seed", None)
+    post_processor = getattr(pl_module, "post_processor", None)
+    flags = ("enable_thresholding", "enable_normalization")
+    learns = post_processor is not None and any(getattr(post_processor, flag, True) for flag in flags)
+    return {
+        "model": getattr(pl_module, "name", type(pl_module).__name__),
+        "dataset": getattr(getattr(trainer, "datamodule", None), "name", ""),
+        "epochs": "" if epochs is None else epochs,
+        "thresholds": learned_from if learns and learned_from is not None else "none",
+        "decisions": scope,
+        "pixel_resolution": pixel_resolution,
+        "scores": "raw" if raw else "normalised",
+        "seed": os.environ.get("PL_GLOBAL_SEED", "") if seed is None else seed,
+        "device": f"{device}{gpu}",
+        "versions": versions(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def versions() -> str:
+    """Versions of the packages that results depend on."""
+    packages = ("anomalib", "torch", "anomalib-uniad")
+    return "; ".join(f"{package} {version_of(package) or 'unknown'}" for package in packages)
+
+
+def _note(reasons: Mapping[str, str]) -> str:
+    """Join the reasons of metrics, each reason once: ``a, b: only normal images; c: no masks``."""
+    metrics: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        if reason:
+            metrics.setdefault(reason, []).append(name)
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in metrics.items())
+
+
+def _fill(table: Table, frame: pd.DataFrame, headings: Sequence[str]) -> None:
+    for name, heading in zip(frame.columns, headings, strict=False):
+        left = name in ("category", "note")
+        table.add_column(Text(heading), justify="left" if left else "right", overflow="fold" if left else "ellipsis")
+    for row in frame.itertuples(index=False):
+        cells = [_cell(value) for value in row]
+        if table.box is box.MARKDOWN:
+            cells = [cell.replace("|", "\\|") for cell in cells]
+        table.add_row(*map(Text, cells))  # not plain strings: names in square brackets would be markup
+
+
+def _cell(value: Any) -> str:
+    if pd.isna(value):
+        return ""
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _labels(values: torch.Tensor | None, count: int) -> list[str]:
+    """Words for labels; empty ones without labels, or with scores in their place, as anomalib has it sometimes."""
+    if values is None or values.numel() != count or not bool(((values == 0) | (values == 1)).all()):
+        return [""] * count
+    return [_LABELS[int(value)] for value in values.reshape(-1).tolist()]
+
+
+def _numbers(values: torch.Tensor | None, count: int) -> list[float]:
+    if values is None or values.numel() != count:
+        return [float("nan")] * count
+    numbers: list[float] = values.detach().reshape(-1).tolist()
+    return numbers
