@@ -272,7 +272,7 @@ class CategoryMetrics:
                 rankings[level] = pool.rank(self._device)
                 pool.clear()
         self._results.images[category] = seen.images
-        for name, metric in self._metrics.items():
+        for name in self._metrics:
             reason = self._why_undefined(name, seen)
             value = float("nan")
             if not reason and name in self._exact:
@@ -332,11 +332,8 @@ class CategoryMetrics:
 def _exact_function(metric: Any) -> tuple[Level, Callable[[Ranking], float]] | None:
     """Return the level of a metric and its function of a ranking; ``None`` if it is not computed from a ranking."""
     levels = [level for level, fields in LEVELS.items() if tuple(metric.fields) == fields]
-    if (
-        not levels
-        or getattr(metric, "thresholds", None) is not None
-        or getattr(metric, "ignore_index", None) is not None
-    ):
+    binned = getattr(metric, "thresholds", None) is not None
+    if not levels or binned or getattr(metric, "ignore_index", None) is not None:
         return None
     if type(metric) is AUPRO:
         limit = metric.fpr_limit.item()  # type: ignore[operator]

@@ -64,11 +64,8 @@ class RawOutputs(Callback):
         last, self._last = self._last, InferenceBatch()
         return last
 
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
-    ) -> None:
+    def on_test_batch_end(self, _: Trainer, __: LightningModule, outputs: Any, batch: Any, *args: Any) -> None:
         """Keep the tensors: the post-processor puts others in their place, and does not change them."""
-        del trainer, pl_module, args
         source = outputs if hasattr(outputs, "pred_score") else batch
         self._last = InferenceBatch(pred_score=source.pred_score, anomaly_map=source.anomaly_map)
 
