@@ -64,8 +64,17 @@ class RawOutputs(Callback):
         last, self._last = self._last, InferenceBatch()
         return last
 
-    def on_test_batch_end(self, _: Trainer, __: LightningModule, outputs: Any, batch: Any, *args: Any) -> None:
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         """Keep the tensors: the post-processor puts others in their place, and does not change them."""
+        del trainer, pl_module, batch_idx, dataloader_idx
         source = outputs if hasattr(outputs, "pred_score") else batch
         self._last = InferenceBatch(pred_score=source.pred_score, anomaly_map=source.anomaly_map)
 
@@ -132,6 +141,8 @@ class PerCategoryEvaluator(Evaluator):
         ['image_AUROC']
     """
 
+    val_metrics: list[AnomalibMetric]  # type: ignore[assignment]
+    test_metrics: list[AnomalibMetric]  # type: ignore[assignment]
     log: Any  # Lightning puts the model's here
     log_dict: Any
 
