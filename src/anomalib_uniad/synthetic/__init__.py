@@ -15,8 +15,8 @@ Example:
 from importlib import import_module
 
 from anomalib_uniad.synthetic.assemblies import Blister, CircuitBoard
-from anomalib_uniad.synthetic.base import Product
 from anomalib_uniad.synthetic.metal import BottleCap, Washer
+from anomalib_uniad.synthetic.product import Product
 from anomalib_uniad.synthetic.surfaces import Fabric, Oak
 
 PRODUCTS: dict[str, Product] = {

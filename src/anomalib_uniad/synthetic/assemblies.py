@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomalib_uniad.synthetic import defects
-from anomalib_uniad.synthetic.base import Product, Scene
 from anomalib_uniad.synthetic.drawing import (
     SIZE,
     Coverage,
@@ -22,6 +21,7 @@ from anomalib_uniad.synthetic.drawing import (
     shade,
     strokes,
 )
+from anomalib_uniad.synthetic.product import Product, Scene
 
 MIDDLE = SIZE / 2
 

@@ -5,7 +5,6 @@ import cv2
 import numpy as np
 
 from anomalib_uniad.synthetic import defects
-from anomalib_uniad.synthetic.base import Product, Scene
 from anomalib_uniad.synthetic.drawing import (
     SIZE,
     Coverage,
@@ -22,6 +21,7 @@ from anomalib_uniad.synthetic.drawing import (
     rounded_box,
     shade,
 )
+from anomalib_uniad.synthetic.product import Product, Scene
 
 MIDDLE = SIZE / 2
 

@@ -5,7 +5,6 @@ import cv2
 import numpy as np
 
 from anomalib_uniad.synthetic import defects
-from anomalib_uniad.synthetic.base import Product, Scene
 from anomalib_uniad.synthetic.drawing import (
     SIZE,
     Coverage,
@@ -20,6 +19,7 @@ from anomalib_uniad.synthetic.drawing import (
     shade,
     stroke,
 )
+from anomalib_uniad.synthetic.product import Product, Scene
 
 EVERYWHERE = np.ones((SIZE, SIZE), np.float32)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from anomalib_uniad.synthetic import PRODUCTS, synthetic_products
-from anomalib_uniad.synthetic.base import VISIBLE
+from anomalib_uniad.synthetic.product import VISIBLE
 from anomalib_uniad.synthetic.synthetic_products import CATEGORIES, SyntheticProducts, generate_category
 
 
