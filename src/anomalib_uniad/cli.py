@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from anomalib_uniad.inference import predict  # light: the rest is imported when it runs
-from anomalib_uniad.report import report  # light, too
 
 if TYPE_CHECKING:
     from anomalib_uniad.training.feature_store import CacheEntry
@@ -100,6 +99,35 @@ def parity(
         from anomalib_uniad.parity.compare import compare_files
 
         compare_files(ckpt, models, data, data_class, output, export, timed_images, overwrite)
+
+
+def report(
+    runs: list[Path],
+    output: Path = Path("report"),
+    names: list[str] | None = None,
+    metrics: list[str] | None = None,
+    heatmaps: int = 2,
+    overwrite: bool = False,
+) -> None:
+    """Lay the results of several runs side by side, as report.md, report.csv and one page report.html.
+
+    Args:
+        runs: Folders of runs, such as results/UniAD/MVTecAD/latest, or their metrics.json or metrics.csv. In a folder,
+            the newest one is taken; if there is none, the newest one of its sub-folders.
+        output: Folder of the report; made if it is not there.
+        names: What the runs are called, such as '[A,B]', one name for each; default: their models.
+        metrics: Which metrics, in this order, such as '[image_AUROC,pixel_AUPRO]'; default: all.
+        heatmaps: How many heatmaps per category, of images that all runs have, defective ones first.
+        overwrite: Replace reports that are there.
+    """
+    from anomalib_uniad.report.text import show
+    from anomalib_uniad.report.write import write_report
+
+    with _errors_in_one_line("report"):
+        comparison, files = write_report(runs, output, names, metrics, heatmaps, overwrite)
+    show(comparison)
+    for file in files:
+        _show(f"Wrote {file}.")
 
 
 def make_meta(folder: Path, output: Path | None = None, overwrite: bool = False) -> None:

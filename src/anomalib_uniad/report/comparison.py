@@ -1,117 +1,82 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs side by side: which values belong into which cell, and what must be said about them."""
+"""Runs side by side: values and means, which of them are best, and what makes them incomparable."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from .caveats import warnings_of
+import numpy as np
+import pandas as pd
+
 from .runs import Run
 
 DECIMALS = 4  # of values in tables; values that are equal there are equally good
-
-
-@dataclass
-class Row:
-    """A row of a table.
-
-    Attributes:
-        label (str): A category, what the mean is over, or a metric.
-        values (list[float | None]): One per run; ``None`` where it is undefined.
-        kind (str): ``"category"``, ``"mean"`` (over the categories of each run) or ``"common"`` (the mean over those
-            categories that all runs have).
-        partial (list[bool]): Whether a mean is over fewer categories than there are.
-        best (list[bool]): Which values are the best.
-    """
-
-    label: str
-    values: list[float | None]
-    kind: str = "category"
-    partial: list[bool] = field(default_factory=list)
-    best: list[bool] = field(default_factory=list)
-
-
-@dataclass
-class MetricTable:
-    """A metric, categories as rows and runs as columns.
-
-    Attributes:
-        metric (str): Name of the metric.
-        rows (list[Row]): Categories, then means.
-        notes (list[str]): Why cells are empty, and what the means are over.
-    """
-
-    metric: str
-    rows: list[Row]
-    notes: list[str]
-
-    @property
-    def means(self) -> list[Row]:
-        """Rows with means."""
-        return [row for row in self.rows if row.kind != "category"]
-
-
-@dataclass
-class Comparison:
-    """Runs side by side.
-
-    Attributes:
-        runs (list[Run]): The runs.
-        categories (list[str]): Categories of any of them.
-        tables (list[MetricTable]): A table per metric.
-        warnings (list[str]): Why numbers cannot be compared, if so.
-    """
-
-    runs: list[Run]
-    categories: list[str]
-    tables: list[MetricTable]
-    warnings: list[str]
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the runs."""
-        return [run.name for run in self.runs]
-
-    @property
-    def summary(self) -> list[Row]:
-        """Means of all metrics; each label is the metric and, for means of common categories, which they are."""
-        return [
-            Row(
-                table.metric if row.kind == "mean" else f"{table.metric}, {row.label}",
-                row.values,
-                row.kind,
-                row.partial,
-                row.best,
-            )
-            for table in self.tables
-            for row in table.means
-        ]
-
-    @property
-    def summary_note(self) -> str:
-        """What the mark of a mean over fewer categories means; empty if there is none."""
-        return PARTIAL if any(any(row.partial) for row in self.summary) else ""
-
-
 PARTIAL = (
     "† mean over fewer categories than there are, see the table of the metric. Means over different categories are not "
     "compared, so none of them is marked as best."
 )
 
 
+class Cell(NamedTuple):
+    """A value of a table; ``None`` if it is undefined. A partial mean is over fewer categories than there are."""
+
+    value: float | None
+    best: bool
+    partial: bool
+
+    def text(self) -> str:
+        """The value with 4 decimals, and a mark if it is a partial mean."""
+        return "" if self.value is None else f"{self.value:.{DECIMALS}f}{' †' if self.partial else ''}"
+
+
+@dataclass
+class Table:
+    """Values of a metric, a row per category or mean and a column per run."""
+
+    metric: str
+    values: pd.DataFrame  # labels of rows x names of runs; NaN where undefined
+    kinds: list[str]  # of rows: category, mean (over the categories of each run) or common (over those all runs have)
+    best: np.ndarray  # whether a value is the best of its row
+    partial: np.ndarray  # whether a value is a mean over fewer categories than there are
+    notes: list[str]  # why cells are empty, and what the means are over
+
+    def rows(self) -> Iterator[tuple[str, str, list[Cell]]]:
+        """Label, kind and cells of each row."""
+        values = self.values.astype(object).where(self.values.notna(), None).to_numpy().tolist()
+        flags = self.best.tolist(), self.partial.tolist()
+        for label, kind, *row in zip(self.values.index, self.kinds, values, *flags, strict=True):
+            yield label, kind, [Cell(*cell) for cell in zip(*row, strict=True)]
+
+
+@dataclass
+class Comparison:
+    """Runs side by side."""
+
+    runs: list[Run]
+    categories: list[str]  # of any run
+    tables: list[Table]  # of each metric
+    warnings: list[str]  # why numbers cannot be compared
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the runs."""
+        return [run.name for run in self.runs]
+
+    def means(self) -> Iterator[tuple[str, str, list[Cell]]]:
+        """Rows with the means of all metrics, whose labels are the metrics; see :meth:`Table.rows`."""
+        for table in self.tables:
+            for label, kind, cells in table.rows():
+                if kind != "category":
+                    yield table.metric if kind == "mean" else f"{table.metric}, {label}", kind, cells
+
+    @property
+    def means_note(self) -> str:
+        """The meaning of the mark at partial means; empty if there are none."""
+        return PARTIAL if any(table.partial.any() for table in self.tables) else ""
+
+
 def compare(runs: Sequence[Run], metrics: Sequence[str] | None = None, decided: bool = False) -> Comparison:
-    """Lay runs side by side.
-
-    Args:
-        runs (Sequence[Run]): The runs.
-        metrics (Sequence[str] | None): Which metrics; ``None`` is all. Defaults to ``None``.
-        decided (bool): Whether decisions are reported as well. Defaults to ``False``.
-
-    Returns:
-        Comparison: Tables of all metrics over the categories of any run.
-
-    Raises:
-        ValueError: If no run has a metric.
-    """
+    """Lay runs side by side: the metrics that are wanted (default: all) over the categories of any run."""
     known = list(dict.fromkeys(name for run in runs for name in run.metrics))
     wanted = known if metrics is None else list(dict.fromkeys(metrics))
     unknown = [name for name in wanted if name not in known]
@@ -121,53 +86,45 @@ def compare(runs: Sequence[Run], metrics: Sequence[str] | None = None, decided: 
         raise ValueError(msg)
     categories = list(dict.fromkeys(name for run in runs for name in run.categories))
     tables = [_table(runs, metric, categories) for metric in wanted]
-    return Comparison(list(runs), categories, tables, warnings_of(runs, wanted, categories, decided))
+    return Comparison(list(runs), categories, tables, _warnings(runs, wanted, categories, decided))
 
 
-def _table(runs: Sequence[Run], metric: str, categories: Sequence[str]) -> MetricTable:
-    rows = [Row(name, [run.values.get((metric, name)) for run in runs]) for name in categories]
-    over = [[name for name in categories if (metric, name) in run.values] for run in runs]
-    partial = [0 < len(names) < len(categories) for names in over]
-    alike = len({tuple(names) for names in over if names}) < 2
-    rows.append(
-        Row("mean", [_mean(run, metric, names) for run, names in zip(runs, over, strict=True)], "mean", partial)
-    )
-    common = [name for name in categories if all(name in names for names in over if names)]
+def _table(runs: Sequence[Run], metric: str, categories: list[str]) -> Table:
+    columns = {run.name: [run.values.get((metric, name)) for name in categories] for run in runs}
+    values = pd.DataFrame(columns, index=categories, dtype=float)
+    defined = values.notna()
+    partial = defined.any() & ~defined.all()  # per run
+    measured = values.loc[defined.any(axis=1), defined.any()]
+    common = list(measured.dropna().index)
+    alike = len(common) == len(measured)  # all means are over the same categories
+
+    means = {"mean": values.mean()}
+    kinds = ["category"] * len(categories) + ["mean"]
     if not alike and common:
-        label = f"mean of {len(common)} in common"
-        values = [_mean(run, metric, common if names else []) for run, names in zip(runs, over, strict=True)]
-        rows.append(Row(label, values, "common"))
-    for row in rows:
-        row.best = _best(row.values) if row.kind != "mean" or alike else [False] * len(runs)
-        row.partial = row.partial or [False] * len(runs)
-    notes = _empty(runs, metric, categories)
-    for run, names, part in zip(runs, over, partial, strict=True):
-        if part:
-            left_out = ", ".join(name for name in categories if name not in names)
-            notes.append(f"† {run.name}: mean over {len(names)} of {len(categories)} categories, without {left_out}.")
+        means[f"mean of {len(common)} in common"] = measured.loc[common].mean().reindex(values.columns)
+        kinds.append("common")
+    values = pd.concat([values, pd.DataFrame(means).T])
+
+    rounded = values.map(lambda value: float(f"{value:.{DECIMALS}f}"))  # as shown
+    best = rounded.eq(rounded.max(axis=1), axis=0).to_numpy() & (values.count(axis=1) > 1).to_numpy()[:, None]
+    is_mean = np.array(kinds) == "mean"
+    if not alike:
+        best[is_mean] = False
+    notes = _empty_cells(runs, metric, categories)
+    for run in runs:
+        if partial[run.name]:
+            left_out = [name for name in categories if (metric, name) not in run.values]
+            over = f"{len(categories) - len(left_out)} of {len(categories)} categories"
+            notes.append(f"† {run.name}: mean over {over}, without {', '.join(left_out)}.")
     if not alike:
         notes.append(
             "Means over different categories are not compared: none is marked as best"
             + (f". In common are {', '.join(common)}." if common else ", and there are no categories in common.")
         )
-    return MetricTable(metric, rows, notes)
+    return Table(metric, values, kinds, best, np.outer(is_mean, partial), notes)
 
 
-def _mean(run: Run, metric: str, categories: Sequence[str]) -> float | None:
-    values = [run.values[metric, name] for name in categories]
-    return sum(values) / len(values) if values else None
-
-
-def _best(values: Sequence[float | None]) -> list[bool]:
-    """Mark the largest values; none where there is nothing to compare."""
-    rounded = [None if value is None else round(value, DECIMALS) for value in values]
-    defined = [value for value in rounded if value is not None]
-    if len(defined) < 2:
-        return [False] * len(values)
-    return [value == max(defined) for value in rounded]
-
-
-def _empty(runs: Sequence[Run], metric: str, categories: Sequence[str]) -> list[str]:
+def _empty_cells(runs: Sequence[Run], metric: str, categories: Sequence[str]) -> list[str]:
     """Say why cells are empty, one sentence for the same reason in the same categories."""
     found: dict[tuple[str, str], list[str]] = {}
     for run in runs:
@@ -176,13 +133,56 @@ def _empty(runs: Sequence[Run], metric: str, categories: Sequence[str]) -> list[
             continue
         reasons: dict[str, list[str]] = {}
         for name in categories:
-            if (metric, name) in run.values:
-                continue
-            known = run.reasons.get((metric, name)) or "no value, for an unknown reason"
-            reasons.setdefault(known if name in run.categories else "not among its categories", []).append(name)
+            if (metric, name) not in run.values:
+                known = run.reasons.get((metric, name)) or "no value, for an unknown reason"
+                reasons.setdefault(known if name in run.categories else "not among its categories", []).append(name)
         for reason, names in reasons.items():
             found.setdefault((", ".join(names), reason), []).append(run.name)
     return [
         f"{where} ({', '.join(names)}): {reason}." if where else f"{', '.join(names)}: {reason}."
         for (where, reason), names in found.items()
     ]
+
+
+def _warnings(runs: Sequence[Run], metrics: Sequence[str], categories: Sequence[str], decided: bool) -> list[str]:
+    """Say what makes numbers of these runs incomparable, a sentence or two for each cause."""
+    found = []
+    if differ := _differ(runs, "dataset"):
+        found.append(f"The runs are on different data sets ({differ}): their numbers are not comparable.")
+    missing = {run.name: [name for name in categories if name not in run.categories] for run in runs}
+    if lacking := "; ".join(f"{run} lacks {', '.join(names)}" for run, names in missing.items() if names):
+        found.append(
+            f"The runs have different categories: {lacking}. Their means are not comparable; compare single "
+            "categories, or the means of those in common."
+        )
+    different = []
+    for category in categories:
+        counts = {run.name: run.images[category] for run in runs if category in run.images}
+        if len(set(counts.values())) > 1:
+            different.append(f"{category} ({', '.join(f'{name} {number}' for name, number in counts.items())})")
+    if different:
+        images = ", ".join(different)
+        found.append(f"The runs were tested on different numbers of images: {images}. They are not comparable.")
+    differ = _differ(runs, "pixel_resolution")
+    if differ and any(name.startswith("pixel_") for name in metrics):
+        found.append(f"Pixel metrics are at different resolutions ({differ}): they are not comparable.")
+    if decided or any(name.endswith("F1Score") for name in metrics):
+        if differ := _differ(runs, "thresholds"):
+            text = f"Thresholds were learned on different images ({differ}): F1Score and decisions are not comparable."
+            found.append(text)
+        if differ := _differ(runs, "decisions"):
+            found.append(f"Decisions are by different kinds of thresholds ({differ}): F1Score is not comparable.")
+        seen = [run.name for run in runs if run.about.get("thresholds", "").startswith("test images")]
+        if seen:
+            text = "thresholds were learned on the test images, so F1Score and decisions look too good."
+            found.append(f"{', '.join(seen)}: {text}")
+    return found
+
+
+def _differ(runs: Sequence[Run], key: str) -> str:
+    """Name what is different, and in which runs; empty if it is the same in all runs in which it is known."""
+    known: dict[str, list[str]] = {}
+    for run in runs:
+        if run.about.get(key):
+            known.setdefault(run.about[key], []).append(run.name)
+    return "; ".join(f"{', '.join(names)}: {value}" for value, names in known.items()) if len(known) > 1 else ""

@@ -1,84 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counts right and wrong decisions in the predictions of a run."""
+"""Missed defects and false alarms in the predictions of a run."""
 
 import csv
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
+
+import pandas as pd
 
 from .runs import Run
 
 # How labels and decisions are written.
 NORMAL = {"0", "false", "normal", "good"}
 DEFECTIVE = {"1", "true", "anomalous", "abnormal", "defective", "anomaly"}
+COUNTS = ["defective", "missed", "normal", "false_alarms", "open"]
 
 
-@dataclass
-class Decisions:
-    """Decisions about the images of a category.
+def read_predictions(run: Run) -> pd.DataFrame:
+    """Read ``category``, ``path``, ``label`` and ``decision`` of each image from ``predictions.csv`` of a run.
 
-    Attributes:
-        defective (int): Defective images with a decision.
-        missed (int): Those of them that were called normal.
-        normal (int): Normal images with a decision.
-        false_alarms (int): Those of them that were called anomalous.
-        open (int): Images without a label or a decision.
-        labels (dict[tuple[str, str], bool]): (name of its folder, name without suffix) of an image -> whether it is
-            defective.
-    """
-
-    defective: int = 0
-    missed: int = 0
-    normal: int = 0
-    false_alarms: int = 0
-    open: int = 0
-    labels: dict[tuple[str, str], bool] = field(default_factory=dict)
-
-    def __add__(self, other: "Decisions") -> "Decisions":
-        """Add the counts of two categories."""
-        return Decisions(
-            self.defective + other.defective,
-            self.missed + other.missed,
-            self.normal + other.normal,
-            self.false_alarms + other.false_alarms,
-            self.open + other.open,
-        )
-
-
-def read_decisions(run: Run) -> dict[str, Decisions]:
-    """Count decisions per category.
-
-    Args:
-        run (Run): The run; its ``predictions.csv`` has columns ``category``, ``label`` and ``decision``.
-
-    Returns:
-        dict[str, Decisions]: Category -> counts; empty if the run has no such file.
-
-    Raises:
-        ValueError: If the file is damaged.
+    Labels and decisions are ``True`` for defective, ``False`` for normal and ``None`` if unknown.
     """
     file = run.beside("predictions", ".csv")
-    if file is None:
-        return {}
-    found: dict[str, Decisions] = {}
+    rows = []
     try:
-        with file.open(encoding="utf-8", newline="") as stream:
-            reader = csv.DictReader(stream, strict=True)
-            lacking = {"category", "label", "decision"} - set(reader.fieldnames or [])
-            if lacking:
-                msg = f"{file} is damaged: it has no column {', '.join(sorted(lacking))}."
-                raise ValueError(msg)
-            for row in reader:
-                counts = found.setdefault(row["category"], Decisions())
-                label = _is_defective(row["label"], "label", file, reader.line_num)
-                decision = _is_defective(row["decision"], "decision", file, reader.line_num)
-                _count(counts, label, decision)
-                if label is not None:
-                    path = Path(row.get("path") or "")
-                    counts.labels[path.parent.name, path.stem] = label
+        if file is not None:
+            with file.open(encoding="utf-8", newline="") as stream:
+                reader = csv.DictReader(stream, strict=True)
+                lacking = {"category", "label", "decision"} - set(reader.fieldnames or [])
+                if lacking:
+                    msg = f"{file} is damaged: it has no column {', '.join(sorted(lacking))}."
+                    raise ValueError(msg)
+                for row in reader:
+                    label = _is_defective(row["label"], "label", file, reader.line_num)
+                    decision = _is_defective(row["decision"], "decision", file, reader.line_num)
+                    rows.append((row["category"], row.get("path") or "", label, decision))
     except (UnicodeDecodeError, csv.Error) as error:
         msg = f"{file} is damaged: {error}."
         raise ValueError(msg) from error
-    return found
+    return pd.DataFrame(rows, columns=["category", "path", "label", "decision"], dtype=object)
 
 
 def _is_defective(text: str | None, name: str, file: Path, line: int) -> bool | None:
@@ -94,12 +53,43 @@ def _is_defective(text: str | None, name: str, file: Path, line: int) -> bool | 
     return value in DEFECTIVE
 
 
-def _count(counts: Decisions, label: bool | None, decision: bool | None) -> None:
-    if label is None or decision is None:
-        counts.open += 1
-    elif label:
-        counts.defective += 1
-        counts.missed += not decision
-    else:
-        counts.normal += 1
-        counts.false_alarms += decision
+def count(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Count images per category (rows): defective and missed, normal and false alarms, and those without a decision."""
+    is_open = predictions["label"].isna() | predictions["decision"].isna()
+    defective = predictions["label"].eq(True) & ~is_open
+    normal = predictions["label"].eq(False) & ~is_open
+    alarm = predictions["decision"].eq(True)
+    flags = [defective, defective & ~alarm, normal, normal & alarm, is_open]
+    return pd.concat(flags, axis=1, keys=COUNTS).groupby(predictions["category"], sort=False).sum()
+
+
+def decision_table(counts: Mapping[str, pd.DataFrame], categories: list[str]) -> pd.DataFrame:
+    """Lay the counts of runs side by side.
+
+    Rows are categories and, if there are several, ``all``; columns (run, ``missed``) and (run, ``false alarms``) of
+    each run that has decisions; cells such as ``3 of 20``.
+    """
+    columns = {}
+    for name, of_run in counts.items():
+        if of_run.empty:
+            continue
+        rows = [of_run.loc[category] if category in of_run.index else None for category in categories]
+        rows += [of_run.sum()] if len(categories) > 1 else []
+        columns[name, "missed"] = [_of(row, "missed", "defective") for row in rows]
+        columns[name, "false alarms"] = [_of(row, "false_alarms", "normal") for row in rows]
+    labels = [*categories, *(["all"] if len(categories) > 1 else [])]
+    return pd.DataFrame(columns, index=labels if columns else [])
+
+
+def _of(row: "pd.Series[int] | None", part: str, whole: str) -> str:
+    return "" if row is None or not row[whole] else f"{row[part]} of {row[whole]}"
+
+
+def decision_notes(counts: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Say how many images are not counted."""
+    left = {name: int(of_run["open"].sum()) for name, of_run in counts.items()}
+    return [
+        f"{name}: {number} images without a label or a decision are left out."
+        for name, number in left.items()
+        if number
+    ]

@@ -1,85 +1,62 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of runs, small enough to be part of a page."""
+"""Curves and heatmaps of runs, small enough to be part of a page."""
 
 import base64
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 
 from anomalib_uniad.files import file_names
 
-from .decisions import NORMAL, Decisions
+from .decisions import NORMAL
 from .runs import Run
 
 # A page stays below some MB: all its curves, and all its heatmaps (base64 adds a third).
 CURVES_BYTES, HEATMAPS_BYTES = 2_500_000, 3_500_000
-SUFFIXES = {".png", ".jpg", ".jpeg"}
 # Width in pixels and, for JPEG, quality: the first that fits is taken.
-CURVE_SIZES = ((1200, 0), (900, 0), (700, 0), (500, 0))
-HEATMAP_SIZES = ((1000, 85), (800, 80), (640, 75), (480, 70), (320, 60))
+SIZES = {
+    "png": ((1200, 0), (900, 0), (700, 0), (500, 0)),
+    "jpeg": ((1000, 85), (800, 80), (640, 75), (480, 70), (320, 60)),
+}
 
-Key = tuple[str, ...]
+Key = tuple[str, ...]  # path of an image in its category, without suffix
 
 
 def find_curves(run: Run, category: str) -> Path | None:
-    """Find the picture of a category's curves.
-
-    Args:
-        run (Run): The run.
-        category (str): Name of the category.
-
-    Returns:
-        Path | None: The picture, ``None`` if there is none.
-    """
+    """Find the picture of a category's curves."""
     folder = run.beside("curves")
     path = folder / f"{file_names(run.categories).get(category, '')}.png" if folder else None
     return path if path and path.is_file() else None
 
 
 def find_heatmaps(run: Run, category: str) -> dict[Key, Path]:
-    """Find the heatmaps of a category.
+    """Find the heatmaps of a category, in ``images/<category>``, or in ``images`` if the run has one category.
 
-    Args:
-        run (Run): The run; its heatmaps are in ``images/<category>/...``, or in ``images`` if it has one category.
-        category (str): Name of the category.
-
-    Returns:
-        dict[Key, Path]: Heatmaps by the path of the image in the category, without a leading ``test``: the same image
-            has the same in all runs.
+    The same image has the same key in all runs: its path in the category, without a leading ``test``.
     """
     images = run.file.parent / "images"
     below = images / category
-    if not (_is_name(category) and below.is_dir()):
-        if run.categories != [category] or category not in run.categories:
+    is_name = category not in {"", ".", ".."} and "/" not in category and "\0" not in category
+    if not (is_name and below.is_dir()):
+        if run.categories != [category]:
             return {}
         below = images
     found = {}
     for path in sorted(below.rglob("*")):
-        if path.suffix.lower() in SUFFIXES and path.is_file():
-            parts = path.relative_to(below).with_suffix("").parts
-            found[parts[1:] if parts[0] == "test" and len(parts) > 1 else parts] = path
+        if path.suffix.lower() in {".png", ".jpg", ".jpeg"} and path.is_file():
+            key = path.relative_to(below).with_suffix("").parts
+            found[key[1:] if key[0] == "test" and len(key) > 1 else key] = path
     return found
 
 
-def choose(
-    heatmaps: Sequence[Mapping[Key, Path]], count: int, decisions: Iterable[Mapping[str, Decisions]], category: str
-) -> list[Key]:
-    """Choose images of which all runs have heatmaps.
+def choose(heatmaps: Sequence[Mapping[Key, Path]], count: int, labels: Mapping[tuple[str, str], bool]) -> list[Key]:
+    """Choose images of which all runs have heatmaps: defective ones first, from as many folders as possible.
 
-    Args:
-        heatmaps (Sequence[Mapping[Key, Path]]): Heatmaps of each run that has any.
-        count (int): How many are wanted.
-        decisions (Iterable[Mapping[str, Decisions]]): Decisions of runs, which tell the defective images.
-        category (str): Name of the category.
-
-    Returns:
-        list[Key]: At most ``count`` images, defective ones first, each from another folder as long as there are some.
+    Labels are by (name of the folder, name without suffix); without one, the name of the folder decides.
     """
-    labels = {}
-    for found in decisions:
-        labels.update(found[category].labels if category in found else {})
     folders: dict[tuple[bool, Key], list[Key]] = {}
     for key in sorted(set.intersection(*map(set, heatmaps))) if heatmaps else []:
         folder = key[-2] if len(key) > 1 else ""
@@ -90,40 +67,21 @@ def choose(
     return [key for _, _, key in sorted(turns)[:count]]
 
 
-def png(path: Path, limit: int) -> str:
-    """Turn a picture with lines and text into a data URI.
+def data_uri(path: Path | None, kind: Literal["png", "jpeg"], limit: int) -> str:
+    """Turn a picture into a data URI of some bytes at most, as wide as they allow; empty without a whole picture.
 
-    Args:
-        path (Path): The picture.
-        limit (int): Bytes that it may have.
-
-    Returns:
-        str: The URI of a PNG with 256 colours, as wide as the limit allows; empty if the file is damaged.
+    PNG with 256 colours is for lines and text, JPEG for photos.
     """
-    return _uri(path, limit, CURVE_SIZES, "png")
-
-
-def jpeg(path: Path, limit: int) -> str:
-    """Turn a photo into a data URI.
-
-    Args:
-        path (Path): The photo.
-        limit (int): Bytes that it may have.
-
-    Returns:
-        str: The URI of a JPEG, as large as the limit allows; empty if the file is damaged.
-    """
-    return _uri(path, limit, HEATMAP_SIZES, "jpeg")
-
-
-def _uri(path: Path, limit: int, sizes: Sequence[tuple[int, int]], kind: str) -> str:
-    data = b""
+    if path is None:
+        return ""
     try:
         with Image.open(path) as image:
-            picture = _opaque(image)
+            rgba = image.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # what pillow raises for damaged files
         return ""
-    for width, quality in sizes:
+    data = b""
+    for width, quality in SIZES[kind]:
         if data and width >= picture.width:
             continue  # as before, nothing to gain
         small = picture
@@ -139,15 +97,3 @@ def _uri(path: Path, limit: int, sizes: Sequence[tuple[int, int]], kind: str) ->
         if len(data) <= limit:
             break
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _opaque(image: Image.Image) -> Image.Image:
-    """Put a picture with transparent parts on white."""
-    rgba = image.convert("RGBA")
-    white = Image.new("RGBA", rgba.size, "white")
-    return Image.alpha_composite(white, rgba).convert("RGB")
-
-
-def _is_name(category: str) -> bool:
-    """Whether a category can be the name of a file: not a path that leads elsewhere."""
-    return category not in {"", ".", ".."} and "/" not in category and "\0" not in category

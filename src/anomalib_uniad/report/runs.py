@@ -1,42 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads what a test has measured."""
+"""Finds and reads ``metrics.json`` or ``metrics.csv`` of a test."""
 
 import csv
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .find import find_metrics
-
 
 @dataclass
 class Run:
-    """What a test has measured.
+    """Results of a test; metrics and categories by their names."""
 
-    Attributes:
-        file (Path): Its metrics.json or metrics.csv.
-        name (str): What the report calls it.
-        about (dict[str, str]): model, dataset, epochs, thresholds, ..., command.
-        metrics (list[str]): Names of the metrics.
-        categories (list[str]): Names of the categories.
-        values (dict[tuple[str, str], float]): (metric, category) -> value, where it is defined.
-        reasons (dict[tuple[str, str], str]): (metric, category) -> why it is undefined, if that is known.
-        images (dict[str, int]): Category -> number of images, if that is known.
-        thresholds (dict[str, dict[str, float]]): Category -> its thresholds by level, if it has its own.
-    """
-
-    file: Path
-    name: str = ""
-    about: dict[str, str] = field(default_factory=dict)
+    file: Path  # its metrics.json or metrics.csv
+    name: str = ""  # in the report
+    about: dict[str, str] = field(default_factory=dict)  # model, dataset, epochs, thresholds, ..., command
     metrics: list[str] = field(default_factory=list)
     categories: list[str] = field(default_factory=list)
-    values: dict[tuple[str, str], float] = field(default_factory=dict)
-    reasons: dict[tuple[str, str], str] = field(default_factory=dict)
-    images: dict[str, int] = field(default_factory=dict)
-    thresholds: dict[str, dict[str, float]] = field(default_factory=dict)
+    values: dict[tuple[str, str], float] = field(default_factory=dict)  # (metric, category) -> value, where defined
+    reasons: dict[tuple[str, str], str] = field(default_factory=dict)  # (metric, category) -> why it is undefined
+    images: dict[str, int] = field(default_factory=dict)  # category -> number of images, if known
+    thresholds: dict[str, dict[str, float]] = field(default_factory=dict)  # category -> level -> its own threshold
 
     def beside(self, name: str, suffix: str = "") -> Path | None:
         """Path of another file of the same test: with the number that its metrics have (metrics-1, curves-1)."""
@@ -48,20 +35,7 @@ class Run:
 
 
 def read_runs(paths: Sequence[Path], names: Sequence[str] | None = None) -> list[Run]:
-    """Read runs and name them.
-
-    Args:
-        paths (Sequence[Path]): Folders of runs or files, see :func:`find_metrics`.
-        names (Sequence[str] | None): Names of the runs; ``None`` is their models. Equal ones get numbers.
-            Defaults to ``None``.
-
-    Returns:
-        list[Run]: The runs, in the order given.
-
-    Raises:
-        FileNotFoundError: If a run is not there.
-        ValueError: If there are no runs, a file is damaged, or the number of names is another.
-    """
+    """Read runs, in the order given, and name them: by their models, if no names are given."""
     if not paths:
         msg = "Give at least one folder of a run, such as results/UniAD/MVTecAD/latest."
         raise ValueError(msg)
@@ -76,19 +50,11 @@ def read_runs(paths: Sequence[Path], names: Sequence[str] | None = None) -> list
 
 
 def unique(names: Iterable[str]) -> list[str]:
-    """Tell equal names apart.
-
-    Args:
-        names (Iterable[str]): The names.
-
-    Example:
-        >>> unique(["Padim", "UniAD", "Padim"])
-        ['Padim', 'UniAD', 'Padim (2)']
-    """
+    """Tell equal names apart by numbers: ``Padim``, ``Padim (2)``."""
     taken: list[str] = []
     for name in names:
-        one = name = " ".join(name.split()) or "run"
-        number = 1
+        name = name or "run"
+        one, number = name, 1
         while one in taken:
             number += 1
             one = f"{name} ({number})"
@@ -96,37 +62,78 @@ def unique(names: Iterable[str]) -> list[str]:
     return taken
 
 
+def find_metrics(run: Path) -> Path:
+    """Find the newest ``metrics*.json`` of a folder, else ``metrics*.csv``; if it has neither, of its sub-folders."""
+    run = run.expanduser()
+    if run.is_file():
+        if run.suffix not in {".json", ".csv"}:
+            msg = f"{run} is not the metrics.json or metrics.csv of a run."
+            raise ValueError(msg)
+        return run
+    if not run.is_dir():
+        msg = f"{run} is not there: give the folder of a run, such as results/UniAD/MVTecAD/latest."
+        raise FileNotFoundError(msg)
+    if found := _newest_in(run):
+        return found
+    below = [found for folder in sorted(run.iterdir()) if folder.is_dir() and (found := _newest_in(folder))]
+    if not below:
+        msg = f"{run} is not the folder of a run: neither it nor a folder in it has metrics.json or metrics.csv."
+        raise FileNotFoundError(msg)
+    return max(below, key=_age)
+
+
+def _newest_in(folder: Path) -> Path | None:
+    for pattern in ("metrics*.json", "metrics*.csv"):  # json has more about the run
+        if found := [path for path in folder.glob(pattern) if path.is_file()]:
+            return max(found, key=_age)
+    return None
+
+
+def _age(path: Path) -> tuple[float, list[int]]:
+    """Sort by time, and by the numbers in the path where copying has made times equal (v9 before v10)."""
+    return path.stat().st_mtime, [int(number) for number in re.findall(r"\d+", f"{path.parent.name}/{path.stem}")]
+
+
 def _read(file: Path) -> Run:
     try:
         with file.open(encoding="utf-8", newline="") as stream:
-            return _from_json(file, json.load(stream)) if file.suffix == ".json" else _from_csv(file, stream)
+            run = _from_json(file, json.load(stream)) if file.suffix == ".json" else _from_csv(file, stream)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, csv.Error) as error:
         msg = f"{file} is damaged: {error}."
         raise ValueError(msg) from error
+    if not run.metrics or not run.categories:
+        msg = f"{file} has no {'categories' if run.metrics else 'metrics'}, so there is nothing to report."
+        raise ValueError(msg)
+    return run
 
 
 def _from_json(file: Path, content: Any) -> Run:
-    run = Run(file)
-    top = _mapping(file, content, "the file")
-    metrics = top.get("metrics")
+    def mapping(value: Any, where: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            msg = f"{file} is not the metrics.json of a run: {where} is {_short(value)}, not a mapping."
+            raise ValueError(msg)
+        return value
+
+    metrics = mapping(content, "the file").get("metrics")
     if not isinstance(metrics, list) or not metrics or not all(isinstance(name, str) for name in metrics):
         msg = f"{file} is not the metrics.json of a run: metrics is {_short(metrics)}, not a list of names."
         raise ValueError(msg)
-    run.metrics = list(dict.fromkeys(metrics))
-    run.about = {str(key): _text(value) for key, value in _mapping(file, top.get("run", {}), "run").items()}
-    for category, item in _mapping(file, top.get("categories"), "categories").items():
+    run = Run(file, metrics=list(dict.fromkeys(metrics)))
+    for key, value in mapping(content.get("run", {}), "run").items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        run.about[key] = "" if value is None else text
+    for category, item in mapping(content.get("categories"), "categories").items():
         where = f"categories[{category!r}]"
-        item = _mapping(file, item, where)
         run.categories.append(category)
-        for metric, value in _mapping(file, item.get("values"), f"{where}.values").items():
+        for metric, value in mapping(mapping(item, where).get("values"), f"{where}.values").items():
             _add(run, metric, category, value, f"{where}.values[{metric!r}]")
-        for metric, reason in _mapping(file, item.get("reasons", {}), f"{where}.reasons").items():
+        for metric, reason in mapping(item.get("reasons", {}), f"{where}.reasons").items():
             run.reasons[metric, category] = str(reason)
         if isinstance(item.get("images"), int):
             run.images[category] = item["images"]
-        thresholds = _mapping(file, item.get("thresholds") or {}, f"{where}.thresholds")
+        thresholds = mapping(item.get("thresholds") or {}, f"{where}.thresholds")
         run.thresholds[category] = {level: value for level, value in thresholds.items() if _is_number(value)}
-    return _complete(run)
+    return run
 
 
 def _from_csv(file: Path, stream: Iterable[str]) -> Run:
@@ -147,11 +154,13 @@ def _from_csv(file: Path, stream: Iterable[str]) -> Run:
         for metric in run.metrics:
             try:
                 value: Any = float(row[metric]) if row[metric] else None
-            except (TypeError, ValueError):
-                value = row[metric]  # not a number, which is an error with all others of its kind
+            except ValueError:
+                value = row[metric]  # refused with its line
             _add(run, metric, category, value, f"row {line}, {metric}")
-        _add_reasons(run, category, row["note"] or "")
-    return _complete(run)
+        for part in filter(None, (row["note"] or "").split("; ")):  # pixel_AP, pixel_AUPRO: no masks; image_AP: ...
+            of_metrics, _, reason = part.partition(": ")
+            run.reasons |= {(metric, category): reason for metric in of_metrics.split(", ") if metric in run.metrics}
+    return run
 
 
 def _add(run: Run, metric: str, category: str, value: Any, where: str) -> None:
@@ -166,34 +175,8 @@ def _add(run: Run, metric: str, category: str, value: Any, where: str) -> None:
     run.values[metric, category] = float(value)
 
 
-def _add_reasons(run: Run, category: str, note: str) -> None:
-    """Split a note such as ``pixel_AP, pixel_AUPRO: no masks; image_AUROC: only normal images``."""
-    for part in filter(None, note.split("; ")):
-        names, _, reason = part.partition(": ")
-        for metric in set(names.split(", ")) & set(run.metrics):
-            run.reasons[metric, category] = reason
-
-
-def _complete(run: Run) -> Run:
-    if not run.metrics or not run.categories:
-        msg = f"{run.file} has no {'categories' if run.metrics else 'metrics'}, so there is nothing to report."
-        raise ValueError(msg)
-    return run
-
-
-def _mapping(file: Path, value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        msg = f"{file} is not the metrics.json of a run: {where} is {_short(value)}, not a mapping."
-        raise ValueError(msg)
-    return value
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _short(value: Any) -> str:

@@ -1,27 +1,73 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes the files of a report, without touching what is there."""
 
-import uuid
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
+
+from anomalib_uniad.files import replacing
+
+from .comparison import Comparison, compare
+from .decisions import count, decision_notes, decision_table, read_predictions
+from .html import to_html
+from .runs import read_runs
+from .text import to_csv, to_markdown
 
 NAMES = ("report.md", "report.csv", "report.html")
 
 
-def check_output(output: Path, overwrite: bool) -> None:
-    """Refuse a folder in which something would be lost.
+def write_report(
+    paths: Sequence[Path],
+    output: Path,
+    names: Sequence[str] | None = None,
+    metrics: Sequence[str] | None = None,
+    heatmaps: int = 2,
+    overwrite: bool = False,
+) -> tuple[Comparison, list[Path]]:
+    """Compare runs, and write report.md, report.csv and report.html.
 
     Args:
-        output (Path): Folder of the report.
-        overwrite (bool): Whether reports may be replaced.
+        paths (Sequence[Path]): Folders of runs, or their metrics.json or metrics.csv.
+        output (Path): Folder of the report; made if it is not there.
+        names (Sequence[str] | None): Names of the runs; ``None`` is their models. Defaults to ``None``.
+        metrics (Sequence[str] | None): Which metrics, in this order; ``None`` is all. Defaults to ``None``.
+        heatmaps (int): Heatmaps per category. Defaults to ``2``.
+        overwrite (bool): Replace reports that are there. Defaults to ``False``.
+
+    Returns:
+        tuple[Comparison, list[Path]]: The runs side by side, and the files.
 
     Raises:
-        FileExistsError: If a report is there, or something else is in its place.
+        OSError: If a run is not there, or files are that would be overwritten.
+        ValueError: If a file of a run is damaged, or an argument does not fit the runs.
     """
+    if heatmaps < 0:
+        msg = f"heatmaps must be 0 or more, got {heatmaps}."
+        raise ValueError(msg)
+    files = [output / name for name in NAMES]
+    _check_output(output, files, overwrite)
+    runs = read_runs(paths, names)
+    predictions = {run.name: read_predictions(run) for run in runs}
+    counts = {name: count(frame) for name, frame in predictions.items()}
+    comparison = compare(runs, metrics, decided=any(len(of_run) for of_run in counts.values()))
+    decisions, notes = decision_table(counts, comparison.categories), decision_notes(counts)
+    texts = (
+        to_markdown(comparison, decisions, notes),
+        to_csv(comparison),
+        to_html(comparison, decisions, notes, predictions, heatmaps),
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    with replacing(*files) as partial:
+        for path, text in zip(partial, texts, strict=True):
+            path.write_text(text, encoding="utf-8", newline="")  # line ends as they are, since csv brings its own
+    return comparison, files
+
+
+def _check_output(output: Path, files: Sequence[Path], overwrite: bool) -> None:
+    """Refuse a folder in which something would be lost."""
     if output.exists() and not output.is_dir():
         msg = f"{output} is a file: give a folder as output."
         raise FileExistsError(msg)
-    there = [output / name for name in NAMES if (output / name).exists() or (output / name).is_symlink()]
+    there = [file for file in files if file.exists() or file.is_symlink()]
     if there and not overwrite:
         msg = (
             f"{' and '.join(map(str, there))} would be overwritten: choose another output folder, "
@@ -32,28 +78,3 @@ def check_output(output: Path, overwrite: bool) -> None:
         if file.is_dir():
             msg = f"{file} is a folder: choose another output folder."
             raise FileExistsError(msg)
-
-
-def write(output: Path, texts: Mapping[str, str]) -> list[Path]:
-    """Write files, each under another name first, so that nobody sees half of one.
-
-    Args:
-        output (Path): Their folder; made if it is not there.
-        texts (Mapping[str, str]): Name -> content.
-
-    Returns:
-        list[Path]: The files.
-    """
-    output.mkdir(parents=True, exist_ok=True)
-    files = [output / name for name in texts]
-    partial = [file.with_name(f".{file.name}.{uuid.uuid4().hex}.partial") for file in files]
-    try:
-        for path, text in zip(partial, texts.values(), strict=True):
-            # newline: line ends as they are, since csv brings its own.
-            path.write_text(text, encoding="utf-8", newline="")
-        for path, file in zip(partial, files, strict=True):
-            path.replace(file)
-    finally:
-        for path in partial:
-            path.unlink(missing_ok=True)
-    return files

@@ -4,14 +4,36 @@ import io
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
-from rich.console import Console
 
-from anomalib_uniad.report.comparison import Comparison, compare
-from anomalib_uniad.report.decisions import Decisions
+from anomalib_uniad.report.comparison import Cell, Comparison, Table, compare
+from anomalib_uniad.report.decisions import COUNTS, decision_notes, decision_table
 from anomalib_uniad.report.runs import read_runs
-from anomalib_uniad.report.tables import decision_notes, decision_rows, show, to_csv, to_markdown
+from anomalib_uniad.report.text import show, to_csv, to_markdown
 from runs import write_run
+
+NO_DECISIONS = decision_table({}, [])
+
+
+def labels(table: Table) -> list[str]:
+    return [label for label, _, _ in table.rows()]
+
+
+def values(table: Table, row: int) -> list[float | None]:
+    return [cell.value for cell in cells(table, row)]
+
+
+def best(table: Table, row: int) -> list[bool]:
+    return [cell.best for cell in cells(table, row)]
+
+
+def cells(table: Table, row: int) -> list[Cell]:
+    return list(table.rows())[row][2]
+
+
+def mean_labels(found: Comparison) -> list[str]:
+    return [label for label, _, _ in found.means()]
 
 
 def comparison(tmp_path: Path, *runs: Any, about: Any = (), **options: Any) -> Comparison:
@@ -28,36 +50,34 @@ def comparison(tmp_path: Path, *runs: Any, about: Any = (), **options: Any) -> C
 def test_values_and_best(tmp_path: Path) -> None:
     found = comparison(tmp_path, {"a": 0.5, "b": 0.75}, {"a": 0.25, "b": 1.0}, {"a": 0.50001, "b": 0.0})
     (table,) = found.tables
-    assert [row.label for row in table.rows] == ["a", "b", "mean"]
-    assert table.rows[0].values == [0.5, 0.25, 0.50001]
-    assert table.rows[0].best == [True, False, True]  # equal with 4 decimals
-    assert table.rows[1].best == [False, True, False]
-    assert table.rows[2].values == pytest.approx([0.625, 0.625, 0.250005])
-    assert table.rows[2].best == [True, True, False]
-    assert table.rows[2].partial == [False] * 3
+    assert labels(table) == ["a", "b", "mean"]
+    assert values(table, 0) == [0.5, 0.25, 0.50001]
+    assert best(table, 0) == [True, False, True]  # equal with 4 decimals
+    assert best(table, 1) == [False, True, False]
+    assert values(table, 2) == pytest.approx([0.625, 0.625, 0.250005])
+    assert best(table, 2) == [True, True, False]
+    assert [cell.partial for cell in cells(table, 2)] == [False] * 3
     assert table.notes == found.warnings == []
-    assert [row.label for row in found.summary] == ["image_AUROC"]
+    assert mean_labels(found) == ["image_AUROC"]
 
 
 def test_nothing_is_best_without_a_second_value(tmp_path: Path) -> None:
-    assert comparison(tmp_path / "x", {"a": 0.5}).tables[0].rows[0].best == [False]
+    assert best(comparison(tmp_path / "x", {"a": 0.5}).tables[0], 0) == [False]
     found = comparison(tmp_path / "y", {"a": 0.5, "b": 0.5}, {"a": None, "b": 0.75})
-    assert found.tables[0].rows[0].best == [False, False]
-    assert found.tables[0].rows[1].best == [False, True]
+    assert best(found.tables[0], 0) == [False, False]
+    assert best(found.tables[0], 1) == [False, True]
 
 
 def test_undefined_and_means_over_fewer_categories(tmp_path: Path) -> None:
     found = comparison(tmp_path, {"a": 0.5, "b": 0.9, "c": 0.1}, {"a": 1.0, "b": None, "c": 0.2}, {"a": 0.6, "b": 0.8})
     (table,) = found.tables
-    assert table.rows[1].values == [0.9, None, 0.8]
-    mean, common = table.rows[3:]
-    assert mean.label == "mean"
-    assert mean.values == pytest.approx([0.5, 0.6, 0.7])
-    assert mean.partial == [False, True, True]
-    assert mean.best == [False] * 3  # the last is the largest, over other categories
-    assert common.label == "mean of 1 in common"
-    assert common.values == [0.5, 1.0, 0.6]
-    assert common.best == [False, True, False]
+    assert values(table, 1) == [0.9, None, 0.8]
+    assert labels(table)[3:] == ["mean", "mean of 1 in common"]
+    assert values(table, 3) == pytest.approx([0.5, 0.6, 0.7])
+    assert [cell.partial for cell in cells(table, 3)] == [False, True, True]
+    assert best(table, 3) == [False] * 3  # the last is the largest, over other categories
+    assert values(table, 4) == [0.5, 1.0, 0.6]
+    assert best(table, 4) == [False, True, False]
     assert table.notes == [
         "b (B): no masks.",
         "c (C): not among its categories.",
@@ -65,14 +85,27 @@ def test_undefined_and_means_over_fewer_categories(tmp_path: Path) -> None:
         "† C: mean over 2 of 3 categories, without c.",
         "Means over different categories are not compared: none is marked as best. In common are a.",
     ]
-    assert [row.label for row in found.summary] == ["image_AUROC", "image_AUROC, mean of 1 in common"]
-    assert "not compared" in found.summary_note
+    assert mean_labels(found) == ["image_AUROC", "image_AUROC, mean of 1 in common"]
+    assert "not compared" in found.means_note
+
+
+def test_a_metric_without_any_value(tmp_path: Path) -> None:
+    (table,) = comparison(tmp_path, {"a": None}, {"a": None}).tables
+    assert [values(table, row) for row in (0, 1)] == [[None, None]] * 2
+    assert best(table, 1) == [False, False]
+    assert table.notes == ["a (A, B): no masks."]
+
+
+def test_a_category_with_the_name_of_a_mean(tmp_path: Path) -> None:
+    (table,) = comparison(tmp_path, {"mean": 0.5, "b": 0.1}, {"mean": 0.25, "b": 0.2}).tables
+    assert labels(table) == ["mean", "b", "mean"]
+    assert [best(table, row) for row in range(3)] == [[True, False], [False, True], [True, False]]
 
 
 def test_no_categories_in_common(tmp_path: Path) -> None:
     (table,) = comparison(tmp_path, {"a": 0.5}, {"b": 0.75}).tables
-    assert [row.label for row in table.rows] == ["a", "b", "mean"]
-    assert table.rows[2].best == [False, False]
+    assert labels(table) == ["a", "b", "mean"]
+    assert best(table, 2) == [False, False]
     assert "there are no categories in common" in table.notes[-1]
 
 
@@ -82,8 +115,8 @@ def test_a_metric_that_only_some_runs_have(tmp_path: Path) -> None:
     assert [table.metric for table in found.tables] == ["image_AUROC", "pixel_AP"]
     table = found.tables[1]
     assert table.notes == ["A: not measured."]
-    assert table.rows[-1].values == [None, 0.25, 0.25]
-    assert table.rows[-1].best == [False, True, True]
+    assert values(table, -1) == [None, 0.25, 0.25]
+    assert best(table, -1) == [False, True, True]
 
 
 def test_metrics_are_chosen(tmp_path: Path) -> None:
@@ -112,7 +145,7 @@ def test_warnings(tmp_path: Path, about: dict[str, Any], warning: str) -> None:
     values = {"a": {"image_F1Score": 0.5, "pixel_AP": 0.5}}
     found = comparison(tmp_path, values, values, about=[{}, about])
     assert any(warning in text for text in found.warnings), found.warnings
-    assert warning in to_markdown(found, {})
+    assert warning in to_markdown(found, NO_DECISIONS)
 
 
 def test_warnings_only_where_they_concern_something(tmp_path: Path) -> None:
@@ -129,7 +162,7 @@ def test_different_categories_are_a_warning(tmp_path: Path) -> None:
 
 
 def test_markdown(tmp_path: Path) -> None:
-    text = to_markdown(comparison(tmp_path, {"a": 0.5, "b": 0.98765}, {"a": 0.25, "b": None}), {})
+    text = to_markdown(comparison(tmp_path, {"a": 0.5, "b": 0.98765}, {"a": 0.25, "b": None}), NO_DECISIONS)
     assert "# Report: A, B" in text
     table = text.split("## image_AUROC\n\n")[1].split("\n\n")[0]
     assert [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]] == [
@@ -163,7 +196,7 @@ def test_csv(tmp_path: Path) -> None:
 
 def test_names_are_safe_in_markdown(tmp_path: Path) -> None:
     found = comparison(tmp_path, {"<b>x</b>": 0.5, "a|b": 0.5, "*c*": 0.5, "[d](e)": 0.5, "metal_nut": 0.5, "_f_": 0.5})
-    text = to_markdown(found, {})
+    text = to_markdown(found, NO_DECISIONS)
     assert "<b>" not in text
     for line in text.splitlines():
         if line.startswith("|"):
@@ -172,11 +205,11 @@ def test_names_are_safe_in_markdown(tmp_path: Path) -> None:
         assert safe in text
 
 
-def test_terminal(tmp_path: Path) -> None:
+def test_terminal(tmp_path: Path, monkeypatch, capsys) -> None:
     found = comparison(tmp_path, {"a": 0.5, "b": 0.5}, {"a": 0.25}, about=[{}, {"dataset": "[red]x"}])
-    console = Console(file=io.StringIO(), width=100)
-    show(found, console)
-    text = console.file.getvalue()
+    monkeypatch.setenv("COLUMNS", "100")
+    show(found)
+    text = capsys.readouterr().out
     assert "* 0.5000" in text
     assert "0.2500 †" in text
     assert "[red]x" in text
@@ -185,14 +218,19 @@ def test_terminal(tmp_path: Path) -> None:
 
 def test_decisions(tmp_path: Path) -> None:
     found = comparison(tmp_path, {"a": 0.5, "b": 0.5}, {"a": 0.5, "b": 0.5})
-    decisions = {"A": {"a": Decisions(4, 1, 6, 2), "b": Decisions(2, 2, 0, 0, 3)}, "B": {}}
-    assert decision_rows(found, decisions) == [
-        ("a", [("1 of 4", "2 of 6")]),
-        ("b", [("2 of 2", "")]),
-        ("all", [("3 of 6", "2 of 6")]),
+    counts = pd.DataFrame({"a": [4, 1, 6, 2, 0], "b": [2, 2, 0, 0, 3]}, index=COUNTS).T
+    decisions = decision_table({"A": counts, "B": counts.iloc[:0]}, found.categories)
+    assert list(decisions.columns) == [("A", "missed"), ("A", "false alarms")]
+    assert decisions.reset_index().to_numpy().tolist() == [
+        ["a", "1 of 4", "2 of 6"],
+        ["b", "2 of 2", ""],
+        ["all", "3 of 6", "2 of 6"],
     ]
-    assert decision_notes(decisions) == ["A: 3 images without a label or a decision are left out."]
-    text = to_markdown(found, decisions)
+    notes = decision_notes({"A": counts, "B": counts.iloc[:0]})
+    assert notes == ["A: 3 images without a label or a decision are left out."]
+    text = to_markdown(found, decisions, notes)
     assert "## Decisions" in text
     assert "1 of 4" in text
-    assert "## Decisions" not in to_markdown(found, {"A": {}, "B": {}})
+    assert notes[0] in text
+    assert decision_table({"A": counts.iloc[:0]}, ["a"]).empty
+    assert "## Decisions" not in to_markdown(found, NO_DECISIONS)

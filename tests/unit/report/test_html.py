@@ -12,9 +12,9 @@ from PIL import Image
 from anomalib_uniad.files import file_names
 from anomalib_uniad.report import pictures
 from anomalib_uniad.report.comparison import compare
-from anomalib_uniad.report.decisions import read_decisions
+from anomalib_uniad.report.decisions import count, decision_notes, decision_table, read_predictions
 from anomalib_uniad.report.html import to_html
-from anomalib_uniad.report.pictures import choose, find_curves, find_heatmaps, jpeg, png
+from anomalib_uniad.report.pictures import choose, data_uri, find_curves, find_heatmaps
 from anomalib_uniad.report.runs import read_runs
 from runs import write_picture, write_predictions, write_run
 
@@ -53,7 +53,10 @@ class Page(HTMLParser):
 
 def render(folders: list[Path], names: list[str] | None = None, heatmaps: int = 2) -> str:
     runs = read_runs(folders, names)
-    return to_html(compare(runs), {run.name: read_decisions(run) for run in runs}, heatmaps)
+    comparison, predictions = compare(runs), {run.name: read_predictions(run) for run in runs}
+    counts = {name: count(frame) for name, frame in predictions.items()}
+    decisions = decision_table(counts, comparison.categories)
+    return to_html(comparison, decisions, decision_notes(counts), predictions, heatmaps)
 
 
 def full_run(folder: Path, values: dict[str, float], **about: Any) -> Path:
@@ -165,21 +168,24 @@ def test_damaged_pictures_are_left_out(tmp_path: Path) -> None:
     file = folder / "curves" / "bottle.png"
     for content in (b"no picture", file.read_bytes()[:60], b""):
         file.write_bytes(content)
-        assert png(file, 10_000) == ""
-        assert jpeg(file, 10_000) == ""
+        assert data_uri(file, "png", 10_000) == ""
+        assert data_uri(file, "jpeg", 10_000) == ""
     assert len(Page(render([folder])).images()) == 2
 
 
 def test_pictures_are_scaled_to_their_limit(tmp_path: Path) -> None:
     photo = write_picture(tmp_path / "photo.png", (1600, 400))
-    large, small = decoded(jpeg(photo, 10_000_000)), decoded(jpeg(photo, 40_000))
+    large, small = decoded(data_uri(photo, "jpeg", 10_000_000)), decoded(data_uri(photo, "jpeg", 40_000))
     assert (large.format, large.size) == ("JPEG", (1000, 250))
     assert small.width < 1000
-    assert len(jpeg(photo, 40_000)) < 60_000
+    assert len(data_uri(photo, "jpeg", 40_000)) < 60_000
     drawing = write_picture(tmp_path / "drawing.png", (300, 100), noise=False)
-    assert (decoded(png(drawing, 10_000)).format, decoded(png(drawing, 10_000)).size) == ("PNG", (300, 100))
+    assert (decoded(data_uri(drawing, "png", 10_000)).format, decoded(data_uri(drawing, "png", 10_000)).size) == (
+        "PNG",
+        (300, 100),
+    )
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert decoded(jpeg(tmp_path / "clear.png", 10_000)).getpixel((4, 4)) == (255, 255, 255)
+    assert decoded(data_uri(tmp_path / "clear.png", "jpeg", 10_000)).getpixel((4, 4)) == (255, 255, 255)
 
 
 def test_the_page_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,17 +202,24 @@ def test_the_page_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_choice_of_heatmaps(tmp_path: Path) -> None:
     (run,) = read_runs([full_run(tmp_path, {"bottle": 0.5})])
     found = find_heatmaps(run, "bottle")
-    decisions = [read_decisions(run)]
-    assert set(found) == {(kind, str(number)) for kind in ("good", "crack", "dent") for number in range(2)}
+    labels = {(kind, str(number)): kind != "good" for kind in ("good", "crack", "dent") for number in range(2)}
+    assert set(found) == set(labels)
     order = [("crack", "0"), ("dent", "0"), ("crack", "1"), ("dent", "1"), ("good", "0"), ("good", "1")]
-    assert choose([found], 9, decisions, "bottle") == order
-    assert choose([found], 9, [], "bottle") == order  # told by the names of the folders
+    assert choose([found], 9, labels) == order
+    assert choose([found], 9, {}) == order  # told by the names of the folders
     fewer = {key: path for key, path in found.items() if key != ("crack", "0")}
-    assert choose([found, fewer], 2, decisions, "bottle") == [("crack", "1"), ("dent", "0")]
-    assert choose([], 2, decisions, "bottle") == []
-    labels = [{"bottle": decisions[0]["bottle"]}]
-    labels[0]["bottle"].labels = {("good", "1"): True, ("crack", "0"): False}
-    assert choose([found], 9, labels, "bottle")[-1] == ("good", "0")
+    assert choose([found, fewer], 2, labels) == [("crack", "1"), ("dent", "0")]
+    assert choose([], 2, labels) == []
+    assert choose([found], 9, {("good", "1"): True, ("crack", "0"): False})[-1] == ("good", "0")
+
+
+def test_labels_of_predictions_choose_the_heatmaps(tmp_path: Path) -> None:
+    """Also against the names of the folders."""
+    folder = full_run(tmp_path, {"bottle": 0.5})
+    rows = [(f"d/bottle/test/{kind}/0.png", "bottle", int(kind == "good"), 1) for kind in ("good", "crack", "dent")]
+    write_predictions(folder, [*rows, *((row[0].replace("/0", "/1"), *row[1:]) for row in rows)])
+    page = Page(render([folder], heatmaps=1))
+    assert "good/0" in page.texts
 
 
 def test_heatmaps_of_a_single_category(tmp_path: Path) -> None:

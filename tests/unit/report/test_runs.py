@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from anomalib_uniad.report.decisions import Decisions, read_decisions
-from anomalib_uniad.report.find import find_metrics
-from anomalib_uniad.report.runs import read_runs, unique
+from anomalib_uniad.report.decisions import COUNTS, count, read_predictions
+from anomalib_uniad.report.runs import find_metrics, read_runs, unique
 from runs import write_predictions, write_run
 
 VALUES = {
@@ -162,33 +161,35 @@ def test_decisions(tmp_path: Path, number: str) -> None:
     ]
     write_predictions(tmp_path, rows, number)
     (run,) = read_runs([tmp_path])
-    found = read_decisions(run)
-    bottle, cable = found["bottle"], found["cable"]
-    assert (bottle.defective, bottle.missed, bottle.normal, bottle.false_alarms, bottle.open) == (3, 1, 2, 1, 0)
-    assert (cable.defective, cable.missed, cable.normal, cable.false_alarms, cable.open) == (1, 1, 0, 0, 2)
-    assert bottle.labels["crack", "0"] is True
-    assert bottle.labels["good", "0"] is False
-    assert bottle + cable == Decisions(4, 2, 2, 1, 2)
+    predictions = read_predictions(run)
+    counts = count(predictions)
+    assert list(counts.columns) == COUNTS
+    assert counts.loc["bottle"].tolist() == [3, 1, 2, 1, 0]
+    assert counts.loc["cable"].tolist() == [1, 1, 0, 0, 2]
+    assert counts.sum().tolist() == [4, 2, 2, 1, 2]
+    assert predictions.loc[[0, 2], "path"].tolist() == ["d/bottle/test/good/0.png", "d/bottle/test/crack/0.png"]
+    assert predictions["label"].tolist()[1:7] == [False, True, True, True, True, None]
 
 
 def test_no_decisions(tmp_path: Path) -> None:
     write_run(tmp_path, VALUES, number="-1")
     write_predictions(tmp_path, [("a.png", "bottle", 1, 1)])  # of another test
     (run,) = read_runs([tmp_path])
-    assert read_decisions(run) == {}
+    assert read_predictions(run).empty
+    assert count(read_predictions(run)).empty
 
 
 def test_damaged_predictions(tmp_path: Path) -> None:
     (run,) = read_runs([write_run(tmp_path, VALUES)])
     write_predictions(tmp_path, [("a.png", "bottle", "normal", "normal"), ("b.png", "bottle", "odd", "normal")])
     with pytest.raises(ValueError, match=r"predictions.csv is damaged: label in line 3 is 'odd'"):
-        read_decisions(run)
+        read_predictions(run)
     write_predictions(tmp_path, [], header="path,category,label")
     with pytest.raises(ValueError, match=r"predictions.csv is damaged: it has no column decision"):
-        read_decisions(run)
+        read_predictions(run)
     (tmp_path / "predictions.csv").write_text("category,label,decision\nbottle,normal\n")
     with pytest.raises(ValueError, match="line 2 has no decision"):
-        read_decisions(run)
+        read_predictions(run)
 
 
 def test_files_of_an_evaluation(tmp_path: Path) -> None:
