@@ -10,9 +10,8 @@ from torchmetrics import Metric
 from torchvision.transforms.v2 import functional as transforms
 from torchvision.tv_tensors import Mask
 
+from .export import OUTPUTS
 from .quantization_images import Images
-
-OUTPUTS = ("pred_score", "pred_label", "anomaly_map", "pred_mask")
 
 
 def measure(model: Any, batches: Iterable[Images], metric: Metric, images: int) -> tuple[float, list[float]]:

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pre-processor whose exported resize is that of validation."""
+"""A pre-processor whose exported resize is that of validation, and which leaves cached features alone."""
 
 from typing import Any
 
 import torch
+from anomalib.data import Batch
 from anomalib.pre_processing import PreProcessor
+from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torchvision.transforms.v2 import Compose, InterpolationMode, Resize, Transform
 
@@ -42,11 +44,13 @@ class AntialiasedResize(nn.Module):
         return weights / weights.sum(dim=-1, keepdim=True)
 
 
-class ExactPreProcessor(PreProcessor):
+class AntialiasedPreProcessor(PreProcessor):
     """anomalib's pre-processor, but exported models resize like validation does, from which their thresholds are.
 
     anomalib switches antialiasing off for exports, which changes the scores of all images that are larger than the
     model's size.
+
+    Batches of a training that bring ``features`` were transformed when these were computed, and are left as they are.
 
     Args:
         transform (Transform | None): Transform of the images. Defaults to ``None``.
@@ -54,19 +58,32 @@ class ExactPreProcessor(PreProcessor):
 
     def __init__(self, transform: Transform | None = None) -> None:
         super().__init__(transform)
-        self.export_transform = _exact(self.transform, self.export_transform)
+        self.export_transform = _antialiased(self.transform, self.export_transform)
 
     def load_checkpoint_config(self, config: dict[str, Any]) -> None:
         """Take over the transform of a checkpoint."""
         super().load_checkpoint_config(config)
-        self.export_transform = _exact(self.transform, self.export_transform)
+        self.export_transform = _antialiased(self.transform, self.export_transform)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        """Transform the images of a batch that brings no features."""
+        if getattr(batch, "features", None) is None:
+            super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Transform the images of a batch that brings no features."""
+        del dataloader_idx  # This variable is not used.
+        if getattr(batch, "features", None) is None:
+            super().on_validation_batch_start(trainer, pl_module, batch, batch_idx)
 
 
-def _exact(transform: Transform | None, exported: Any) -> Any:
+def _antialiased(transform: Transform | None, exported: Any) -> Any:
     """Put antialiasing back into the resizes of an exported transform that had it."""
     if isinstance(transform, Compose):
         pairs = zip(transform.transforms, exported.transforms, strict=True)
-        return Compose([_exact(*pair) for pair in pairs])
+        return Compose([_antialiased(*pair) for pair in pairs])
     if not isinstance(transform, Resize) or not transform.antialias or transform.max_size is not None:
         return exported
     size: list[int] = list(transform.size or [])

@@ -104,6 +104,37 @@ def _check_accuracy_control(post_processor: Any, metric: Any, max_drop: float) -
         raise ValueError(msg)
 
 
+def compress(
+    model: "openvino.Model",
+    compression: CompressionType | None,
+    datamodule: AnomalibDataModule | None,
+    size: tuple[int, int],
+    metric: Metric | None = None,
+    max_drop: float = 0.01,
+) -> "openvino.Model":
+    """Compress a model whose arguments :func:`check_quantization` has taken.
+
+    Args:
+        model (openvino.Model): The exported model.
+        compression (CompressionType): ``INT8``, ``INT8_PTQ`` or ``INT8_ACQ``.
+        datamodule (AnomalibDataModule | None): Where images are from; not needed for ``INT8``.
+        size (tuple[int, int]): Height and width to which the model resizes.
+        metric (Metric | None): What is measured with ``INT8_ACQ``. Defaults to ``None``, the F1 score.
+        max_drop (float): By how much it may fall. Defaults to ``0.01``.
+
+    Returns:
+        openvino.Model: The compressed model.
+    """
+    if compression == CompressionType.INT8:
+        return compress_weights(model)
+    if datamodule is None:
+        msg = "Quantisation measures activations on images: give a datamodule."
+        raise ValueError(msg)
+    if compression == CompressionType.INT8_PTQ:
+        return quantize(model, datamodule, size)
+    return quantize_with_accuracy_control(model, datamodule, size, metric, max_drop)
+
+
 def compress_weights(model: "openvino.Model") -> "openvino.Model":
     """Store weights in INT8, except those of depthwise convolutions: few, and most of the accuracy is lost by them.
 

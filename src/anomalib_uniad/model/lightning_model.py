@@ -1,33 +1,63 @@
 # SPDX-License-Identifier: Apache-2.0
 """UniAD as an anomalib model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
-from anomalib import LearningType
-from anomalib.data import Batch
+from anomalib import LearningType, TaskType
+from anomalib.data import AnomalibDataModule, Batch
+from anomalib.deploy import CompressionType
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
-from lightning.pytorch.utilities.types import STEP_OUTPUT
+from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRSchedulerConfig
+from torchmetrics import Metric
 
-from anomalib_uniad.deploy.export import SelfDescribing
+from anomalib_uniad.category import known_categories
+from anomalib_uniad.checks import check_at_least, check_choice, repeat
+from anomalib_uniad.deploy.export import OPSET, fixes_size, metadata_of, write_metadata
+from anomalib_uniad.deploy.official import OfficialCheckpoint, load_official
+from anomalib_uniad.deploy.pre_processor import AntialiasedPreProcessor
+from anomalib_uniad.deploy.quantization import check_quantization, compress
+from anomalib_uniad.inference.metadata import Level, ModelMetadata
 from anomalib_uniad.metrics import PerCategoryEvaluator
+from anomalib_uniad.training.checkpoint_selection import CheckpointChoice, CheckpointSelection
+from anomalib_uniad.training.feature_cache import FeatureCache, FeatureDtype
+from anomalib_uniad.training.last_epoch import LastEpochValidation
+from anomalib_uniad.training.optimization import LearningRateSchedule, adamw, learning_rate_schedule
+from anomalib_uniad.training.resume import ExactResume
+from anomalib_uniad.training.resume_checkpoint import ResumeCheckpoint
 
 from .anomaly_map import ImageScore
-from .arguments import check_same_model, plain_layers, repeat
 from .components.padding import BackbonePadding, PaddingMode
 from .loss import ReconstructionLoss
-from .official import FromOfficial
-from .recipe import CheckpointChoice, CompileMode, FeatureCacheMode, FeatureDtype, LearningRateSchedule, Recipe
 from .torch_model import PositionEmbedding, UniADModel
 
+FeatureCacheMode = Literal["off", "memory", "disk"]
+CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 
-class UniAD(Recipe, FromOfficial, SelfDescribing, AnomalibModule):  # type: ignore[misc]  # static methods overridden
+# Arguments that change predictions, but neither names nor shapes of the weights.
+_INVISIBLE_IN_WEIGHTS = (
+    "backbone_padding",
+    "backbone_padding_mode",
+    "image_size",
+    "feature_stride",
+    "num_heads",
+    "neighbor_size",
+    "neighbor_mask",
+    "image_score",
+    "score_pool_size",
+)
+
+
+class UniAD(AnomalibModule):
     """UniAD, one model for many product categories (https://arxiv.org/abs/2206.03687).
 
     The defaults are the paper's recipe for MVTec-AD; with 1,000 epochs, batches of 8 and a validation every 10
@@ -103,6 +133,11 @@ class UniAD(Recipe, FromOfficial, SelfDescribing, AnomalibModule):  # type: igno
         evaluator (Evaluator | bool): ``True`` is ``anomalib_uniad.PerCategoryEvaluator``. Defaults to ``True``.
         visualizer (Visualizer | bool): ``True`` is anomalib's: one heatmap file per image. Defaults to ``True``.
 
+    Attributes:
+        official (OfficialCheckpoint | None): The checkpoint of the authors' code that the weights are from.
+        training_summary (dict[str, Any]): ``dataset``, ``images``, ``categories``, ``epochs`` and ``seed`` of the
+            training, as far as they are known; empty if there was none. Kept in checkpoints and exported files.
+
     Raises:
         ValueError: If an argument is out of its range or does not fit the others; the message names it.
         FileNotFoundError: If ``backbone_weights`` is not there.
@@ -114,6 +149,12 @@ class UniAD(Recipe, FromOfficial, SelfDescribing, AnomalibModule):  # type: igno
         >>> model.model.grid_size
         (8, 8)
     """
+
+    model: UniADModel
+    pre_processor: PreProcessor | None
+    post_processor: PostProcessor | None
+    evaluator: Evaluator | None
+    official: OfficialCheckpoint | None = None
 
     def __init__(
         self,
@@ -160,7 +201,10 @@ class UniAD(Recipe, FromOfficial, SelfDescribing, AnomalibModule):  # type: igno
         if feature_cache is False:
             feature_cache = "off"  # of which yaml without quotes makes False
         # Plain tuples before the hyper-parameters are collected: configs bring lists of several classes.
-        layers = plain_layers(layers)
+        if not isinstance(layers, Sequence) or isinstance(layers, str):
+            msg = f"layers must be a list of indices or names, got {layers!r}."
+            raise ValueError(msg)
+        layers = cast("Sequence[int] | Sequence[str]", tuple(layers))
         image_size = repeat("image_size", image_size, int, 2)
         neighbor_size = repeat("neighbor_size", neighbor_size, int, 2)
         neighbor_mask = repeat("neighbor_mask", neighbor_mask, bool, 3)
@@ -173,26 +217,20 @@ class UniAD(Recipe, FromOfficial, SelfDescribing, AnomalibModule):  # type: igno
         if self.input_size not in {None, image_size}:
             msg = f"The pre_processor resizes images to {self.input_size}, but image_size is {image_size}."
             raise ValueError(msg)
-        self.set_recipe(
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            lr_schedule=lr_schedule,
-            lr_warmup_epochs=lr_warmup_epochs,
-            lr_decay_epoch=lr_decay_epoch,
-            lr_decay_factor=lr_decay_factor,
-            gradient_clip_norm=gradient_clip_norm,
-            seed=seed,
-            feature_cache=feature_cache,
-            feature_cache_dtype=feature_cache_dtype,
-            feature_cache_dir=feature_cache_dir,
-            compile_mode=compile_mode,
-            resume_interval=resume_interval,
-            checkpoint_selection=checkpoint_selection,
-        )
+        _check_training(self.hparams)
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.lr_schedule = lr_schedule
+        self.lr_warmup_epochs = lr_warmup_epochs
+        self.lr_decay_epoch = lr_decay_epoch
+        self.lr_decay_factor = lr_decay_factor
+        self.gradient_clip_norm = gradient_clip_norm
+        self.seed = seed
+        self.compile_mode = compile_mode
         with torch.random.fork_rng(devices=[], enabled=seed is not None):  # the caller's random state stays
             if seed is not None:
                 torch.manual_seed(seed)
-            self.model: UniADModel = UniADModel(
+            self.model = UniADModel(
                 backbone=backbone,
                 layers=layers,
                 pre_trained=pre_trained,
@@ -216,21 +254,89 @@ class UniAD(Recipe, FromOfficial, SelfDescribing, AnomalibModule):  # type: igno
                 score_pool_size=score_pool_size,
             )
         self.loss = ReconstructionLoss()
+        self.training_summary: dict[str, Any] = {}
+        self._loaded_thresholds: dict[str, dict[Level, float]] = {}
+        self._compiled: Callable[[torch.Tensor], torch.Tensor] | None = None
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of a model that was built differently.
+        self._exact_resume = ExactResume(seed)
+        self._selection = CheckpointSelection() if checkpoint_selection == "best" else None
+        self._training_callbacks: list[Callback] = [LastEpochValidation()]
+        if feature_cache != "off":
+            self._training_callbacks.append(FeatureCache(feature_cache, feature_cache_dtype, feature_cache_dir))
+        self._training_callbacks.append(self._exact_resume)  # after the cache, whose dataloader it wraps
+        if resume_interval > 0:
+            self._training_callbacks.append(ResumeCheckpoint(resume_interval))
+        if self._selection is not None:
+            self._training_callbacks.append(self._selection)
+
+    @classmethod
+    def from_official(cls, checkpoint: str | Path, **arguments: Any) -> "UniAD":
+        """Make the model of a checkpoint of the authors' code, ``ckpt.pth.tar``.
+
+        Sizes are read off the tensors, the rest off the config in the file, else it is the paper's. Nothing of the
+        file is executed.
+
+        Args:
+            checkpoint (str | Path): The file, with the backbone's weights in it.
+            **arguments (Any): Arguments of the model that are to be others than the file says, or that it does not
+                tell, for example ``image_score="mean"``.
+
+        Returns:
+            UniAD: The model, with the weights loaded. Its attribute ``official`` tells where each argument is from, and
+            which tensors of the file were not used.
 
         Raises:
-            ValueError: If arguments differ that the weights do not show; the message lists them.
+            FileNotFoundError: If there is no such file.
+            ValueError: If it cannot be read, is not of UniAD, or contradicts the arguments.
         """
-        super().on_load_checkpoint(checkpoint)
-        check_same_model(checkpoint.get("hyper_parameters", {}), self.hparams)
+        given = {name: value for name, value in arguments.items() if value is not None}
+        official = load_official(Path(checkpoint), given)
+        model = cls(**{**given, **official.arguments, "pre_trained": False, "backbone_weights": None})
+        official.load_into(model.model.backbone.features, model.model.transformer)
+        model.official = official
+        if official.epoch:
+            model.training_summary = {"epochs": official.epoch}
+        return model
+
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> "UniAD":
+        """Load a Lightning checkpoint; it brings the backbone's weights, so nothing else is read or fetched."""
+        kwargs = {"pre_trained": False, "backbone_weights": None, **kwargs}
+        return cast("UniAD", super().load_from_checkpoint(*args, **kwargs))
+
+    # Parts that anomalib asks for.
+
+    @property
+    def learning_type(self) -> LearningType:
+        """UniAD learns from normal images only."""
+        return LearningType.ONE_CLASS
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """Arguments that the trainer must have, whatever the user gives it."""
+        return {"gradient_clip_val": self.gradient_clip_norm, "num_sanity_val_steps": 0}
+
+    @staticmethod
+    def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:
+        """The pre-processor of anomalib, exported with the resize of validation."""
+        return AntialiasedPreProcessor(AnomalibModule.configure_pre_processor(image_size).transform)
+
+    @staticmethod
+    def configure_evaluator() -> Evaluator:
+        """Metrics per category and their mean."""
+        return PerCategoryEvaluator()
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The callbacks of the training, after those that the model has anyway."""
+        return [*cast("Sequence[Callback]", super().configure_callbacks()), *self._training_callbacks]
+
+    # Steps.
 
     def training_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Reconstruct the features of a batch of normal images."""
         del args, kwargs  # These variables are not used.
         target = self._features(batch)  # (B, C, h, w)
-        loss = self.loss(self.reconstruct(target), target)
+        loss = self.loss(self._reconstruct(target), target)
         self.log("train_loss", loss.detach(), on_epoch=True, on_step=False, prog_bar=True, batch_size=len(target))
         return {"loss": loss}
 
@@ -256,18 +362,251 @@ class UniAD(Recipe, FromOfficial, SelfDescribing, AnomalibModule):  # type: igno
         with torch.autocast(self.device.type, enabled=False):
             return self.model.extract(cast("torch.Tensor", batch.image)) if cached is None else cached.to(self.dtype)
 
+    def _reconstruct(self, features: torch.Tensor) -> torch.Tensor:
+        """The model's ``reconstruct``, compiled if wanted: ``(B, C, h, w)`` to ``(B, C, h, w)``."""
+        if self._compiled is None:
+            return self.model.reconstruct(features)
+        torch.compiler.cudagraph_mark_step_begin()  # CUDA graphs may overwrite what the last step returned
+        return self._compiled(features)
+
+    # Training.
+
+    def setup(self, stage: str) -> None:
+        """Seed the training, if a seed was given, and compile its step, if wanted."""
+        if stage != "fit":
+            return
+        if self.seed is not None:
+            seed_everything(self.seed, workers=True)
+        if self.compile_mode is not None:
+            self._compiled = torch.compile(self.model.reconstruct, mode=self.compile_mode, dynamic=False)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW and a schedule, by default the step of the paper (section 4.1); what is frozen is left out."""
+        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = adamw(trainable, self.learning_rate, self.weight_decay, self.trainer)
+        schedule = learning_rate_schedule(
+            optimizer,
+            self.trainer,
+            self.lr_schedule,
+            self.lr_warmup_epochs,
+            self.lr_decay_epoch,
+            self.lr_decay_factor,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": schedule}  # type: ignore[typeddict-item]
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradients; Lightning refuses to for a fused optimizer in mixed precision, with or without need."""
+        if optimizer.defaults.get("fused") and gradient_clip_val and gradient_clip_algorithm in {None, "norm"}:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def on_train_start(self) -> None:
+        """Write down what is trained on."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        dataset: Any = getattr(self.trainer.train_dataloader, "dataset", None)
+        self.training_summary = {
+            "dataset": str(getattr(datamodule, "name", "")),
+            "images": len(dataset) if hasattr(dataset, "__len__") else None,
+            "categories": known_categories(datamodule),
+            "epochs": self.trainer.current_epoch,
+            "seed": self.seed,
+        }
+
+    def on_train_epoch_start(self) -> None:
+        """Count the epochs; at their start, as checkpoints are written before their end."""
+        self.training_summary["epochs"] = self.trainer.current_epoch + 1
+
+    def on_predict_start(self) -> None:
+        """Warn if there are no thresholds, without which anomalib calls nearly every image anomalous."""
+        post_processor = self.post_processor
+        if not isinstance(post_processor, PostProcessor) or not post_processor.enable_thresholding:
+            return
+        if post_processor.image_threshold.isnan():
+            rank_zero_warn(
+                "The model has no thresholds: it was never validated, like a checkpoint of the authors' code. Scores "
+                "and heatmaps are right, labels mean nothing. Validate it on your images and save it to have them."
+            )
+
+    def teardown(self, stage: str) -> None:
+        """Let go of the compiled step, which cannot be copied, exported or saved."""
+        del stage  # This variable is not used.
+        self._compiled = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the compiled step, also after a training that failed."""
+        return {**super().__getstate__(), "_compiled": None}
+
+    # Checkpoints.
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the summary of the training, and the thresholds of categories."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["training_summary"] = dict(self.training_summary)
+        if isinstance(self.evaluator, PerCategoryEvaluator):
+            # Lightning calls the evaluator too, but not for checkpoints of weights alone.
+            self.evaluator.on_save_checkpoint(self._trainer, self, checkpoint)  # type: ignore[arg-type]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the summary of the training and the thresholds of categories.
+
+        Raises:
+            ValueError: If the checkpoint is of a model with other arguments that the weights do not show; the message
+                lists them.
+        """
+        selected = None if self._selection is None else self._selection.selected
+        self._exact_resume.keep_trained_weights(self, checkpoint, selected)
+        super().on_load_checkpoint(checkpoint)
+        _check_same_model(checkpoint.get("hyper_parameters", {}), self.hparams)
+        self.training_summary = dict(checkpoint.get("training_summary", {}))
+        self._loaded_thresholds = checkpoint.get("category_thresholds", {})
+        if isinstance(self.evaluator, PerCategoryEvaluator):
+            # Lightning calls the evaluator too, but not in `load_from_checkpoint` and before an export.
+            self.evaluator.on_load_checkpoint(self._trainer, self, checkpoint)  # type: ignore[arg-type]
+
+    # Export; anomalib's Engine calls `to_onnx` and `to_openvino`.
+
     @property
-    def learning_type(self) -> LearningType:
-        """UniAD learns from normal images only."""
-        return LearningType.ONE_CLASS
+    def category_thresholds(self) -> dict[str, dict[Level, float]]:
+        """Thresholds of categories: the evaluator's, or those of the loaded checkpoint if there is no evaluator."""
+        if isinstance(self.evaluator, PerCategoryEvaluator):
+            return self.evaluator.category_thresholds
+        return self._loaded_thresholds
 
-    @staticmethod
-    def configure_evaluator() -> Evaluator:
-        """Metrics per category and their mean."""
-        return PerCategoryEvaluator()
+    @property
+    def metadata(self) -> ModelMetadata:
+        """What an exported file says about the model."""
+        return metadata_of(
+            type(self).__name__, self.input_size, self.post_processor, self.category_thresholds, self.training_summary
+        )
 
-    @classmethod
-    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> "UniAD":
-        """Load a Lightning checkpoint; it brings the backbone's weights, so nothing else is read or fetched."""
-        kwargs = {"pre_trained": False, "backbone_weights": None, **kwargs}
-        return cast("UniAD", super().load_from_checkpoint(*args, **kwargs))
+    def to_onnx(  # type: ignore[override]  # as anomalib's, not Lightning's
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        precision: str = "FP32",
+        **kwargs: Any,
+    ) -> Path:
+        """Export to ONNX as anomalib does, with the metadata in the file; OpenVINO files are made from it.
+
+        Args:
+            export_root (Path | str): As of anomalib.
+            model_file_name (str): As of anomalib. Defaults to ``"model"``.
+            input_size (tuple[int, int] | None): Height and width of the images; ``None`` is any, or the model's own
+                where the other arguments fix one of them. Defaults to ``None``.
+            precision (str): What the metadata say of it. Defaults to ``"FP32"``.
+            **kwargs (Any): As of anomalib; ``opset_version`` is 18 if it is not given.
+
+        Returns:
+            Path: The file.
+        """
+        kwargs.setdefault("opset_version", OPSET)
+        if input_size is None and fixes_size(kwargs):
+            input_size = self.model.image_size  # anomalib would take 32 x 32 pixels, with which it probes models
+        path = super().to_onnx(export_root, model_file_name, input_size, **kwargs)
+        write_metadata(path, replace(self.metadata, precision=precision))
+        return path
+
+    def to_openvino(
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        compression_type: CompressionType | None = None,
+        datamodule: AnomalibDataModule | None = None,
+        metric: Metric | None = None,
+        task: TaskType | None = None,
+        max_drop: float = 0.01,
+        ov_kwargs: dict[str, Any] | None = None,
+        onnx_kwargs: dict[str, Any] | None = None,
+    ) -> Path:
+        """Export to OpenVINO as anomalib does, with the arguments of anomalib.
+
+        ``INT8_PTQ`` and ``INT8_ACQ`` measure activations on training images of ``datamodule``; ``INT8_ACQ`` measures
+        accuracy on its validation images.
+
+        Returns:
+            Path: The ``.xml`` file.
+
+        Raises:
+            ModuleNotFoundError: If a package is not installed.
+            TypeError: If ``metric`` is none.
+            ValueError: If something that quantisation needs is missing; before anything is exported.
+        """
+        compression = None if compression_type is None else CompressionType(compression_type)
+        if compression not in {None, CompressionType.FP16}:
+            check_quantization(compression, self.post_processor, datamodule, metric, max_drop)
+        return super().to_openvino(
+            export_root,
+            model_file_name,
+            input_size,
+            compression,
+            datamodule,
+            metric,
+            task,
+            max_drop,
+            ov_kwargs,
+            {**(onnx_kwargs or {}), "precision": compression.name if compression else "FP32"},
+        )
+
+    def _compress_ov_model(
+        self,
+        model: Any,
+        compression_type: CompressionType | None = None,
+        datamodule: AnomalibDataModule | None = None,
+        metric: Metric | None = None,
+        task: TaskType | None = None,
+        max_drop: float = 0.01,
+    ) -> Any:
+        """Called by anomalib's ``to_openvino``."""
+        del task  # This variable is not used.
+        return compress(model, compression_type, datamodule, self.model.image_size, metric, max_drop)
+
+
+def _check_training(arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments of the training that are out of their range."""
+    for name, lowest in (
+        ("learning_rate", 0),
+        ("weight_decay", 0),
+        ("lr_warmup_epochs", 0),
+        ("lr_decay_epoch", 1),
+        ("lr_decay_factor", 0),
+        ("gradient_clip_norm", 0),
+        ("resume_interval", 0),
+    ):
+        check_at_least(name, arguments[name], lowest)
+    if arguments["seed"] is not None:
+        check_at_least("seed", arguments["seed"], 0)
+    for name, choices in (
+        ("lr_schedule", get_args(LearningRateSchedule)),
+        ("feature_cache", get_args(FeatureCacheMode)),
+        ("feature_cache_dtype", get_args(FeatureDtype)),
+        ("compile_mode", (None, *get_args(CompileMode))),
+        ("checkpoint_selection", get_args(CheckpointChoice)),
+    ):
+        check_choice(name, arguments[name], choices)
+
+
+def _check_same_model(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint whose model was built with other arguments, where the weights do not show it."""
+
+    def plain(value: Any) -> Any:
+        return tuple(value) if isinstance(value, (list, tuple)) else value
+
+    different = [
+        f"{name}: {saved[name]} in the checkpoint, {given[name]} in the model"
+        for name in _INVISIBLE_IN_WEIGHTS
+        if name in saved and plain(saved[name]) != plain(given[name])
+    ]
+    if different:
+        msg = (
+            "The checkpoint is of another model; give the arguments of its training (for an imported checkpoint, the "
+            f"config beside it, with --config). {'; '.join(different)}."
+        )
+        raise ValueError(msg)

@@ -69,9 +69,7 @@ class CheckpointSelection(Callback):
             "global_step": checkpoint["global_step"],
             "epoch_progress": epochs,
         }
-        evaluator = getattr(pl_module, "evaluator", None)
-        if evaluator is not None:  # its table tells for how many epochs the model was trained
-            evaluator.on_load_checkpoint(trainer, pl_module, checkpoint)
+        pl_module.on_load_checkpoint(checkpoint)  # thresholds of categories, and for how many epochs it was trained
         score = float(self._best.best_model_score)  # type: ignore[arg-type]
         rank_zero_info(
             f"Selected the epoch with the highest {MONITOR} of the validations: {epochs['current']['ready']} of "

@@ -171,6 +171,7 @@ class ExactResume(Callback):
             return
         rank_zero_info(f"Testing the weights after the training that was resumed from {path}, not those in this file.")
         checkpoint["state_dict"] = pl_module.state_dict()
+        pl_module.on_save_checkpoint(checkpoint)
         checkpoint["callbacks"] = {}  # those of the trainer are newer: model.ckpt, for example, is another file now
         counters = selected or {
             "epoch": trainer.current_epoch,

@@ -4,7 +4,7 @@ import torch
 from torchvision.transforms import v2
 
 from anomalib_uniad import UniAD
-from anomalib_uniad.deploy.pre_processor import AntialiasedResize, ExactPreProcessor
+from anomalib_uniad.deploy.pre_processor import AntialiasedPreProcessor, AntialiasedResize
 from small import SMALL
 
 SIZES = [(64, 64), (200, 150), (33, 90), (40, 500), (64, 65), (63, 31), (1024, 768)]
@@ -45,7 +45,7 @@ def test_nothing_is_left_of_it_for_images_of_its_size() -> None:
 
 def test_model_resizes_as_in_validation() -> None:
     model = UniAD(**SMALL, post_processor=False).eval()
-    assert type(model.pre_processor) is ExactPreProcessor
+    assert type(model.pre_processor) is AntialiasedPreProcessor
     images = torch.rand(2, 3, 200, 300)
     with torch.no_grad():
         expected = model.model(model.pre_processor.transform(images)).anomaly_map  # what validation does
@@ -54,8 +54,8 @@ def test_model_resizes_as_in_validation() -> None:
 
 
 def test_config_of_a_checkpoint() -> None:
-    kept = ExactPreProcessor(v2.Compose([v2.Resize((64, 48)), v2.Normalize([0.5] * 3, [0.5] * 3)]))
-    other = ExactPreProcessor()
+    kept = AntialiasedPreProcessor(v2.Compose([v2.Resize((64, 48)), v2.Normalize([0.5] * 3, [0.5] * 3)]))
+    other = AntialiasedPreProcessor()
     assert other.export_transform is None
     other.load_checkpoint_config(kept.checkpoint_config())
     images = torch.rand(1, 3, 100, 100)
@@ -74,6 +74,6 @@ def test_config_of_a_checkpoint() -> None:
 )
 def test_other_transforms_are_anomalibs(transform) -> None:
     images = torch.rand(1, 3, 100, 100)
-    made = ExactPreProcessor(transform)
+    made = AntialiasedPreProcessor(transform)
     assert not any(isinstance(step, AntialiasedResize) for step in getattr(made.export_transform, "transforms", []))
     assert made(images).shape[-2:] in {(64, 48), (64, 64), (32, 32)}

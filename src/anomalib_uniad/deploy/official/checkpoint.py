@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from .arguments import arguments_of
 from .backbone import identify
@@ -42,6 +43,7 @@ class OfficialCheckpoint:
     """A model of the authors' code.
 
     Attributes:
+        path (Path): The file.
         arguments (dict[str, Any]): Arguments of ``UniAD``.
         sources (dict[str, str]): Where each is from: ``"given"``, ``"tensors"``, ``"arch"`` or ``"default"``.
         backbone (dict[str, torch.Tensor]): Weights of the backbone, in timm's names.
@@ -52,6 +54,7 @@ class OfficialCheckpoint:
         used (int): Number of tensors in the model, set when they are loaded into it.
     """
 
+    path: Path
     arguments: dict[str, Any]
     sources: dict[str, str]
     backbone: dict[str, torch.Tensor]
@@ -60,6 +63,28 @@ class OfficialCheckpoint:
     unused: list[str]
     epoch: int | None = None
     used: int = 0
+
+    def load_into(self, backbone: nn.Module, transformer: nn.Module) -> None:
+        """Load the weights into a model, and let go of them.
+
+        Args:
+            backbone (nn.Module): Of timm.
+            transformer (nn.Module): ``ReconstructionTransformer``.
+
+        Raises:
+            ValueError: If they do not fit.
+        """
+        try:
+            transformer.load_state_dict(self.transformer)
+        except RuntimeError as error:  # lists what is missing, unknown or of another shape
+            msg = f"{str(self.path)!r} does not fit the model. {error}"
+            raise ValueError(msg) from error
+        wanted = backbone.state_dict()
+        needed = {name: tensor for name, tensor in self.backbone.items() if name in wanted}
+        backbone.load_state_dict(needed, strict=False)  # only counters of batches may be missing
+        self.unused += [self.names[name] for name in self.backbone if name not in wanted]
+        self.used = len(needed) + len(self.transformer)
+        self.backbone, self.transformer = {}, {}
 
 
 def load_official(path: Path, given: Mapping[str, Any]) -> OfficialCheckpoint:
@@ -105,6 +130,7 @@ def load_official(path: Path, given: Mapping[str, Any]) -> OfficialCheckpoint:
         )
         raise ValueError(msg) from error
     return OfficialCheckpoint(
+        path=path,
         arguments=arguments,
         sources=sources,
         backbone={name: parts["backbone"][key] for key, name in names.items()},

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of arguments, for all rooms; no torch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def check_at_least(name: str, value: float, lowest: float) -> None:
+    """Refuse a value that is too small, or not a number.
+
+    Args:
+        name (str): Name of the argument.
+        value (float): Its value.
+        lowest (float): The smallest value that is allowed.
+
+    Raises:
+        ValueError: If it is smaller.
+    """
+    if not value >= lowest:  # nor NaN
+        msg = f"{name} must be at least {lowest}, got {value}."
+        raise ValueError(msg)
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Refuse a value outside [0, 1].
+
+    Args:
+        name (str): Name of the argument.
+        value (float): Its value.
+
+    Raises:
+        ValueError: If it lies outside.
+    """
+    if not 0 <= value <= 1:
+        msg = f"{name} must lie in [0, 1], got {value}."
+        raise ValueError(msg)
+
+
+def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """Refuse a value that is none of the choices.
+
+    Args:
+        name (str): Name of the argument.
+        value (Any): Its value.
+        choices (Sequence[Any]): The values that are allowed.
+
+    Raises:
+        ValueError: If it is another one.
+    """
+    if value not in choices:
+        msg = f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}."
+        raise ValueError(msg)
+
+
+def repeat(name: str, value: Any, kind: type, count: int) -> tuple[Any, ...]:
+    """Return one value ``count`` times, or ``count`` values as they are.
+
+    Args:
+        name (str): Name of the argument.
+        value (Any): A value of ``kind`` or a sequence of them.
+        kind (type): Type of each value; a bool is no int.
+        count (int): How many there must be.
+
+    Returns:
+        tuple[Any, ...]: ``count`` values.
+
+    Raises:
+        ValueError: If it is something else.
+
+    Example:
+        >>> repeat("image_size", 224, int, 2)
+        (224, 224)
+    """
+    values = (value,) * count if not isinstance(value, Sequence) or isinstance(value, str) else tuple(value)
+    if len(values) != count or any(type(item) is not kind for item in values):
+        msg = f"{name} must be one {kind.__name__} or {count} of them, got {value!r}."
+        raise ValueError(msg)
+    return values
