@@ -172,23 +172,25 @@ def parse_json(data: bytes) -> Any:
 
 
 def _loads(text: str) -> Any:
-    def refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        content = dict(pairs)
-        if len(content) < len(pairs):
-            keys = [key for key, _ in pairs]
-            msg = f"the key {show(next(key for key in keys if keys.count(key) > 1))} is there twice."
-            raise InvalidJSONError(msg)
-        return content
+    return json.loads(text, object_pairs_hook=_refuse_repeated, parse_constant=_refuse_constant)
 
-    def refuse_constant(name: str) -> None:
-        msg = f"has {name}, which is no JSON."
+
+def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        msg = f"the key {show(next(key for key in keys if keys.count(key) > 1))} is there twice."
         raise InvalidJSONError(msg)
+    return content
 
-    return json.loads(text, object_pairs_hook=refuse_repeated, parse_constant=refuse_constant)
+
+def _refuse_constant(name: str) -> None:
+    msg = f"has {name}, which is no JSON."
+    raise InvalidJSONError(msg)
 
 
 def _line_of_refusal(text: str) -> int:
-    """Find the line at which :func:`_loads` refuses a text: the first that it does not get past."""
+    """Find the line at which a hook refuses a text: hooks are not told where they are."""
     lines = text.split("\n")
 
     def is_refused(count: int) -> bool:
@@ -196,8 +198,8 @@ def _line_of_refusal(text: str) -> int:
             _loads("\n".join(lines[:count]))
         except InvalidJSONError:
             return True
-        except ValueError:
-            pass  # cut off before that
+        except (ValueError, RecursionError):
+            return False  # cut off before that
         return False
 
     return bisect_left(range(1, len(lines)), True, key=is_refused) + 1
