@@ -450,7 +450,7 @@ class UniAD(AnomalibModule):
         checkpoint["training_summary"] = dict(self.training_summary)
         if isinstance(self.evaluator, PerCategoryEvaluator):
             # Lightning calls the evaluator too, but not for checkpoints of weights alone.
-            self.evaluator.on_save_checkpoint(self._trainer, self, checkpoint)  # type: ignore[arg-type]
+            self.evaluator.on_save_checkpoint(self._trainer, self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over the summary of the training and the thresholds of categories.
@@ -467,7 +467,7 @@ class UniAD(AnomalibModule):
         self._loaded_thresholds = checkpoint.get("category_thresholds", {})
         if isinstance(self.evaluator, PerCategoryEvaluator):
             # Lightning calls the evaluator too, but not in `load_from_checkpoint` and before an export.
-            self.evaluator.on_load_checkpoint(self._trainer, self, checkpoint)  # type: ignore[arg-type]
+            self.evaluator.on_load_checkpoint(self._trainer, self, checkpoint)
 
     # Export; anomalib's Engine calls `to_onnx` and `to_openvino`.
 
