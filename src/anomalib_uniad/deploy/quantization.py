@@ -1,25 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""INT8: which part of an exported model is quantised, with which images, and how what is lost is measured."""
+"""INT8: what is refused, which operations are quantised, with which images, and how accuracy is measured."""
 
+import copy
+import logging
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from anomalib.data import AnomalibDataModule
+import torch
+from anomalib.data import AnomalibDataModule, AnomalibDataset, ImageBatch, ImageItem
 from anomalib.deploy import CompressionType
 from anomalib.metrics import F1Score
 from anomalib.post_processing import PostProcessor
 from lightning_utilities.core.imports import module_available
-from torch.utils.data import DataLoader
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchmetrics import Metric
+from torchvision.transforms.v2 import functional as transforms
+from torchvision.tv_tensors import Mask
 
-from .accuracy import measure
-from .quantization_images import batches_of, calibration_images, plain
+from anomalib_uniad.checks import check_fraction
+
+from .export import OUTPUTS
 
 if TYPE_CHECKING:
     import nncf
     import openvino
+
+logger = logging.getLogger(__name__)
+
+CALIBRATION_IMAGES = 300
 
 # Parts that stay in float32, and what else is done for accuracy.
 PIXELS, DEPTHWISE = "float32 before the backbone", "float32 depthwise convolutions"
@@ -31,24 +42,24 @@ CHOICES = (OVERFLOW, RANGES, RECTANGLES, TRANSFORMER, PIXELS, DEPTHWISE, MAPS, E
 
 def check_quantization(
     compression: CompressionType,
-    post_processor: Any,
+    post_processor: nn.Module | None,
     datamodule: AnomalibDataModule | None,
     metric: Any = None,
     max_drop: float = 0.01,
 ) -> None:
-    """Refuse what could only fail at the end of an export, and set up the datamodule.
+    """Refuse before an export what would fail at its end, and set up the datamodule.
 
     Args:
         compression (CompressionType): ``INT8``, ``INT8_PTQ`` or ``INT8_ACQ``.
-        post_processor (Any): Of the model.
+        post_processor (nn.Module | None): Of the model.
         datamodule (AnomalibDataModule | None): Where images are from.
-        metric (Any): What is measured with accuracy control. Defaults to ``None``.
-        max_drop (float): By how much it may fall. Defaults to ``0.01``.
+        metric (Any): What ``INT8_ACQ`` measures. Defaults to ``None``, the F1 score of the decisions.
+        max_drop (float): By how much the metric may fall. Defaults to ``0.01``.
 
     Raises:
         FileNotFoundError: If the data set is not there.
         ModuleNotFoundError: If NNCF is not installed.
-        TypeError: If the metric is none.
+        TypeError: If ``metric`` is not a metric.
         ValueError: If there are no images, the model has not learned its thresholds, or ``max_drop`` is out of range.
     """
     if not module_available("nncf"):
@@ -60,79 +71,40 @@ def check_quantization(
     if datamodule is None:
         msg = f"compression_type={name} measures activations on images: give a datamodule (--data on the command line)."
         raise ValueError(msg)
-    names = ("image_min", "image_max", "pixel_min", "pixel_max") if _normalizes(post_processor) else ()
-    if not all(math.isfinite(float(getattr(post_processor, name))) for name in names):
-        msg = (
-            f"compression_type={name} needs a model that has learned how to normalise its scores, which happens at a "
-            "validation. This one has not: run engine.validate(model, datamodule) with the checkpoint, then "
-            "engine.trainer.save_checkpoint(...), and export that; or export a model with post_processor=False."
-        )
-        raise ValueError(msg)
+    known = post_processor if isinstance(post_processor, PostProcessor) else None
+    if known is not None and known.enable_normalization:
+        ends = (known.image_min, known.image_max, known.pixel_min, known.pixel_max)
+        if not all(math.isfinite(float(end)) for end in ends):
+            msg = (
+                f"compression_type={name} needs a model that has learned how to normalise its scores, which happens at "
+                "a validation. This one has not: run engine.validate(model, datamodule) with the checkpoint, then "
+                "engine.trainer.save_checkpoint(...), and export that; or export a model with post_processor=False."
+            )
+            raise ValueError(msg)
     if compression == CompressionType.INT8_ACQ:
-        _check_accuracy_control(post_processor, metric, max_drop)
-    _set_up(datamodule, name)
-    if compression == CompressionType.INT8_ACQ and not len(getattr(datamodule, "val_data", [])):
-        msg = f"Accuracy is measured on validation images, of which {datamodule.name} has none: set val_split_mode."
-        raise ValueError(msg)
-
-
-def _set_up(datamodule: AnomalibDataModule, name: str) -> None:
+        check_fraction("max_drop", max_drop)
+        if metric is not None and not isinstance(metric, Metric):
+            msg = (
+                "metric must be a metric object, for example anomalib.metrics.AUROC(fields=['pred_score', "
+                f"'gt_label']), got {metric!r}. On the command line: --metric anomalib.metrics.AUROC "
+                "--metric.fields '[pred_score, gt_label]'."
+            )
+            raise TypeError(msg)
+        decides = known is not None and known.enable_thresholding
+        if "pred_label" in getattr(metric, "fields", ["pred_label"]) and not decides:
+            msg = (
+                "The F1 score, which accuracy control measures by default, needs decisions, and this model's "
+                "post_processor makes none. Give another metric, for example AUROC of pred_score."
+            )
+            raise ValueError(msg)
     try:
         datamodule.setup("fit")  # without prepare_data, which would download a public data set to a misspelt folder
     except FileNotFoundError as error:
         msg = f"compression_type={name} takes training images that are there, and downloads none: {error}"
         raise FileNotFoundError(msg) from error
-
-
-def _check_accuracy_control(post_processor: Any, metric: Any, max_drop: float) -> None:
-    if not 0 <= max_drop <= 1:
-        msg = f"max_drop must lie in [0, 1], got {max_drop}."
+    if compression == CompressionType.INT8_ACQ and not len(getattr(datamodule, "val_data", [])):
+        msg = f"Accuracy is measured on validation images, of which {datamodule.name} has none: set val_split_mode."
         raise ValueError(msg)
-    if metric is not None and not isinstance(metric, Metric):
-        msg = (
-            "metric must be a metric object, for example anomalib.metrics.AUROC(fields=['pred_score', 'gt_label']), "
-            f"got {metric!r}. On the command line: --metric anomalib.metrics.AUROC "
-            "--metric.fields '[pred_score, gt_label]'."
-        )
-        raise TypeError(msg)
-    decides = getattr(post_processor, "enable_thresholding", False)
-    if "pred_label" in getattr(metric, "fields", ["pred_label"]) and not decides:
-        msg = (
-            "The F1 score, which accuracy control measures by default, needs decisions, and this model's "
-            "post_processor makes none. Give another metric, for example AUROC of pred_score."
-        )
-        raise ValueError(msg)
-
-
-def compress(
-    model: "openvino.Model",
-    compression: CompressionType | None,
-    datamodule: AnomalibDataModule | None,
-    size: tuple[int, int],
-    metric: Metric | None = None,
-    max_drop: float = 0.01,
-) -> "openvino.Model":
-    """Compress a model whose arguments :func:`check_quantization` has taken.
-
-    Args:
-        model (openvino.Model): The exported model.
-        compression (CompressionType): ``INT8``, ``INT8_PTQ`` or ``INT8_ACQ``.
-        datamodule (AnomalibDataModule | None): Where images are from; not needed for ``INT8``.
-        size (tuple[int, int]): Height and width to which the model resizes.
-        metric (Metric | None): What is measured with ``INT8_ACQ``. Defaults to ``None``, the F1 score.
-        max_drop (float): By how much it may fall. Defaults to ``0.01``.
-
-    Returns:
-        openvino.Model: The compressed model.
-    """
-    if compression == CompressionType.INT8:
-        return compress_weights(model)
-    if datamodule is None:
-        msg = "Quantisation measures activations on images: give a datamodule."
-        raise ValueError(msg)
-    if compression == CompressionType.INT8_PTQ:
-        return quantize(model, datamodule, size)
-    return quantize_with_accuracy_control(model, datamodule, size, metric, max_drop)
 
 
 def compress_weights(model: "openvino.Model") -> "openvino.Model":
@@ -158,15 +130,16 @@ def quantize(
 
     Args:
         model (openvino.Model): The exported model.
-        datamodule (AnomalibDataModule): Where images are from.
+        datamodule (AnomalibDataModule): Where images are from; it is set up.
         size (tuple[int, int]): Height and width to which the model resizes.
-        without (Collection[str]): What of :data:`CHOICES` is left out, to see what it does. Defaults to ``()``.
+        without (Collection[str]): Items of :data:`CHOICES` that are left out, to measure what they do.
+            Defaults to ``()``.
 
     Returns:
         openvino.Model: The model in INT8.
 
     Raises:
-        ValueError: If there is no such choice.
+        ValueError: If ``without`` has something else.
     """
     import nncf
 
@@ -201,15 +174,14 @@ def quantize_with_accuracy_control(
     import nncf
 
     calibration = calibration_images(model, datamodule, size)
-    validation = batches_of(plain(datamodule.val_data), model, size)
+    validation = batches_of(_without_augmentations(datamodule.val_data), model, size)
     metric = metric or F1Score(fields=["pred_label", "gt_label"])
-    validate = partial(measure, metric=metric, images=len(datamodule.val_data))
     options, advanced = _options(model)
     return nncf.quantize_with_accuracy_control(
         model,
         _dataset(calibration),
         _dataset(validation),
-        validate,
+        partial(measure, metric=metric, images=len(datamodule.val_data)),
         max_drop=max_drop,
         subset_size=len(calibration),
         advanced_quantization_parameters=advanced,
@@ -217,46 +189,8 @@ def quantize_with_accuracy_control(
     )
 
 
-def sensitive_operations(model: "openvino.Model", without: Collection[str] = ()) -> list[str]:
-    """Names of the operations that stay as they are, because they are sensitive and cost little time.
-
-    These are what comes before the backbone, its depthwise convolutions, the resize of its maps, which are the target
-    of the reconstruction, and everything from the reconstruction error on, a difference of similar features.
-
-    Args:
-        model (openvino.Model): The exported model.
-        without (Collection[str]): Which of these parts are not kept as they are. Defaults to ``()``.
-    """
-    operations = model.get_ordered_ops()
-    first = next(op for op in operations if op.get_type_name() == "Convolution")
-    before = _reached([first.input_value(0).get_node()], lambda op: [port.get_node() for port in op.input_values()])
-    norms = [op for op in operations if op.get_type_name() == "ReduceL2"]
-    errors = [op.input_value(0).get_node() for op in norms]
-    after = _reached(
-        norms, lambda op: [target.get_node() for port in op.outputs() for target in port.get_target_inputs()]
-    )
-    kept = {PIXELS: before, ERROR: after | {op.get_friendly_name() for op in errors}}
-    for part, kind in ((DEPTHWISE, "GroupConvolution"), (MAPS, "Interpolate")):
-        kept[part] = set(_of_type(operations, kind))
-    return sorted({name for part, names in kept.items() if part not in without for name in names})
-
-
-def _of_type(operations: Iterable[Any], kind: str) -> list[str]:
-    return [op.get_friendly_name() for op in operations if op.get_type_name() == kind]
-
-
-def _reached(start: Sequence[Any], neighbors: Any) -> set[str]:
-    """Names of operations, and of all that can be reached from them."""
-    waiting, names = list(start), set()
-    while waiting:
-        op = waiting.pop()
-        if op.get_friendly_name() not in names:
-            names.add(op.get_friendly_name())
-            waiting += neighbors(op)
-    return names
-
-
 def _options(model: "openvino.Model", without: Collection[str] = ()) -> tuple[dict[str, Any], Any]:
+    """Arguments of both functions of NNCF, and its advanced parameters, for which each has another name."""
     import nncf
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
@@ -271,11 +205,180 @@ def _options(model: "openvino.Model", without: Collection[str] = ()) -> tuple[di
     return {"model_type": model_type, "ignored_scope": scope}, advanced
 
 
+def sensitive_operations(model: "openvino.Model", without: Collection[str] = ()) -> list[str]:
+    """Names of the operations that stay in float32, because they are sensitive and cost little time.
+
+    These are what comes before the backbone, its depthwise convolutions, the resize of its maps, which are the target
+    of the reconstruction, and everything from the reconstruction error on, a difference of similar features.
+
+    Args:
+        model (openvino.Model): The exported model.
+        without (Collection[str]): Which of these parts are quantised nevertheless. Defaults to ``()``.
+
+    Returns:
+        list[str]: The names, sorted.
+    """
+    operations = model.get_ordered_ops()
+    first = next(op for op in operations if op.get_type_name() == "Convolution")
+    norms = [op for op in operations if op.get_type_name() == "ReduceL2"]
+    errors = {op.input_value(0).get_node().get_friendly_name() for op in norms}
+    kept = {
+        PIXELS: _reachable([first.input_value(0).get_node()], _inputs),
+        DEPTHWISE: _of_type(operations, "GroupConvolution"),
+        MAPS: _of_type(operations, "Interpolate"),
+        ERROR: errors | _reachable(norms, _consumers),
+    }
+    return sorted({name for part, names in kept.items() if part not in without for name in names})
+
+
+def _of_type(operations: Iterable[Any], kind: str) -> list[str]:
+    return [op.get_friendly_name() for op in operations if op.get_type_name() == kind]
+
+
+def _inputs(op: Any) -> list[Any]:
+    return [port.get_node() for port in op.input_values()]
+
+
+def _consumers(op: Any) -> list[Any]:
+    return [target.get_node() for port in op.outputs() for target in port.get_target_inputs()]
+
+
+def _reachable(start: Sequence[Any], neighbors: Callable[[Any], list[Any]]) -> set[str]:
+    """Names of operations, and of all that can be reached from them."""
+    waiting, names = list(start), set()
+    while waiting:
+        op = waiting.pop()
+        if op.get_friendly_name() not in names:
+            names.add(op.get_friendly_name())
+            waiting += neighbors(op)
+    return names
+
+
+class Images(NamedTuple):
+    """Batch of images for an exported model.
+
+    Attributes:
+        input (torch.Tensor): ``(B, 3, H, W)``; where a fixed batch is not full, the last image is repeated.
+        items (list[ImageItem]): At most ``B`` items, with labels and masks.
+    """
+
+    input: torch.Tensor
+    items: list[ImageItem]
+
+
+class PaintedImages(Dataset[ImageItem]):
+    """Normal images, and on every second one a rectangle, black or white.
+
+    Without it, INT8 would only reach up to what is seen in normal images, and cut off defects, which differ more.
+
+    Args:
+        images (Any): Dataset of normal images.
+    """
+
+    def __init__(self, images: Any) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> ImageItem:
+        item = self.images[index]
+        if index % 2:
+            item = copy.copy(item)
+            height, width = item.image.shape[-2:]
+            item.image = item.image.clone()
+            item.image[:, height // 4 : height // 2, width // 4 : width // 2] = float(index % 4 == 1)
+        return item
+
+
+def calibration_images(
+    model: "openvino.Model", datamodule: AnomalibDataModule, size: tuple[int, int], painted: bool = True
+) -> DataLoader:
+    """Training images that activations are measured on, spread evenly over the dataset and so over its categories.
+
+    Args:
+        model (openvino.Model): The exported model.
+        datamodule (AnomalibDataModule): Where they are from; it is set up.
+        size (tuple[int, int]): Height and width to which the model resizes.
+        painted (bool): Paint rectangles, see :class:`PaintedImages`. Defaults to ``True``.
+
+    Returns:
+        DataLoader: Of :class:`Images`.
+    """
+    dataset = datamodule.train_data
+    count = min(CALIBRATION_IMAGES, len(dataset))
+    logger.info("Activations are measured on %d of %d training images", count, len(dataset))
+    chosen = torch.linspace(0, len(dataset) - 1, count).round().int().tolist()
+    images = Subset(_without_augmentations(dataset), chosen)
+    return batches_of(PaintedImages(images) if painted else images, model, size)
+
+
+def _without_augmentations(dataset: AnomalibDataset) -> AnomalibDataset:
+    """The same images as they are; the dataset itself stays the user's."""
+    plain = copy.copy(dataset)
+    plain.augmentations = None
+    return plain
+
+
+def batches_of(dataset: Any, model: "openvino.Model", size: tuple[int, int]) -> DataLoader:
+    """Images one by one in their own size, or as many and as large as the model's input is, if it is fixed.
+
+    Args:
+        dataset (Any): Images.
+        model (openvino.Model): The exported model.
+        size (tuple[int, int]): Height and width to which the model resizes.
+
+    Returns:
+        DataLoader: Of :class:`Images`.
+    """
+    shape = model.input().partial_shape
+    batch = shape[0].get_length() if shape[0].is_static else 1
+    input_size: list[int] | None = list(size) if batch > 1 else None
+    if shape[2].is_static and shape[3].is_static:
+        input_size = [shape[2].get_length(), shape[3].get_length()]
+
+    def collate(items: list[ImageItem]) -> Images:
+        images: list[Any] = [item.image for item in items]
+        if input_size is not None:
+            images = [transforms.resize(image, input_size) for image in images]
+        return Images(torch.stack(images + images[-1:] * (batch - len(images))), items)
+
+    return DataLoader(dataset, batch_size=batch, collate_fn=collate)
+
+
 def _dataset(batches: DataLoader) -> "nncf.Dataset":
     import nncf
 
     return nncf.Dataset(batches, lambda images: images.input.numpy())
 
 
-def _normalizes(post_processor: Any) -> bool:
-    return isinstance(post_processor, PostProcessor) and post_processor.enable_normalization
+def measure(model: Any, batches: Iterable[Images], metric: Metric, images: int) -> tuple[float, list[float]]:
+    """Measure a model for NNCF, which compares scores of batches to find out what layers change.
+
+    Args:
+        model (Any): Compiled model.
+        batches (Iterable[Images]): Images with labels and masks.
+        metric (Metric): What is measured.
+        images (int): Number of all validation images.
+
+    Returns:
+        tuple[float, list[float]]: The metric and the mean score of each batch. Of one batch out of several, about which
+        metrics say little, the score in the place of the metric.
+    """
+    scores: list[float] = []
+    seen = 0
+    metric.reset()
+    for batch in batches:
+        outputs, count = model(batch.input.numpy()), len(batch.items)
+        found: dict[str, Any] = {name: torch.tensor(outputs[name])[:count] for name in OUTPUTS if name in outputs}
+        masks = [item.gt_mask for item in batch.items]
+        if "anomaly_map" in found and all(mask is not None for mask in masks):
+            size = list(found["anomaly_map"].shape[-2:])
+            found["gt_mask"] = torch.cat([transforms.resize(Mask(mask), size).reshape(1, *size) for mask in masks])
+        labels = torch.tensor([bool(item.gt_label) for item in batch.items])
+        metric.update(ImageBatch(image=batch.input[:count], gt_label=labels, **found))
+        scores.append(float(found["pred_score"].mean()))
+        seen += count
+    if len(scores) == 1 and seen < images:
+        return scores[0], scores
+    return float(metric.compute()), scores

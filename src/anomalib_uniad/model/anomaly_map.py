@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the reconstruction error to anomaly map and image score."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from anomalib_uniad.checks import check_at_least, check_choice
 
 ImageScore = Literal["max", "mean", "std"]
 
@@ -42,12 +44,8 @@ class AnomalyScore(nn.Module):
 
     def __init__(self, reduction: ImageScore = "max", pool_size: int = 16) -> None:
         super().__init__()
-        if reduction not in {"max", "mean", "std"}:
-            msg = f"image_score must be 'max', 'mean' or 'std', got {reduction!r}."
-            raise ValueError(msg)
-        if pool_size < 1:
-            msg = f"score_pool_size must be at least 1, got {pool_size}."
-            raise ValueError(msg)
+        check_choice("image_score", reduction, get_args(ImageScore))
+        check_at_least("score_pool_size", pool_size, 1)
         self.reduction = reduction
         self.pool_size = pool_size
 

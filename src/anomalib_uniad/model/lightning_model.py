@@ -25,7 +25,12 @@ from anomalib_uniad.checks import check_at_least, check_choice, repeat
 from anomalib_uniad.deploy.export import OPSET, fixes_size, metadata_of, write_metadata
 from anomalib_uniad.deploy.official import OfficialCheckpoint, load_official
 from anomalib_uniad.deploy.pre_processor import AntialiasedPreProcessor
-from anomalib_uniad.deploy.quantization import check_quantization, compress
+from anomalib_uniad.deploy.quantization import (
+    check_quantization,
+    compress_weights,
+    quantize,
+    quantize_with_accuracy_control,
+)
 from anomalib_uniad.inference.metadata import Level, ModelMetadata
 from anomalib_uniad.metrics import PerCategoryEvaluator
 from anomalib_uniad.training.checkpoint_selection import CheckpointChoice, CheckpointSelection
@@ -540,7 +545,7 @@ class UniAD(AnomalibModule):
             ValueError: If something that quantisation needs is missing; before anything is exported.
         """
         compression = None if compression_type is None else CompressionType(compression_type)
-        if compression not in {None, CompressionType.FP16}:
+        if compression is not None and compression != CompressionType.FP16:
             check_quantization(compression, self.post_processor, datamodule, metric, max_drop)
         return super().to_openvino(
             export_root,
@@ -559,14 +564,18 @@ class UniAD(AnomalibModule):
         self,
         model: Any,
         compression_type: CompressionType | None = None,
-        datamodule: AnomalibDataModule | None = None,
+        datamodule: Any = None,
         metric: Metric | None = None,
         task: TaskType | None = None,
         max_drop: float = 0.01,
     ) -> Any:
-        """Called by anomalib's ``to_openvino``."""
+        """Called by anomalib's ``to_openvino`` for INT8, after :func:`check_quantization`."""
         del task  # This variable is not used.
-        return compress(model, compression_type, datamodule, self.model.image_size, metric, max_drop)
+        if compression_type == CompressionType.INT8:
+            return compress_weights(model)
+        if compression_type == CompressionType.INT8_PTQ:
+            return quantize(model, datamodule, self.model.image_size)
+        return quantize_with_accuracy_control(model, datamodule, self.model.image_size, metric, max_drop)
 
 
 def _check_training(arguments: Mapping[str, Any]) -> None:

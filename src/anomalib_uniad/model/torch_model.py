@@ -3,11 +3,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from anomalib.data import InferenceBatch
 from torch import nn
+
+from anomalib_uniad.checks import check_at_least, check_choice, check_fraction
 
 from .anomaly_map import AnomalyMap, AnomalyScore, ImageScore
 from .components import (
@@ -60,23 +62,16 @@ class ReconstructionTransformer(nn.Module):
         neighbor_mask: tuple[bool, bool, bool] = (True, True, True),
     ) -> None:
         super().__init__()
-        sizes = {
-            "hidden_dim": hidden_dim,
-            "num_heads": num_heads,
-            "num_encoder_layers": num_encoder_layers,
-            "num_decoder_layers": num_decoder_layers,
-            "feedforward_dim": feedforward_dim,
-        }
-        for name, value in sizes.items():
-            if value < 1:
-                msg = f"{name} must be at least 1, got {value}."
-                raise ValueError(msg)
-        if not 0 <= dropout <= 1:
-            msg = f"dropout must lie in [0, 1], got {dropout}."
-            raise ValueError(msg)
-        if position_embedding not in {"learned", "sine"}:
-            msg = f"position_embedding must be 'learned' or 'sine', got {position_embedding!r}."
-            raise ValueError(msg)
+        for name, size in (
+            ("hidden_dim", hidden_dim),
+            ("num_heads", num_heads),
+            ("num_encoder_layers", num_encoder_layers),
+            ("num_decoder_layers", num_decoder_layers),
+            ("feedforward_dim", feedforward_dim),
+        ):
+            check_at_least(name, size, 1)
+        check_fraction("dropout", dropout)
+        check_choice("position_embedding", position_embedding, get_args(PositionEmbedding))
         encoder_window, memory_window, previous_window = (neighbor_size if on else None for on in neighbor_mask)
         common = (hidden_dim, num_heads, feedforward_dim, dropout, grid_size)
         self.input_projection = nn.Linear(in_channels, hidden_dim)

@@ -1,4 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Exported models resize like validation; batches of features pass."""
+
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torchvision.transforms import v2
@@ -77,3 +82,17 @@ def test_other_transforms_are_anomalibs(transform) -> None:
     made = AntialiasedPreProcessor(transform)
     assert not any(isinstance(step, AntialiasedResize) for step in getattr(made.export_transform, "transforms", []))
     assert made(images).shape[-2:] in {(64, 48), (64, 64), (32, 32)}
+
+
+@pytest.mark.parametrize("stage", ["train", "validation"])
+def test_batches_of_features_are_left_as_they_are(stage: str) -> None:
+    made: Any = AntialiasedPreProcessor(v2.Resize((8, 8)))
+    trainer: Any = None
+    image, mask = torch.rand(2, 3, 16, 16), torch.zeros(2, 16, 16)
+    plain = SimpleNamespace(image=image, gt_mask=mask)
+    getattr(made, f"on_{stage}_batch_start")(trainer, trainer, plain, 0)
+    assert plain.image.shape == (2, 3, 8, 8)
+    cached = SimpleNamespace(image=image, gt_mask=mask, features=torch.rand(2, 5, 4, 4))
+    getattr(made, f"on_{stage}_batch_start")(trainer, trainer, cached, 0)
+    assert cached.image is image
+    assert cached.gt_mask is mask

@@ -15,13 +15,16 @@ from anomalib.metrics import AUROC, F1Score
 from openvino import opset13 as ops
 
 from anomalib_uniad import MultiCategory, UniAD
-from anomalib_uniad.deploy.accuracy import measure
 from anomalib_uniad.deploy.quantization import (
+    Images,
+    PaintedImages,
+    batches_of,
+    calibration_images,
     check_quantization,
+    measure,
     quantize_with_accuracy_control,
     sensitive_operations,
 )
-from anomalib_uniad.deploy.quantization_images import CalibrationImages, Images, batches_of, calibration_images
 from helpers import make_mvtec_like
 from small import SMALL
 
@@ -152,7 +155,7 @@ def test_images_come_in_their_own_size(data: MultiCategory) -> None:
 
 def test_every_category_has_its_part(data: MultiCategory, monkeypatch) -> None:
     data.setup("fit")
-    monkeypatch.setattr("anomalib_uniad.deploy.quantization_images.IMAGES", 4)
+    monkeypatch.setattr("anomalib_uniad.deploy.quantization.CALIBRATION_IMAGES", 4)
     batches = calibration_images(tiny(ov.PartialShape([-1, 3, -1, 64])), data, (64, 64))
     names = [data.category_by_path[batch.items[0].image_path] for batch in batches]
     assert names == ["bottle", "bottle", "cable", "cable"]
@@ -169,7 +172,7 @@ def test_images_are_without_augmentations(data: MultiCategory) -> None:
 
 def test_every_second_image_has_a_black_or_white_rectangle() -> None:
     grey = [ImageItem(image=torch.full((3, 8, 12), 0.5)) for _ in range(4)]
-    painted = [item.image for item in torch.utils.data.Subset(CalibrationImages(grey), range(4))]
+    painted = [item.image for item in torch.utils.data.Subset(PaintedImages(grey), range(4))]
     assert [image[0, 2:4, 3:6].unique().tolist() for image in painted] == [[0.5], [1.0], [0.5], [0.0]]
     assert all((image == 0.5).sum() == 3 * (8 * 12 - 6) for image in painted[1::2])
     assert all(item.image.unique().tolist() == [0.5] for item in grey)

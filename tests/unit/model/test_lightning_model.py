@@ -17,7 +17,7 @@ from small import SMALL
 
 
 def test_it_stands_directly_under_anomalibs_base() -> None:
-    assert UniAD in AnomalibModule.__subclasses__()
+    assert UniAD.__bases__ == (AnomalibModule,)
     model = UniAD(**SMALL)
     assert model.learning_type == LearningType.ONE_CLASS
     assert isinstance(model.evaluator, PerCategoryEvaluator)
@@ -104,6 +104,23 @@ def test_checkpoint_of_another_model_is_refused(name: str, other: object) -> Non
     model.on_load_checkpoint(checkpoint)
     with pytest.raises(ValueError, match=rf"of another model.*{name}: .* in the checkpoint, .* in the model"):
         UniAD(**{**SMALL, "image_size": 128, name: other}).on_load_checkpoint(checkpoint)
+
+
+def test_checkpoints_keep_thresholds_of_categories_and_the_summary() -> None:
+    """Without callbacks, which checkpoints of weights alone and `load_from_checkpoint` do not ask."""
+    model = UniAD(**SMALL)
+    model.evaluator.category_thresholds = {"cable": {"image": 1.5, "pixel": 2.5}}
+    model.training_summary = {"epochs": 3, "categories": ["cable"]}
+    checkpoint: dict = {}
+    model.on_save_checkpoint(checkpoint)
+    again = UniAD(**SMALL)
+    again.on_load_checkpoint(checkpoint)
+    assert again.evaluator.category_thresholds == again.category_thresholds == {"cable": {"image": 1.5, "pixel": 2.5}}
+    assert again.metadata.training == {"epochs": 3}
+    assert again.metadata.categories == ("cable",)
+    without = UniAD(**SMALL, evaluator=False)
+    without.on_load_checkpoint(checkpoint)
+    assert without.metadata.category_thresholds == {"cable": {"image": 1.5, "pixel": 2.5}}
 
 
 def test_seed_fixes_the_weights_and_leaves_the_random_state() -> None:

@@ -130,7 +130,7 @@ def test_other_image_sizes_are_refused() -> None:
         ({"position_embedding": "none"}, "position_embedding must be"),
         ({"neighbor_size": (9, 13)}, "hides the whole 4 x 6 grid"),
         ({"jitter_probability": 2.0}, "jitter_probability must lie in"),
-        ({"jitter_scale": -2.0}, "jitter_scale must not be negative"),
+        ({"jitter_scale": -2.0}, "jitter_scale must be at least 0"),
         ({"image_score": "median"}, "image_score must be"),
         ({"score_pool_size": 0}, "score_pool_size must be at least 1"),
         ({"score_pool_size": 65}, "score_pool_size"),

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import anomalib_uniad.synthetic.backbone  # noqa: F401 - registers this package's own backbones with timm
+from anomalib_uniad.checks import check_choice
 
 from .backbone_weights import load_weights, read_weights
 from .padding import BackbonePadding, PaddingMode, has_same_padding, native_size, reflection_checked, set_padding
@@ -55,13 +56,8 @@ class Backbone(nn.Module):
         padding_mode: PaddingMode = "zeros",
     ) -> None:
         super().__init__()
-        for argument, value, choices in (
-            ("backbone_padding", padding, get_args(BackbonePadding)),
-            ("backbone_padding_mode", padding_mode, get_args(PaddingMode)),
-        ):
-            if value not in choices:
-                msg = f"{argument} must be one of {', '.join(map(repr, choices))}, got {value!r}."
-                raise ValueError(msg)
+        check_choice("backbone_padding", padding, get_args(BackbonePadding))
+        check_choice("backbone_padding_mode", padding_mode, get_args(PaddingMode))
         self.name = name
         self.padding = padding
         self.padding_mode = padding_mode

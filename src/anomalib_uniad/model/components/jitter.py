@@ -4,6 +4,8 @@
 import torch
 from torch import nn
 
+from anomalib_uniad.checks import check_at_least, check_fraction
+
 
 class FeatureJitter(nn.Module):
     """Adds noise to the tokens during training; the reconstruction target stays clean.
@@ -21,12 +23,8 @@ class FeatureJitter(nn.Module):
 
     def __init__(self, scale: float = 20.0, probability: float = 1.0) -> None:
         super().__init__()
-        if not scale >= 0:  # nor NaN
-            msg = f"jitter_scale must not be negative, got {scale}."
-            raise ValueError(msg)
-        if not 0 <= probability <= 1:
-            msg = f"jitter_probability must lie in [0, 1], got {probability}."
-            raise ValueError(msg)
+        check_at_least("jitter_scale", scale, 0)
+        check_fraction("jitter_probability", probability)
         self.scale = scale
         self.probability = probability
 
