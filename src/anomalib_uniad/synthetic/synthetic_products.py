@@ -44,7 +44,7 @@ class SyntheticProducts(MVTecAD):
             the seed of the splits; the images do not depend on it.
 
     Attributes:
-        available_categories (tuple[str, ...]): Names of all categories, for :class:`~anomalib_uniad.data.MultiCategory`.
+        available_categories (tuple[str, ...]): Names of all categories, for ``MultiCategory``.
 
     Raises:
         ValueError: If there is no such category.
