@@ -262,7 +262,7 @@ def _labels(classes: Any) -> tuple[int, ...]:
 def _check_files(root: Path, verify: bool) -> None:
     """Refuse missing files, and files with another checksum than torchvision's if they are to be verified.
 
-    A missing file is a ``FileNotFoundError``, everything else a ``ValueError``: a download would overwrite what is there.
+    Only a missing file is a ``FileNotFoundError``, which a download mends; it would overwrite all others.
     """
     if root.exists() and not root.is_dir():
         msg = f"The root {root} is a file: set `root` to the folder that has {_FOLDER} in it."
