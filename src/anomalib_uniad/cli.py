@@ -9,12 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from anomalib_uniad.inference import predict  # light: the rest is imported when it runs
-
-if TYPE_CHECKING:
-    from anomalib_uniad.training.feature_store import CacheEntry
 
 
 def cache_ls(directory: Path | None = None) -> None:
@@ -31,12 +28,20 @@ def cache_ls(directory: Path | None = None) -> None:
     store = FeatureStore(directory)
     entries, unfinished = store.entries(), store.unfinished()
     if entries:
-        names = ("key", "dataset", "backbone", "images", "size", "last used")
         table = Table(title=f"Feature caches in {store.directory}")
-        for name in names:
+        for name in ("key", "dataset", "backbone", "images", "size", "last used"):
             table.add_column(name, justify="right" if name in {"images", "size"} else "left", overflow="fold")
         for entry in entries:
-            table.add_row(*map(Text, _row(entry)))  # not plain strings: names in square brackets would be markup
+            dtype = entry.meta.get("arrays", {}).get("features", {}).get("dtype", "")
+            row = (
+                entry.key[:8],  # enough for `clear --key`, and the table fits into 80 columns
+                str(entry.meta.get("dataset", "damaged")),
+                str(entry.meta.get("backbone", "")),
+                f"{entry.meta.get('images', '')} {dtype}".strip(),
+                _megabytes(entry.size),
+                datetime.fromtimestamp(entry.last_used).astimezone().strftime("%Y-%m-%d %H:%M"),
+            )
+            table.add_row(*map(Text, row))  # not plain strings: names in square brackets would be markup
         table.add_section()
         table.add_row("", f"{len(entries)} in total", "", "", _megabytes(sum(entry.size for entry in entries)))
         _show(table)
@@ -268,24 +273,8 @@ def _errors_in_one_line(command: str) -> Iterator[None]:
         sys.exit(f"{command}: {error.name} is not installed: pip install anomalib-uniad[openvino]")
 
 
-def _row(entry: "CacheEntry") -> list[str]:
-    features = entry.meta.get("arrays", {}).get("features", {})
-    return [
-        entry.key[:8],  # enough for `clear --key`, and the table fits into 80 columns
-        str(entry.meta.get("dataset", "damaged")),
-        str(entry.meta.get("backbone", "")),
-        f"{entry.meta.get('images', '')} {features.get('dtype', '')}".strip(),
-        _megabytes(entry.size),
-        _date(entry.last_used),
-    ]
-
-
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
-
-
-def _date(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def _show(what: Any) -> None:
