@@ -57,17 +57,17 @@ def data(root: Path, workers: int = 0, augmented: bool = False) -> MultiCategory
 
 
 class Course(Callback):
-    """Writes down what is trained and validated; draws random numbers in between, as a user's callback might."""
+    """Writes down what is trained and validated; draws random numbers between epochs, as a user's callback might."""
 
     def __init__(self) -> None:
         self.events: list[tuple] = []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         self.events.append((trainer.current_epoch, batch_idx, trainer.global_step, *batch.image_path))
-        torch.rand(len(self.events)) if len(self.events) == 5 else None
 
     def on_validation_end(self, trainer, pl_module) -> None:
         self.events.append((trainer.current_epoch, "validated"))
+        torch.rand(len(self.events))  # not as many in a resumed training
 
 
 class Stop(Callback):
@@ -128,7 +128,8 @@ def engine(folder: Path, *callbacks: Callback) -> Engine:
 def run_program(root: Path, folder: Path, function: str) -> subprocess.CompletedProcess:
     """Run one of the functions below in a process of its own."""
     command = [sys.executable, "-W", "ignore", __file__, str(root), str(folder), function]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
 
 

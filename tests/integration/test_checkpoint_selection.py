@@ -111,13 +111,12 @@ def test_the_real_metric_is_followed(root: Path, tmp_path: Path) -> None:
     runner = engine(tmp_path, Values())
     runner.fit(model=model(learning_rate=0.05), datamodule=data(root))
     assert len(set(Values.seen)) > 1
-    assert float(runner.checkpoint_callback.best_model_score) == max(Values.seen)
     epochs = torch.load(runner.best_model_path, weights_only=True)["loops"]["fit_loop"]["epoch_progress"]
     assert epochs["current"]["ready"] == Values.seen.index(max(Values.seen)) + 1
 
 
 @pytest.mark.parametrize("values", [(0.6, 0.9, 0.7, 0.8), (0.3, 0.4, 0.6, 0.5), (0.9, 0.8, 0.7, 0.6)])
-@pytest.mark.parametrize("stopped", [2, 2 * BATCHES + 2])
+@pytest.mark.parametrize("stopped", [BATCHES + 2, 3 * BATCHES + 2])
 def test_resumed(root: Path, tmp_path: Path, values: tuple, stopped: int) -> None:
     whole = model(*values)
     engine(tmp_path / "whole").fit(whole, datamodule=data(root))
@@ -138,7 +137,7 @@ def test_resumed(root: Path, tmp_path: Path, values: tuple, stopped: int) -> Non
 def test_the_best_checkpoint_is_moved_or_lost(root: Path, tmp_path: Path) -> None:
     values = (0.9, 0.8, 0.7, 0.6)
     with pytest.raises(RuntimeError, match="stopped"):
-        engine(tmp_path / "a", Stop("on_train_batch_start", BATCHES + 2, RuntimeError)).fit(
+        engine(tmp_path / "a", Stop("on_train_batch_start", 2 * BATCHES + 2, RuntimeError)).fit(
             model(*values, minutes=ALWAYS), datamodule=data(root)
         )
     folder = next((tmp_path / "a").rglob("resume.ckpt")).parent
@@ -146,12 +145,27 @@ def test_the_best_checkpoint_is_moved_or_lost(root: Path, tmp_path: Path) -> Non
     shutil.rmtree(tmp_path / "a")
     resumed = model(*values)
     engine(tmp_path / "b").fit(resumed, datamodule=data(root), ckpt_path=tmp_path / "moved" / "resume.ckpt")
-    assert same(resumed.state_dict(), torch.load(tmp_path / "moved" / "model.ckpt", weights_only=True)["state_dict"])
-    (tmp_path / "moved" / "model.ckpt").unlink()
+    assert same(resumed.state_dict(), torch.load(tmp_path / "moved" / "best.ckpt", weights_only=True)["state_dict"])
+    (tmp_path / "moved" / "best.ckpt").unlink()
     with pytest.raises(
         FileNotFoundError, match=r"best checkpoint so far \(image_AUROC 0\.9000\).*Put it beside .*moved"
     ):
         engine(tmp_path / "c").fit(model(*values), datamodule=data(root), ckpt_path=tmp_path / "moved" / "resume.ckpt")
+
+
+@pytest.mark.filterwarnings("ignore:.*")
+def test_more_epochs_after_the_end(root: Path, tmp_path: Path) -> None:
+    """model.ckpt of a complete training is its own best checkpoint; one of the last epoch has no best."""
+    first = engine(tmp_path / "best", max_epochs=2)
+    trained = model(0.9, 0.8)
+    first.fit(trained, datamodule=data(root))
+    more = model(0.9, 0.8, 0.7)
+    engine(tmp_path / "more", max_epochs=3).fit(more, datamodule=data(root), ckpt_path=first.best_model_path)
+    assert same(more.state_dict(), trained.state_dict())
+    last = engine(tmp_path / "last", max_epochs=2)
+    last.fit(model(checkpoint_selection="last"), datamodule=data(root))
+    with pytest.warns(UserWarning, match="begun without checkpoint_selection=best: only what follows"):
+        engine(tmp_path / "new", max_epochs=3).fit(more, datamodule=data(root), ckpt_path=last.best_model_path)
 
 
 @pytest.mark.parametrize(

@@ -8,43 +8,20 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from anomalib_uniad import UniAD
-from anomalib_uniad.training.resume_checkpoint import at_batch
 from helpers import make_mvtec_like
-from resumable import ALWAYS, BATCHES, EPOCHS, Stop, data, difference, engine, fit, run_program, small_model
+from resumable import ALWAYS, BATCHES, EPOCHS, NEVER, Stop, data, difference, engine, fit, run_program, small_model
 
 PAPER = {"lr_schedule": "step", "lr_warmup_epochs": 0, "lr_decay_epoch": 2}
+FILE = Path("weights", "lightning", "resume.ckpt")
 
 
-class SaveEverywhere(Callback):
-    """Writes a checkpoint at each point at which training may be left."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.paths: list[Path] = []
-
-    def save(self, trainer: Trainer, name: str) -> None:
-        self.paths.append(self.folder / f"{len(self.paths):02}-{name}-{trainer.current_epoch}.ckpt")
-        trainer.save_checkpoint(self.paths[-1])
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        if batch_idx % trainer.accumulate_grad_batches == 0:
-            with at_batch(trainer, batch_idx):
-                self.save(trainer, f"batch-{batch_idx}")
-
-    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0) -> None:
-        with at_batch(trainer, BATCHES, validating=True):
-            self.save(trainer, f"validation-{batch_idx}")
-
-    def on_validation_end(self, trainer, pl_module) -> None:
-        self.save(trainer, "validated")
-
-    def on_train_epoch_end(self, trainer, pl_module) -> None:
-        self.save(trainer, "epoch")
+def global_step(path: Path) -> int:
+    return torch.load(path, weights_only=True)["global_step"]
 
 
 @pytest.fixture(scope="module")
@@ -53,45 +30,40 @@ def root(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "options", "arguments"),
+    ("recipe", "options", "arguments", "epochs"),
     [
-        (PAPER, {}, {}),
-        ({"seed": 5}, {"augmented": True}, {"accumulate_grad_batches": 2}),
-        ({"seed": 5}, {"augmented": True, "workers": 2}, {"max_epochs": 2}),
-        (PAPER, {}, {"max_epochs": -1, "max_steps": 7, "check_val_every_n_epoch": 1}),
-        ({"feature_cache": "memory"}, {}, {"max_epochs": 2}),
+        (PAPER, {"augmented": True}, {"max_epochs": -1, "max_steps": 7, "check_val_every_n_epoch": 1}, (1, 2)),
+        ({"seed": 5}, {"augmented": True, "workers": 2}, {"accumulate_grad_batches": 2}, (1,)),
+        ({"seed": 5, "feature_cache": "memory"}, {}, {}, (2,)),
     ],
-    ids=["plain", "accumulated", "workers", "max_steps", "cached"],
+    ids=["max_steps", "workers", "cached"],
 )
-def test_every_point(root: Path, tmp_path: Path, recipe: dict, options: dict, arguments: dict) -> None:
+def test_same_weights(
+    root: Path, tmp_path: Path, recipe: dict, options: dict, arguments: dict, epochs: tuple[int, ...]
+) -> None:
     torch.manual_seed(1)
-    saver = SaveEverywhere(tmp_path)
     model = small_model(**recipe)
     initial = {name: value.clone() for name, value in model.state_dict().items()}
-    whole = fit(model, data(root, **options), tmp_path, None, saver, **arguments)
+    whole = fit(model, data(root, **options), tmp_path, **arguments)
     assert any(not value.equal(initial[name]) for name, value in model.state_dict().items() if "decoder" in name)
-    assert len(saver.paths) > 8
-    different = {}
-    for path in saver.paths[:: 3 if options.get("workers") else 1]:
+    for finished in epochs:
+        torch.manual_seed(1)
+        folder = tmp_path / str(finished)
+        stop = Stop("on_train_batch_end", finished * BATCHES + 1, RuntimeError)
+        with pytest.raises(RuntimeError, match="stopped"):
+            fit(
+                small_model(minutes=ALWAYS, **recipe),
+                data(root, **options),
+                folder,
+                None,
+                stop,
+                **arguments,
+                enable_checkpointing=True,
+            )
         torch.manual_seed(2)
-        resumed = fit(small_model(**recipe), data(root, **options), tmp_path, path, **arguments)
-        different[path.name] = difference(resumed, whole)
-    assert not any(different.values())
-
-
-STOPS = {
-    ("on_train_batch_start", 5, RuntimeError): 4,
-    ("on_after_backward", 5, KeyboardInterrupt): 4,
-    ("on_before_optimizer_step", 5, RuntimeError): 4,
-    ("on_train_batch_end", 5, RuntimeError): None,  # for all that is known, the optimizer has done half of its step
-    ("on_validation_batch_start", 2, KeyboardInterrupt): 6,
-    ("on_validation_end", 1, RuntimeError): 6,
-    ("on_train_epoch_end", 2, RuntimeError): None,
-    ("on_train_epoch_start", 2, RuntimeError): None,
-    ("on_train_batch_start", 5, signal.SIGTERM): 5,
-    ("on_validation_start", 1, signal.SIGTERM): 6,
-}
-OUTCOMES = {RuntimeError: RuntimeError, KeyboardInterrupt: SystemExit, signal.SIGTERM: SIGTERMException}
+        resumed = fit(small_model(**recipe), data(root, **options), tmp_path, folder / FILE, **arguments)
+        assert not difference(resumed, whole)
+        assert resumed["events"][0][:2] == (finished, 0)
 
 
 @pytest.fixture(scope="module")
@@ -99,75 +71,129 @@ def uninterrupted(root: Path, tmp_path_factory) -> dict:
     return fit(small_model(seed=5), data(root), tmp_path_factory.mktemp("whole"))
 
 
-@pytest.mark.parametrize(("hook", "calls", "exception"), STOPS)
-def test_interruption(root: Path, tmp_path: Path, uninterrupted: dict, hook: str, calls: int, exception: Any) -> None:
-    expected, outcome = STOPS[hook, calls, exception], OUTCOMES[exception]
-    file = tmp_path / "weights" / "lightning" / "resume.ckpt"
+@pytest.mark.parametrize(
+    ("hook", "calls", "exception", "outcome", "steps"),
+    [
+        ("on_train_batch_start", BATCHES, RuntimeError, RuntimeError, None),  # no epoch has ended
+        ("on_before_optimizer_step", 2 * BATCHES, KeyboardInterrupt, SystemExit, BATCHES),
+        ("on_validation_batch_start", 2, RuntimeError, RuntimeError, BATCHES),
+        ("on_train_epoch_start", 3, RuntimeError, RuntimeError, 2 * BATCHES),
+        ("on_train_batch_start", BATCHES + 2, int(signal.SIGTERM), SIGTERMException, BATCHES),
+    ],
+)
+def test_interruption(
+    root: Path,
+    tmp_path: Path,
+    uninterrupted: dict,
+    caplog: pytest.LogCaptureFixture,
+    hook: str,
+    calls: int,
+    exception: Any,
+    outcome: type[BaseException],
+    steps: int | None,
+) -> None:
+    stop = Stop(hook, calls, exception)
     with pytest.raises(outcome):
-        fit(small_model(5), data(root), tmp_path, None, Stop(hook, calls, exception), enable_checkpointing=True)
-    assert file.is_file() == (expected is not None)
-    if expected is None:
-        return
-    assert torch.load(file, weights_only=True)["global_step"] == expected
-    # Once more, to see that nothing of the interruption is left in the counters; the next file is a regular one.
-    with pytest.raises(RuntimeError, match="stopped"):
-        stop = Stop("on_train_batch_end", 2, RuntimeError)
-        fit(small_model(5, ALWAYS), data(root), tmp_path / "2", file, stop, enable_checkpointing=True)
-    file = tmp_path / "2" / "weights" / "lightning" / "resume.ckpt"
-    assert torch.load(file, weights_only=True)["global_step"] == expected + 1
-    assert not difference(fit(small_model(5), data(root), tmp_path, file), uninterrupted)
+        fit(small_model(5, ALWAYS), data(root), tmp_path, None, stop, enable_checkpointing=True)
+    file = tmp_path / FILE
+    assert file.is_file() == (steps is not None)
+    message = f"Training was interrupted. To resume from {file}, repeat the same command with: --ckpt_path {file}"
+    assert (message in caplog.text) == (steps is not None)
+    if steps is not None:
+        assert [path.name for path in file.parent.iterdir()].count("resume.ckpt") == 1
+        assert not list(file.parent.glob("*.part"))
+        assert global_step(file) == steps
+        assert not difference(fit(small_model(5), data(root), tmp_path, file), uninterrupted)
 
 
 def test_one_file_for_the_time_of_the_training(root: Path, tmp_path: Path) -> None:
     class Look(Callback):
-        seen: list[int] = []
+        seen: list[bool] = []
 
         def on_train_batch_end(self, trainer, *args) -> None:
-            assert [path.name for path in (tmp_path / "weights" / "lightning").glob("*")] in ([], ["resume.ckpt"])
-            self.seen.append((tmp_path / "weights" / "lightning" / "resume.ckpt").is_file())
+            assert [path.name for path in (tmp_path / FILE).parent.glob("*")] in ([], ["resume.ckpt"])
+            self.seen.append((tmp_path / FILE).is_file())
 
     fit(small_model(5, ALWAYS), data(root), tmp_path, None, Look(), enable_checkpointing=True)
-    assert Look.seen == [False] + [True] * (EPOCHS * BATCHES - 1)
-    assert not any((tmp_path / "weights" / "lightning").iterdir())
+    assert Look.seen == [False] * BATCHES + [True] * (EPOCHS - 1) * BATCHES
+    assert not any((tmp_path / FILE).parent.iterdir())
+
+
+def test_not_before_the_interval_is_over(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="stopped"):
+        stop = Stop("on_train_batch_end", EPOCHS * BATCHES, RuntimeError)
+        fit(small_model(5, NEVER), data(root), tmp_path, None, stop, enable_checkpointing=True)
+    assert not list(tmp_path.rglob("resume.ckpt"))
 
 
 @pytest.mark.filterwarnings("ignore:.*")  # pytest.warns gives out Lightning's own warnings as if they were ours
 def test_a_full_disk_does_not_end_the_training(
     root: Path, tmp_path: Path, uninterrupted: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*args: Any, **kwargs: Any) -> None:
+    (tmp_path / FILE).parent.mkdir(parents=True)
+    (tmp_path / FILE).write_text("the last one")
+
+    def full(checkpoint: Any, path: Path) -> None:
+        Path(path).write_text("half")
         raise OSError("No space left on device")
+
+    class Look(Callback):
+        def on_train_end(self, *args) -> None:
+            assert [path.read_text() for path in (tmp_path / FILE).parent.iterdir()] == ["the last one"]
 
     monkeypatch.setattr("lightning.fabric.plugins.io.torch_io._atomic_save", full)
     with pytest.warns(UserWarning, match=r"resume.ckpt could not be written, training goes on: No space left"):
-        writes_nothing = ModelCheckpoint(save_top_k=0)
-        trained = fit(small_model(5, ALWAYS), data(root), tmp_path, None, writes_nothing, enable_checkpointing=True)
+        callbacks = [ModelCheckpoint(save_top_k=0), Look()]
+        trained = fit(small_model(5, ALWAYS), data(root), tmp_path, None, *callbacks, enable_checkpointing=True)
     assert not difference(trained, uninterrupted)
 
 
 @pytest.mark.parametrize("arguments", [{"enable_checkpointing": False}, {"fast_dev_run": True}, {"barebones": True}])
 def test_no_file_if_checkpoints_are_off(root: Path, tmp_path: Path, arguments: dict) -> None:
     with pytest.raises(RuntimeError, match="stopped"):
-        stop = Stop("on_train_batch_start", 1 if "fast_dev_run" in arguments else 4, RuntimeError)
+        stop = Stop("on_train_end" if "fast_dev_run" in arguments else "on_train_epoch_start", 1, RuntimeError)
+        stop.calls += "fast_dev_run" not in arguments  # in the second epoch
         fit(small_model(5, ALWAYS), data(root), tmp_path, None, stop, **{"enable_checkpointing": None, **arguments})
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
-def test_file_stays_if_training_stops_early(root: Path, tmp_path: Path) -> None:
+def test_file_stays_if_training_stops_early(root: Path, tmp_path: Path, uninterrupted: dict) -> None:
     """There may be more to come: max_time, for example, is over before max_epochs."""
 
     class Enough(Callback):
         def on_train_batch_end(self, trainer, *args) -> None:
-            trainer.should_stop = trainer.global_step == 4
+            trainer.should_stop = trainer.global_step == BATCHES + 1
 
     fit(small_model(5, ALWAYS), data(root), tmp_path, None, Enough(), enable_checkpointing=True)
-    assert (tmp_path / "weights" / "lightning" / "resume.ckpt").is_file()
+    assert global_step(tmp_path / FILE) == BATCHES, "not the epoch that was cut short"
+    assert not difference(fit(small_model(5), data(root), tmp_path, tmp_path / FILE), uninterrupted)
 
 
-def test_own_checkpoints_stay(root: Path, tmp_path: Path) -> None:
-    own = ModelCheckpoint(dirpath=tmp_path / "own", every_n_train_steps=2, save_top_k=-1)
-    fit(small_model(5, ALWAYS), data(root), tmp_path, None, own, enable_checkpointing=True)
+def test_early_stopping_goes_on_counting(root: Path, tmp_path: Path) -> None:
+    def early() -> EarlyStopping:
+        return EarlyStopping("train_loss", mode="max", patience=2, check_on_train_epoch_end=True)
+
+    whole = fit(small_model(5), data(root), tmp_path, None, early(), max_epochs=9)
+    with pytest.raises(RuntimeError, match="stopped"):
+        callbacks = [early(), Stop("on_train_batch_end", 2 * BATCHES + 1, RuntimeError)]
+        fit(small_model(5, ALWAYS), data(root), tmp_path, None, *callbacks, max_epochs=9, enable_checkpointing=True)
+    resumed = fit(small_model(5), data(root), tmp_path, tmp_path / FILE, early(), max_epochs=9)
+    assert whole["state"]["counters"].tolist() == [3, 3 * BATCHES]
+    assert not difference(resumed, whole)
+
+
+@pytest.mark.filterwarnings("ignore:.*")
+def test_own_checkpoints(root: Path, tmp_path: Path, uninterrupted: dict) -> None:
+    """They stay in the trainer; one from the end of an epoch is as exact, one from the middle of an epoch is not."""
+    own = ModelCheckpoint(tmp_path / "own", "{step}", every_n_train_steps=2, save_top_k=-1)
+    ends = ModelCheckpoint(tmp_path / "ends", "{epoch}", every_n_epochs=1, save_top_k=-1, save_on_train_epoch_end=True)
+    fit(small_model(5, ALWAYS), data(root), tmp_path, None, own, ends, enable_checkpointing=True)
     assert len(list((tmp_path / "own").iterdir())) == EPOCHS * BATCHES // 2
+    path = tmp_path / "ends" / "epoch=1.ckpt"
+    assert not difference(fit(small_model(5), data(root), tmp_path, path), uninterrupted)
+    with pytest.warns(UserWarning, match="resuming from a checkpoint that ended before the epoch ended"):
+        resumed = fit(small_model(5), data(root), tmp_path, tmp_path / "own" / "step=4.ckpt")
+    assert resumed["state"]["counters"].equal(uninterrupted["state"]["counters"])
 
 
 def has_weights_of(model: UniAD, path: Path) -> bool:
@@ -179,18 +205,19 @@ def test_killed_and_resumed_with_the_engine(root: Path, tmp_path: Path, uninterr
     stopped = run_program(root, tmp_path, "killed")
     assert stopped.returncode == -signal.SIGKILL, stopped.stderr
     run = tmp_path / "UniAD" / "products"
-    checkpoint = (run / "latest").resolve() / "weights" / "lightning" / "resume.ckpt"
+    checkpoint = (run / "latest").resolve() / FILE
     assert f"--ckpt_path {checkpoint}" in stopped.stderr
-    assert torch.load(checkpoint, weights_only=True)["global_step"] == EPOCHS * BATCHES - 1
+    assert global_step(checkpoint) == (EPOCHS - 1) * BATCHES
 
     runner, model = engine(tmp_path), small_model(5)
     results = runner.train(model=model, datamodule=data(root), ckpt_path=checkpoint)[0]
     state = uninterrupted["state"]
     different = [k for k, v in model.state_dict().items() if not torch.equal(v, state[f"weights {k}"])]
     assert not different, "the trained weights are still there after the test"
+    assert model.metadata.training["epochs"] == EPOCHS
     assert (run / "latest").resolve().name == "v1"
     best = Path(runner.best_model_path)
-    assert best == (run / "latest").resolve() / "weights" / "lightning" / "model.ckpt"
+    assert best == (run / "latest").resolve() / FILE.with_name("model.ckpt")
     assert has_weights_of(model, best)
     assert sorted(path.name for path in best.parent.iterdir()) == ["model.ckpt"]
     with (best.parents[2] / "metrics.csv").open() as file:
@@ -200,6 +227,14 @@ def test_killed_and_resumed_with_the_engine(root: Path, tmp_path: Path, uninterr
     # From now on, a checkpoint is what it says.
     runner.test(model, datamodule=data(root), ckpt_path=checkpoint)
     assert has_weights_of(model, checkpoint)
+
+
+def interrupted_by_engine(root: Path, folder: Path, epochs: int = 1) -> Path:
+    """Stop a training of the engine in the middle of an epoch; return the checkpoint."""
+    stop = Stop("on_train_batch_start", epochs * BATCHES + 2, RuntimeError)
+    with pytest.raises(RuntimeError, match="stopped"):
+        engine(folder, stop).train(small_model(5, ALWAYS), datamodule=data(root))
+    return folder / "UniAD" / "products" / "latest" / FILE
 
 
 def test_resumed_in_the_same_session(root: Path, tmp_path: Path, uninterrupted: dict) -> None:
@@ -214,16 +249,11 @@ def test_resumed_in_the_same_session(root: Path, tmp_path: Path, uninterrupted: 
 
 
 def test_stopped_again_before_the_next_checkpoint(root: Path, tmp_path: Path, uninterrupted: dict) -> None:
-    latest = tmp_path / "UniAD" / "products" / "latest" / "weights" / "lightning" / "resume.ckpt"
-    with pytest.raises(RuntimeError, match="stopped"):
-        engine(tmp_path, Stop("on_train_batch_start", 5, RuntimeError)).train(
-            small_model(5, ALWAYS), datamodule=data(root)
-        )
+    latest = interrupted_by_engine(root, tmp_path)
     first = latest.resolve()
-    seldom = 1e6
-    with pytest.raises(RuntimeError, match="stopped"):  # within the first step, where nothing new is written
-        engine(tmp_path, Stop("on_before_optimizer_step", 1, RuntimeError)).train(
-            small_model(5, seldom), datamodule=data(root), ckpt_path=latest
+    with pytest.raises(RuntimeError, match="stopped"):
+        engine(tmp_path, Stop("on_train_batch_end", 2, RuntimeError)).train(
+            small_model(5, ALWAYS), datamodule=data(root), ckpt_path=latest
         )
     assert latest.resolve() != first
     assert latest.read_bytes() == first.read_bytes()
@@ -233,23 +263,22 @@ def test_stopped_again_before_the_next_checkpoint(root: Path, tmp_path: Path, un
 
 
 def test_another_checkpoint_can_be_tested_after_a_resumed_training(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="stopped"):
-        engine(tmp_path, Stop("on_train_batch_start", 5, RuntimeError)).fit(small_model(5), datamodule=data(root))
-    checkpoint = next(tmp_path.rglob("resume.ckpt"))
+    checkpoint = interrupted_by_engine(root, tmp_path)
     other = tmp_path / "other.ckpt"
     other.write_bytes(checkpoint.read_bytes())
-    for path in (other, checkpoint):  # after a test of the other one, this one is meant as well
-        runner, model = engine(tmp_path), small_model(5)
-        runner.fit(model, datamodule=data(root), ckpt_path=checkpoint)
-        runner.test(model, datamodule=data(root), ckpt_path=other)
-        runner.test(model, datamodule=data(root), ckpt_path=path)
-        assert has_weights_of(model, path)
+    runner, model = engine(tmp_path), small_model(5)
+    runner.fit(model, datamodule=data(root), ckpt_path=checkpoint.resolve())
+    runner.test(model, datamodule=data(root), ckpt_path=other)
+    assert has_weights_of(model, other)
+    runner.test(model, datamodule=data(root), ckpt_path=next(tmp_path.rglob("model.ckpt")))
+    runner.test(model, datamodule=data(root), ckpt_path=next(tmp_path.rglob("v0/**/resume.ckpt")))
+    assert has_weights_of(model, other), "after a test of the other one, this one is meant as well"
 
 
 def test_two_processes(root: Path, tmp_path: Path) -> None:
     done = run_program(root, tmp_path, "distributed")
     assert done.returncode == 0, done.stderr
-    assert torch.load(tmp_path / "stopped/weights/lightning/resume.ckpt", weights_only=True)["global_step"] == 4
+    assert global_step(tmp_path / "stopped" / FILE) == 4
     whole, resumed = (torch.load(tmp_path / name / "model.ckpt", weights_only=True) for name in ("whole", "resumed"))
     assert resumed["global_step"] == whole["global_step"] == 6
     for name, value in whole["state_dict"].items():

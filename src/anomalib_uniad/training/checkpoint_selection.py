@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The epoch with the best validation instead of the last one."""
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from anomalib_uniad.files import replacing
 from anomalib_uniad.splits import describe_validation, drawn_without_seed, validates_test_images
+
+from .resume import checkpoint_path, save_whole
 
 CheckpointChoice = Literal["last", "best"]
 MONITOR = "image_AUROC"
@@ -20,89 +24,88 @@ _LAST = "Or keep the last checkpoint (checkpoint_selection=last)."
 class CheckpointSelection(Callback):
     """Makes the epoch with the highest validation ``image_AUROC`` the result of a training.
 
-    The checkpoint callback that keeps the last epoch (anomalib's ``model.ckpt``) gives its place to one that keeps the
-    best; with equal values, the earlier epoch. When training ends, its weights and thresholds are loaded into the
-    model, so that what is tested and exported is the same. The choice survives a training that is resumed.
+    Each validation that is better than all before it (with equal values, the earlier one stays) writes ``best.ckpt``.
+    When training ends, that is loaded into the model and takes the place of ``model.ckpt``, the last epoch, so that what
+    is tested and exported is the same. The choice survives a training that is resumed.
 
     A training does not begin if images are validated that are tested as well: the result would be chosen on them.
     """
 
     def __init__(self) -> None:
-        self.selected: dict[str, Any] | None = None  # counters of the epoch that the model has now
-        self._best: BestCheckpoint | None = None
+        self._score: float | None = None  # of the best validation so far
+        self._step = 0  # its global step
+        self._path: Path | None = None  # None: nothing is selected
+        self._last: Any = None  # callback that keeps the last epoch
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check the validation images, and take the place of the callback that keeps the last epoch.
+        """Check the validation images.
 
         Raises:
             ValueError: If there is nothing to select by, or it would be selected on test images.
         """
         if stage != "fit":
             return
-        self.selected = self._best = None
+        self._score = self._path = None
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         _check_images(trainer)
         _check_metric(pl_module)
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        position = next((index for index, item in enumerate(callbacks) if _keeps_one(item)), None)
-        if position is None:
+        checkpoints = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+        self._last = next((item for item in checkpoints if item.monitor is None and item.save_top_k == 1), None)
+        if self._last is None:
             msg = (
                 "checkpoint_selection=best needs the trainer's own checkpoint callback, which keeps the last epoch; it "
                 f"is switched off, or replaced by another. {_LAST}"
             )
             raise ValueError(msg)
-        last: Any = callbacks[position]
-        self._best = BestCheckpoint(dirpath=last.dirpath, filename=last.filename or "model")
-        callbacks[position] = self._best
-        self._best.setup(trainer, pl_module, stage)
+        self._path = checkpoint_path(trainer, "best.ckpt")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the epoch, if it is the best so far."""
+        del pl_module
+        if self._path is None or trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        score = float(trainer.callback_metrics[MONITOR])
+        score = -math.inf if math.isnan(score) else score
+        if trainer.strategy.broadcast(self._score is None or score > self._score):
+            self._score, self._step = score, trainer.global_step
+            save_whole(trainer, self._path)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Load the best epoch into the model."""
-        if self._best is None or not self._best.best_model_path:
+        """Load the best epoch into the model, and put its file in the place of the last one."""
+        if self._path is None or self._score is None:
             return
-        checkpoint = trainer.strategy.load_checkpoint(self._best.best_model_path)
+        checkpoint = trainer.strategy.load_checkpoint(self._path)
+        pl_module.on_load_checkpoint(checkpoint)
         pl_module.load_state_dict(checkpoint["state_dict"])
-        epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]
-        self.selected = {
-            "epoch": checkpoint["epoch"],
-            "global_step": checkpoint["global_step"],
-            "epoch_progress": epochs,
-        }
-        pl_module.on_load_checkpoint(checkpoint)  # thresholds of categories, and for how many epochs it was trained
-        score = float(self._best.best_model_score)  # type: ignore[arg-type]
+        evaluator = getattr(pl_module, "evaluator", None)
+        if evaluator is not None:  # its table tells for how many epochs the model was trained
+            evaluator.on_load_checkpoint(trainer, pl_module, checkpoint)
+        trainer.strategy.barrier("best checkpoint loaded")
+        if trainer.is_global_zero and self._last.best_model_path:
+            self._path.replace(self._last.best_model_path)
+        epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["ready"]
         rank_zero_info(
-            f"Selected the epoch with the highest {MONITOR} of the validations: {epochs['current']['ready']} of "
-            f"{trainer.current_epoch}, with {score:.4f}."
+            f"Selected the epoch with the highest {MONITOR} of the validations: {epoch} of {trainer.current_epoch}, "
+            f"with {self._score:.4f}."
         )
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is known of the best epoch so far."""
+        return {"score": self._score, "step": self._step, "path": str(self._path)}
 
-class BestCheckpoint(ModelCheckpoint):
-    """Lightning's callback, which forgets the best checkpoint if it is resumed in another folder, as anomalib does it.
-
-    Args:
-        dirpath (str | Path | None): Folder of the file.
-        filename (str): Its name, without the suffix.
-    """
-
-    def __init__(self, dirpath: str | Path | None, filename: str) -> None:
-        super().__init__(
-            dirpath=dirpath,
-            filename=filename,
-            monitor=MONITOR,
-            mode="max",
-            auto_insert_metric_name=False,
-            save_on_train_epoch_end=False,  # at validations
-        )
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it over."""
+        self._score, self._step = state_dict["score"], state_dict["step"]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Bring the best checkpoint so far along.
+        """Bring the best checkpoint so far along when training is resumed, with anomalib in another folder.
 
         Raises:
-            FileNotFoundError: If it is neither where it was written nor beside the checkpoint that is resumed.
+            FileNotFoundError: If it is neither beside the checkpoint that is resumed nor where it was written.
         """
         del pl_module
-        if trainer.state.fn != TrainerFn.FITTING or trainer.ckpt_path is None or self.dirpath is None:
+        if self._path is None or trainer.state.fn != TrainerFn.FITTING or trainer.ckpt_path is None:
             return
         state = checkpoint["callbacks"].get(self.state_key)
         if state is None:
@@ -110,33 +113,22 @@ class BestCheckpoint(ModelCheckpoint):
                 f"Training was begun without checkpoint_selection=best: only what follows {trainer.ckpt_path} counts."
             )
             return
-        moved = {**state, "dirpath": self.dirpath}
-        if state["best_model_path"]:
-            source = Path(state["best_model_path"])
-            if not source.is_file():
-                source = Path(trainer.ckpt_path).parent / source.name
-            if not source.is_file():
-                msg = (
-                    f"The best checkpoint so far ({MONITOR} {float(state['best_model_score']):.4f}) is not there any "
-                    f"more: {state['best_model_path']}. Put it beside {trainer.ckpt_path}."
-                )
-                raise FileNotFoundError(msg)
-            target = Path(self.dirpath, source.name)
-            if trainer.is_global_zero and source.resolve() != target.resolve():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, target.with_suffix(".part"))
-                target.with_suffix(".part").replace(target)
-            path = str(target)
-            moved |= {"best_model_path": path, "kth_best_model_path": path}
-            moved["best_k_models"] = {path: state["best_model_score"]}
-        checkpoint["callbacks"][self.state_key] = moved
-
-
-def _keeps_one(callback: Callback) -> bool:
-    """Whether it is a callback that keeps the last epoch, as anomalib and Lightning add it, or one of ours."""
-    if not isinstance(callback, ModelCheckpoint):
-        return False
-    return isinstance(callback, BestCheckpoint) or (callback.monitor is None and callback.save_top_k == 1)
+        if state["score"] is None:
+            return
+        resumed = Path(trainer.ckpt_path)
+        sources = [path for path in (resumed.with_name(self._path.name), Path(state["path"])) if path.is_file()]
+        if state["step"] == checkpoint["global_step"]:
+            sources.append(resumed)  # it has the same weights: model.ckpt of a complete training, for example
+        if not sources:
+            msg = (
+                f"The best checkpoint so far ({MONITOR} {state['score']:.4f}) is not there any more: {state['path']}. "
+                f"Put it beside {trainer.ckpt_path}."
+            )
+            raise FileNotFoundError(msg)
+        if trainer.is_global_zero and sources[0].resolve() != self._path.resolve():
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(self._path) as (part,):
+                shutil.copyfile(sources[0], part)
 
 
 def _check_images(trainer: Trainer) -> None:

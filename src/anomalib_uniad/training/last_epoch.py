@@ -5,7 +5,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class LastEpochValidation(Callback):
-    """Have the last epoch validated, for its thresholds and its checkpoint.
+    """Has the last epoch validated, for its thresholds and its checkpoint.
 
     Lightning writes checkpoints after validations, so without this the checkpoint of a training whose length is
     no multiple of ``check_val_every_n_epoch`` would be older than the model that is tested, or missing.
@@ -14,13 +14,17 @@ class LastEpochValidation(Callback):
     def __init__(self) -> None:
         self._interval: int | None = None
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the epoch in which training starts, or resumes."""
-        self._look(trainer, pl_module)
-
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the epoch that begins."""
-        self._look(trainer, pl_module)
+        """Validate the epoch that begins, if it is the last one."""
+        del pl_module
+        last = trainer.current_epoch + 1 == trainer.max_epochs
+        if last and self._interval is None and trainer.check_val_every_n_epoch is not None:
+            self._interval = trainer.check_val_every_n_epoch
+            trainer.check_val_every_n_epoch = 1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The same if training is resumed in the middle of the last epoch."""
+        self.on_train_epoch_start(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the trainer its validation interval back."""
@@ -33,9 +37,3 @@ class LastEpochValidation(Callback):
         """Give the trainer its validation interval back."""
         del exception
         self.on_fit_end(trainer, pl_module)
-
-    def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        last = pl_module.current_epoch + 1 == trainer.max_epochs
-        if last and self._interval is None and trainer.check_val_every_n_epoch is not None:
-            self._interval = trainer.check_val_every_n_epoch
-            trainer.check_val_every_n_epoch = 1

@@ -1,42 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training that can be continued from a checkpoint as if it had never stopped."""
+"""Training that can be resumed at the end of its last epoch as if it had never stopped."""
 
-from collections.abc import Callable
+import os
+import random
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from .dataloaders import wrap_dataloader
-from .exact_loader import STEP, ExactLoader, can_be_exact, mix_seed, seed_everything_quietly
+from anomalib_uniad.files import replacing
 
 
-class ExactResume(Callback):
-    """Makes a training that is resumed end with the weights of one that was never stopped.
+class EpochSeed(Callback):
+    """Seeds torch, numpy and Python at the start of each training epoch, from seed, epoch and process.
 
-    Lightning restores weights, optimizer, schedule and counters, but neither the state of random number generators
-    nor the order of the images. With this callback, both are functions of one seed and of the position in the
-    training:
+    Lightning restores weights, optimizer, schedule and counters of a checkpoint, but not the state of random number
+    generators. With this callback nothing that an epoch draws (order of the images, augmentations, dropout, jitter)
+    depends on the epochs before it, so a training that is resumed at the end of an epoch ends with the weights of one
+    that was never stopped. Bit for bit, this needs the same hardware, software, numbers of threads and workers, and
+    operations that are deterministic, as those of the CPU are.
 
-    * Before each training step, the generators are seeded with a number made of seed, epoch, batch and process. What
-      dropout and jitter draw does not depend on what validations or dataloaders have drawn before.
-    * The datamodule's training dataloader is replaced for the time of the training by one whose order depends on
-      seed and epoch, and which goes on where the checkpoint was written. Random augmentations are seeded for each
-      batch, also in worker processes.
-
-    A dataloader is left alone if the datamodule does not shuffle in the plain way (own sampler, batch sampler or
-    subclass of torch's dataloader, or several dataloaders), if it is given to the trainer without a datamodule, and
-    with the trainer's arguments ``overfit_batches`` and ``use_distributed_sampler=False``. Training steps are exact
-    then, but the order of the images is the dataloader's own business; Lightning warns when such a training is
-    resumed in the middle of an epoch.
-
-    The same weights bit for bit need the same hardware, number of threads and software, and operations that are
-    deterministic, as those of the CPU are. Learning-rate schedules that follow a metric (``ReduceLROnPlateau``) are
-    not exact: Lightning does not update them in the epoch in which it resumes. What is logged once per epoch, such as
-    ``train_loss``, covers the part of that epoch since the resumption.
+    Not exact are: a checkpoint from the middle of an epoch, such as those of Lightning's
+    ``ModelCheckpoint(every_n_train_steps=...)``, after which Lightning warns and trains the rest of that epoch on images
+    in another order; dataloaders and samplers with random generators of their own; ``ReduceLROnPlateau``, which
+    Lightning does not update in the epoch in which it resumes.
 
     Args:
         seed (int | None): Everything random follows from it. ``None`` is drawn from torch's global generator when
@@ -46,7 +40,7 @@ class ExactResume(Callback):
         ValueError: If ``seed`` is negative.
 
     Example:
-        >>> trainer = Trainer(callbacks=[ExactResume(seed=0)], accelerator="cpu", logger=False)
+        >>> trainer = Trainer(callbacks=[EpochSeed(seed=0)], accelerator="cpu", logger=False)
     """
 
     def __init__(self, seed: int | None = None) -> None:
@@ -55,154 +49,204 @@ class ExactResume(Callback):
             raise ValueError(msg)
         self.seed = seed
         self._base_seed = 0
-        self._position: dict[str, int] | None = None  # from the checkpoint
-        self._loader: ExactLoader | None = None
-        self._unwrap: Callable[[], None] | None = None
-        self._resumed: tuple[Path, int] | None = None  # checkpoint from which the fit was resumed, its step
-        self._outdated: Path | None = None  # checkpoint that is older than what was trained from it
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Choose the seed, and replace the training dataloader."""
+        """Choose the seed, the same one in all processes."""
         del pl_module
-        if stage != "fit":
-            return
-        self._restore_dataloader()
-        self._position = self._loader = self._resumed = self._outdated = None
-        drawn = int(torch.randint(2**62, ())) if self.seed is None else self.seed
-        self._base_seed = trainer.strategy.broadcast(drawn)
-        datamodule = getattr(trainer, "datamodule", None)
-        if datamodule is not None and _may_replace_sampler(trainer):
-            self._unwrap = wrap_dataloader(datamodule, "train_dataloader", lambda loader: self._exact(trainer, loader))
+        if stage == "fit":
+            drawn = int(torch.randint(2**62, ())) if self.seed is None else self.seed
+            self._base_seed = trainer.strategy.broadcast(drawn)
 
-    def _exact(self, trainer: Trainer, loader: Any) -> Any:
-        if not can_be_exact(loader):
-            return loader
-        processes = trainer.distributed_sampler_kwargs or {"num_replicas": 1, "rank": 0}
-        self._loader = ExactLoader.like(loader, seed=self._base_seed, position=lambda: _position(trainer), **processes)
-        return self._loader
+    def state_dict(self) -> dict[str, Any]:
+        """Return the seed."""
+        return {"seed": self._base_seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the seed, unless another one was given."""
+        if self.seed is None:
+            self._base_seed = state_dict["seed"]
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Seed the epoch."""
+        del pl_module
+        numbers = (self._base_seed, trainer.current_epoch, trainer.global_rank)
+        seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 - it is the legacy generator that augmentations use
+        random.seed(seed)
+        # Order of the images and seeds of the workers are drawn when the dataloader's iterator is made. Lightning makes
+        # it after this hook, except in the first epoch of a fit, whose iterator is older than the seed.
+        if trainer.current_epoch == 0 or trainer.fit_loop.is_resuming:
+            iter(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
+
+
+class ResumeCheckpoint(Checkpoint):
+    """Writes ``resume.ckpt`` at the end of an epoch, if enough minutes have passed since the last one.
+
+    The file lies in ``weights/lightning`` of the run's folder, where anomalib puts ``model.ckpt``. There is one at a
+    time; a new one takes the place of the old one at once, so there is a complete one whenever the process is killed.
+    An interruption by Ctrl-C, a signal or an exception costs what was trained since then. If the file cannot be
+    written, that is a warning, and training goes on (with several processes, it is an error). It is removed when
+    training has come to the end of ``max_epochs`` or ``max_steps``. No file is written if the trainer is not to write
+    checkpoints (``enable_checkpointing=False``, ``barebones``, ``fast_dev_run``).
+
+    It is a ``Checkpoint`` for Lightning to call it last, when early stopping and other checkpoint callbacks are done
+    with the epoch. It is no ``ModelCheckpoint``: a model that brings one takes the user's own out of the trainer.
+
+    Args:
+        interval_minutes (float): Minutes between two files. Defaults to ``10.0``.
+
+    Raises:
+        ValueError: If ``interval_minutes`` is not positive.
+
+    Example:
+        >>> ResumeCheckpoint(interval_minutes=30).interval_minutes
+        30
+    """
+
+    best_model_path = ""  # anomalib's engine asks the trainer's first checkpoint callback for it
+
+    def __init__(self, interval_minutes: float = 10.0) -> None:
+        if not interval_minutes > 0:
+            msg = f"interval_minutes must be greater than 0, got {interval_minutes}; leave the callback out for never."
+            raise ValueError(msg)
+        self.interval_minutes = interval_minutes
+        self._path: Path | None = None  # None: nothing is to be written
+        self._trained_step = 0  # global step at the last start or file
+        self._last_time = 0.0
+        self._announced = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Choose the file."""
+        del pl_module
+        if stage == "fit":
+            others = [callback for callback in trainer.checkpoint_callbacks if callback is not self]
+            self._path = checkpoint_path(trainer, "resume.ckpt") if others and not trainer.fast_dev_run else None  # type: ignore[attr-defined]
+            self._announced = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let the dataloader go on where the checkpoint was written.
+        """Start the clock, and copy the file from which training is resumed: it may be stopped before the next one."""
+        del pl_module
+        self._trained_step = trainer.global_step
+        self._last_time = time.monotonic()
+        source = Path(trainer.ckpt_path).resolve() if trainer.ckpt_path else None
+        if self._path is None or not trainer.is_global_zero or source is None or not source.is_file():
+            return
+        if source != self._path.resolve():
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(self._path) as (part,):
+                    shutil.copyfile(source, part)
+            except OSError as error:
+                rank_zero_warn(f"{self._path} could not be written, training goes on: {error}")
 
-        Lightning does so as well, but not if ``configure_optimizers`` has asked for the number of steps: the
-        dataloader is then older than the state of the checkpoint, the seed in it included.
-        """
-        del trainer, pl_module
-        if self._loader is not None:
-            self._loader.sampler.base_seed = self._base_seed
-            if self._position is not None:
-                self._loader.load_state_dict(self._position)
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file, if it is time."""
+        del pl_module
+        # Lightning calls this once more for the epoch after which it resumes.
+        if self._path is None or trainer.should_stop or trainer.global_step == self._trained_step:
+            return
+        if trainer.strategy.broadcast(time.monotonic() - self._last_time >= 60 * self.interval_minutes):
+            try:
+                save_whole(trainer, self._path)
+            except OSError as error:  # a full disk, for example
+                if trainer.world_size > 1:  # the other processes wait for this one to be done
+                    raise
+                rank_zero_warn(f"{self._path} could not be written, training goes on: {error}")
+            else:
+                if not self._announced:
+                    rank_zero_info(self._how_to_resume())
+                self._announced = True
+            self._trained_step = trainer.global_step
+            self._last_time = time.monotonic()
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Seed the step. Not by the global step, which is the same for all batches of an accumulated gradient."""
-        del pl_module, batch
-        seed = mix_seed(self._base_seed, STEP, trainer.current_epoch, batch_idx, trainer.global_rank)
-        seed_everything_quietly(seed)
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Say how to go on."""
+        del pl_module, exception
+        if trainer.state.fn == TrainerFn.FITTING and self._path is not None and self._path.is_file():
+            rank_zero_info(f"Training was interrupted. {self._how_to_resume()}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember that there are newer weights than those of the checkpoint."""
+        """Remove the file, as there is nothing left to resume."""
         del pl_module
-        if self._resumed is not None and trainer.global_step > self._resumed[1]:
-            self._outdated = self._resumed[0]
-        self._resumed = None
+        epochs, steps = trainer.max_epochs or -1, trainer.max_steps
+        complete = 0 <= epochs <= trainer.current_epoch or 0 <= steps <= trainer.global_step
+        # anomalib's Engine.train opens the file from which it was resumed once more, for the test.
+        source = trainer.ckpt_path and Path(trainer.ckpt_path).resolve()
+        if complete and self._path is not None and trainer.is_global_zero and self._path.resolve() != source:
+            self._path.unlink(missing_ok=True)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the datamodule its dataloader back."""
+    def _how_to_resume(self) -> str:
+        return f"To resume from {self._path}, repeat the same command with: --ckpt_path {self._path}"
+
+
+class TrainedWeights(Callback):
+    """Has the test after a resumed training test what was trained.
+
+    This is a workaround: anomalib's ``Engine.train(ckpt_path=...)`` gives the checkpoint to the training and then again
+    to the test, so that the weights from before the training would be tested. The model has to call :meth:`keep` from
+    its ``on_load_checkpoint``, as weights are loaded before callbacks are asked.
+    """
+
+    def __init__(self) -> None:
+        self._outdated: Path | None = None  # checkpoint from which the last training was resumed
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget earlier trainings."""
         del trainer, pl_module
-        self._restore_dataloader()
-        self._loader = None  # not after an exception: other callbacks may write a checkpoint then
+        if stage == "fit":
+            self._outdated = None
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember the checkpoint that is older than the model now."""
+        del pl_module
+        self._outdated = Path(trainer.ckpt_path).resolve() if trainer.ckpt_path else None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the datamodule its dataloader back; from the second test on, checkpoints are loaded as they are."""
+        """From the second test on, checkpoints are loaded as they are."""
         del trainer, pl_module
-        self._restore_dataloader()
         if stage != "fit":
             self._outdated = None
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the datamodule its dataloader back."""
-        del trainer, pl_module, exception
-        self._restore_dataloader()
-        self._resumed = self._outdated = None
-
-    def _restore_dataloader(self) -> None:
-        if self._unwrap is not None:
-            self._unwrap()
-            self._unwrap = None
-
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Remember from which checkpoint training is resumed."""
-        del pl_module
-        if trainer.state.fn == TrainerFn.FITTING and trainer.ckpt_path is not None:
-            self._resumed = (Path(trainer.ckpt_path).resolve(), checkpoint["global_step"])
-            _finish_epoch(checkpoint["loops"]["fit_loop"])
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the seed and the position in the epoch."""
-        return {"seed": self._base_seed, "position": self._loader and self._loader.state_dict()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the seed, unless another one was given, and the position."""
-        if self.seed is None:
-            self._base_seed = state_dict["seed"]
-        self._position = state_dict["position"]
-
-    def keep_trained_weights(
-        self, pl_module: LightningModule, checkpoint: dict[str, Any], selected: dict[str, Any] | None = None
-    ) -> None:
-        """Let the test that follows a resumed training test what was trained.
-
-        anomalib's ``Engine.train(ckpt_path=...)`` gives the checkpoint to the training and then again to the test, so
-        that the weights from before the training would be tested. If a test is about to load the checkpoint from which
-        the training just before it was resumed, its contents are replaced by the present state of the model. This is
-        for the first test after the training only.
+    def keep(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> bool:
+        """Keep the model as it is if it is about to be tested with the checkpoint that its training was resumed from.
 
         Args:
-            pl_module (LightningModule): The model, from whose ``on_load_checkpoint`` this is to be called.
+            pl_module (LightningModule): The model.
             checkpoint (dict[str, Any]): The checkpoint that is about to be loaded; changed in place.
-            selected (dict[str, Any] | None): ``epoch``, ``global_step`` and ``epoch_progress`` of the model's epoch,
-                if it is another one than the last. Defaults to ``None``.
+
+        Returns:
+            bool: Whether nothing is to be taken from the checkpoint.
         """
         trainer = pl_module._trainer  # `pl_module.trainer` raises an error if there is none
-        outdated, path = self._outdated, getattr(trainer, "ckpt_path", None)
-        if trainer is None or outdated is None or path is None or trainer.state.fn != TrainerFn.TESTING:
-            return
-        if Path(path).resolve() != outdated:
-            return
-        rank_zero_info(f"Testing the weights after the training that was resumed from {path}, not those in this file.")
+        if trainer is None or trainer.state.fn != TrainerFn.TESTING or self._outdated is None:
+            return False
+        if Path(trainer.ckpt_path or "").resolve() != self._outdated:
+            return False
+        rank_zero_info(f"Testing the weights after the training that was resumed, not those in {trainer.ckpt_path}.")
         checkpoint["state_dict"] = pl_module.state_dict()
-        pl_module.on_save_checkpoint(checkpoint)
-        checkpoint["callbacks"] = {}  # those of the trainer are newer: model.ckpt, for example, is another file now
-        counters = selected or {
-            "epoch": trainer.current_epoch,
-            "global_step": trainer.global_step,
-            "epoch_progress": trainer.fit_loop.epoch_progress.state_dict(),
-        }
-        checkpoint["epoch"], checkpoint["global_step"] = counters["epoch"], counters["global_step"]
-        checkpoint.setdefault("loops", {}).setdefault("fit_loop", {})["epoch_progress"] = counters["epoch_progress"]
+        checkpoint["callbacks"] = None  # Lightning then leaves callbacks as they are
+        return True
 
 
-def _may_replace_sampler(trainer: Any) -> bool:
-    """Whether the user lets the trainer choose the order of the images; it keeps one of the arguments to itself."""
-    return not trainer.overfit_batches and trainer._accelerator_connector.use_distributed_sampler
+def checkpoint_path(trainer: Trainer, name: str) -> Path:
+    """Return the path of a file in the folder of the run's checkpoints, the same one in all processes."""
+    return Path(trainer.strategy.broadcast(str(Path(trainer.default_root_dir, "weights", "lightning", name))))
 
 
-def _position(trainer: Any) -> dict[str, int]:
-    """Epoch, and number of batches in it whose step is done."""
-    epoch, batch = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress.current
-    # Between two epochs, the batches are still those of the last one.
-    return {"epoch": epoch.processed, "batch": batch.processed if epoch.started > epoch.processed else 0}
+def save_whole(trainer: Trainer, path: Path) -> None:
+    """Save a checkpoint so that ``path`` is never half a file; all processes have to call this.
 
-
-def _finish_epoch(counters: dict[str, Any]) -> None:
-    """Complete the counters of a checkpoint that was written at the end of an epoch.
-
-    With ``max_steps``, Lightning would otherwise ask for one more batch of that epoch and count it twice.
+    Lightning writes to the folder for temporary files and moves the file from there, which is a slow copy if that is
+    on another disk.
     """
-    epoch, batch = counters["epoch_progress"], counters["epoch_loop.batch_progress"]
-    if epoch["current"]["started"] != epoch["current"]["processed"]:
-        return  # in the middle of an epoch
-    for numbers in (epoch["total"], epoch["current"]):
-        numbers["completed"] = numbers["processed"]
-    batch["current"] = dict.fromkeys(batch["current"], 0)
-    batch["is_last_batch"] = False
+    part = path.with_suffix(".part")
+    try:
+        trainer.save_checkpoint(part, weights_only=False)  # the default, but Lightning logs that it is
+        if trainer.is_global_zero:
+            with part.open("rb") as file:  # on the disk before it takes the place of the last one
+                os.fsync(file.fileno())
+            part.replace(path)
+    finally:
+        if trainer.is_global_zero:
+            part.unlink(missing_ok=True)
