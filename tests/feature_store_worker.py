@@ -10,8 +10,7 @@ import time
 
 import numpy as np
 
-from anomalib_uniad.training.feature_files import CacheWriter
-from anomalib_uniad.training.feature_store import FeatureStore
+from anomalib_uniad.training.feature_store import CacheWriter, FeatureStore
 
 ROWS = 6
 

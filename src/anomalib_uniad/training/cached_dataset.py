@@ -1,21 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches of cached features instead of images."""
+"""Features of a dataset instead of its images: computed once, then read in batches."""
 
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
-from anomalib.data import ImageBatch, ImageItem
+from anomalib.data import AnomalibDataset, ImageBatch, ImageItem
 from anomalib.data.dataclasses.numpy import NumpyImageBatch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
 
-from .feature_checks import fits_on_device
+logger = logging.getLogger(__name__)
 
+FeatureDtype = Literal["float32", "float16"]
+BATCH_SIZE = 16  # images that are embedded together
 NO_MASK = 255  # fills the mask of an image that has none
 UNKNOWN = -1  # label of an image that has none
+
+
+class ArrayWriter(Protocol):
+    """Where arrays go: memory or files."""
+
+    def start(self, name: str, shape: tuple[int, ...], dtype: str) -> None:
+        """Begin an array."""
+
+    def append(self, name: str, array: np.ndarray) -> None:
+        """Write the next rows of an array."""
 
 
 def _without_features(target: type) -> Any:
@@ -30,7 +46,7 @@ def _without_features(target: type) -> Any:
 
 @dataclass
 class CachedBatch(ImageBatch):
-    """A batch that brings its features; its images are placeholders of one pixel.
+    """A batch that brings its features; its images are placeholders of one pixel, as anomalib insists on images.
 
     Attributes:
         features (torch.Tensor | None): ``(B, C, h, w)``, in the type of the cache.
@@ -42,67 +58,78 @@ class CachedBatch(ImageBatch):
     features: torch.Tensor | None = None
 
 
-class CachedDataset(Dataset):
-    """The images of a dataset, in its order, as features.
+class CachedDataset(AnomalibDataset):
+    """Takes the place of a dataset of images: the same samples in the same order, but batches of features.
 
     Args:
-        arrays (dict[str, np.ndarray]): ``features`` (n, C, h, w), ``labels`` (n,) with -1 for unknown and, for
-            evaluation, ``masks`` (n, H, W) with 255 in that of an image without one.
-        image_path (Sequence[str | None]): Paths of the images.
-        mask_path (Sequence[str | None]): Paths of the masks.
-        device (torch.device | None): Keep the features there; ``None`` leaves them where they are.
-            Defaults to ``None``.
-        pin (bool): Copy batches to pinned memory, from which CUDA devices read without waiting.
-            Defaults to ``False``.
+        source (AnomalibDataset): The dataset of images.
 
     Example:
-        >>> arrays = {"features": np.zeros((3, 8, 2, 2), np.float32), "labels": np.zeros(3, np.int8)}
-        >>> dataset = CachedDataset(arrays, ["a.png", "b.png", "c.png"], [None] * 3)
+        >>> import pandas as pd
+        >>> source = AnomalibDataset()
+        >>> source._samples = pd.DataFrame({"image_path": ["a.png", "b.png", "c.png"]})
+        >>> dataset = CachedDataset(source)
+        >>> features = np.zeros((3, 8, 2, 2), np.float32)
+        >>> dataset.fill({"features": features, "labels": np.zeros(3, np.int8)}, torch.device("cpu"))
         >>> batch = dataset.__getitems__([2, 0])
         >>> tuple(batch.features.shape), batch.image_path
         ((2, 8, 2, 2), ['c.png', 'a.png'])
     """
 
-    def __init__(
-        self,
-        arrays: dict[str, np.ndarray],
-        image_path: Sequence[str | None],
-        mask_path: Sequence[str | None],
-        device: torch.device | None = None,
-        pin: bool = False,
-    ) -> None:
+    def __init__(self, source: AnomalibDataset) -> None:
+        super().__init__(source.augmentations)
+        self.source = source
+        self._samples = source.samples
+        self._category = source.category
+        self._image_path = [_path(path) for path in self.samples["image_path"]]
+        masks = self.samples.get("mask_path", [None] * len(self))
+        self._mask_path = [_path(path) for path in masks]
+        self._features: torch.Tensor | None = None
+        self._masks: torch.Tensor | None = None
+        self._pin = False
+
+    @property
+    def name(self) -> str:
+        """Name of the dataset of images."""
+        return self.source.name
+
+    @property
+    def collate_fn(self) -> Callable:
+        """Batches are collated already."""
+        return hand_on
+
+    def fill(self, arrays: dict[str, np.ndarray], device: torch.device) -> None:
+        """Take the features, to the device of the training if there is room, so that batches need no transfer.
+
+        Args:
+            arrays (dict[str, np.ndarray]): ``features`` (n, C, h, w), ``labels`` (n,) with -1 for unknown and, for
+                evaluation, ``masks`` (n, H, W) with 255 in that of an image without one.
+            device (torch.device): Where the training is.
+        """
         features = torch.from_numpy(arrays["features"])
-        self._features: torch.Tensor | None = features if device is None else features.to(device)
+        # The training needs room, too: features may have half of what is free.
+        fits = device.type == "cuda" and arrays["features"].nbytes <= torch.cuda.mem_get_info(device)[0] // 2
+        self._pin = device.type == "cuda" and not fits
+        self._features = features.to(device) if fits else features
         self._labels = torch.from_numpy(np.array(arrays["labels"]))
         self._masks = torch.from_numpy(arrays["masks"]) if "masks" in arrays else None
-        self._image_path = list(image_path)
-        self._mask_path = list(mask_path)
-        self._pin = pin
 
-    @classmethod
-    def place(
-        cls,
-        arrays: dict[str, np.ndarray],
-        image_path: Sequence[str | None],
-        mask_path: Sequence[str | None],
-        device: torch.device,
-    ) -> "CachedDataset":
-        """Make one for a training on a device: there, if there is room, so that batches need no transfer."""
-        cuda = device.type == "cuda"
-        fits = cuda and fits_on_device(arrays["features"].nbytes, torch.cuda.mem_get_info(device)[0])
-        return cls(arrays, image_path, mask_path, device=device if fits else None, pin=cuda and not fits)
+    def release(self) -> None:
+        """Let go of the features; Lightning keeps dataloaders until the next training."""
+        self._features = self._masks = None
 
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, row: int) -> CachedBatch:
+    def __getitem__(self, index: int) -> CachedBatch:  # type: ignore[override]
         """Get a batch of one image."""
-        return self.__getitems__([row])
+        return self.__getitems__([index])
 
     def __getitems__(self, rows: list[int]) -> CachedBatch:
-        """Get a batch; torch's dataloader calls this once instead of ``__getitem__`` for each row."""
+        """Get a batch; torch's dataloader calls this once instead of ``__getitem__`` for each row.
+
+        Raises:
+            RuntimeError: If the training is over.
+        """
         if self._features is None:
-            msg = "The features are released when a training ends; ask the datamodule for a new dataloader."
+            msg = "Features are there from the start of a training to its end; ask the datamodule for a new dataloader."
             raise RuntimeError(msg)
         index = torch.as_tensor(rows)
         label = self._labels[index]
@@ -119,61 +146,140 @@ class CachedDataset(Dataset):
             features=self._gather(self._features, index),
         )
 
-    def release(self) -> None:
-        """Let go of the features; Lightning keeps dataloaders until the next training."""
-        self._features = self._masks = None
-
     def _gather(self, features: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         if features.device.type == "cuda":  # from pinned memory: an ordinary copy would wait for the device
             return features[index.pin_memory().to(features.device, non_blocking=True)]
         if not self._pin:
-            return features[index.to(features.device)]
+            return features[index]
         out = torch.empty((len(index), *features.shape[1:]), dtype=features.dtype, pin_memory=True)
         return torch.index_select(features, 0, index, out=out)
 
 
-def paths_of(dataset: Any) -> tuple[list[str | None], list[str | None]]:
-    """Paths of the images and of the masks of a dataset, as its items have them; None where there is none."""
-    samples = dataset.samples
-    masks = samples["mask_path"] if "mask_path" in samples else [None] * len(samples)
-    return [_path(path) for path in samples["image_path"]], [_path(path) for path in masks]
+def hand_on(batch: Any) -> Any:
+    """Collate function for batches that are collated already."""
+    return batch
 
 
-def cached_dataloader(dataset: CachedDataset, original: DataLoader) -> DataLoader:
-    """Make a dataloader that visits the rows in the order in which another one visits its images.
-
-    Order and random numbers are those of the original: with the same seed, both give the same batches.
+def compute_features(
+    dataset: Any,
+    transform: Callable[..., Any] | None,
+    model: nn.Module,
+    device: torch.device,
+    writer: ArrayWriter,
+    dtype: FeatureDtype = "float32",
+    masks: bool = False,
+    num_workers: int = 0,
+    progress: bool = False,
+    check_space: Callable[[int, tuple[int, ...]], None] | None = None,
+) -> None:
+    """Read the images of a dataset as the dataset does, and embed them.
 
     Args:
-        dataset (CachedDataset): Has the rows of the original's dataset.
-        original (DataLoader): The dataloader whose place is taken.
+        dataset (Any): An image dataset of anomalib.
+        transform (Callable[..., Any] | None): What the pre-processor does with image and mask.
+        model (nn.Module): Its ``extract`` turns images (B, 3, H, W) into features (B, C, h, w).
+        device (torch.device): Where it is.
+        writer (ArrayWriter): Gets ``features``, ``labels`` and, if wanted, ``masks``; see :class:`CachedDataset`.
+        dtype (str): Type in which features are kept: "float32" or "float16". Defaults to ``"float32"``.
+        masks (bool): Keep the masks as well. Defaults to ``False``.
+        num_workers (int): Processes that read images. Defaults to ``0``.
+        progress (bool): Show a progress bar. Defaults to ``False``.
+        check_space (Callable[[int, tuple[int, ...]], None] | None): Gets the number of bytes and the shape of the
+            features after the first batch, before anything is written; may raise. Defaults to ``None``.
 
-    Returns:
-        DataLoader: Without workers, as there is nothing to decode.
+    Raises:
+        ValueError: If an item is no image, images have different sizes after all transforms, or float16 is too small
+            for the features.
     """
-    common: Any = {"num_workers": 0, "collate_fn": hand_on, "generator": original.generator}
-    if original.batch_size is None or type(original.batch_sampler) is not BatchSampler:  # one that the user made
-        return DataLoader(dataset, batch_sampler=original.batch_sampler, **common)
-    sampler: Any = original.sampler
-    if type(sampler) is RandomSampler:
-        sampler = RandomSampler(dataset, sampler.replacement, sampler._num_samples, sampler.generator)
-    elif type(sampler) is SequentialSampler:
-        sampler = None
-    return DataLoader(
-        dataset,
-        batch_size=original.batch_size,
-        sampler=sampler,
-        drop_last=original.drop_last,
-        **common,
-    )
+    # A generator of its own: the training must not see other random numbers because of this.
+    generator = torch.Generator()
+    loader = DataLoader(dataset, BATCH_SIZE, num_workers=num_workers, collate_fn=list, generator=generator)
+    count, started = len(dataset), False
+    sizes: set[tuple[int, ...]] = set()
+    with _evaluating(model), tqdm(total=count, desc="Features", unit="image", disable=not progress) as bar:
+        for items in loader:
+            sizes.update(tuple(item.image.shape[-2:]) for item in items if torch.is_tensor(item.image))
+            images, planes = _prepare(items, transform, type(dataset).__name__)
+            features = _extract(model, images.to(device), dtype)
+            if not started:
+                shape, mask_shape = (count, *features.shape[1:]), (count, *planes.shape[1:])
+                needed = int(np.prod(shape)) * features.itemsize + (int(np.prod(mask_shape)) if masks else 0)
+                if check_space is not None:
+                    check_space(needed, shape)
+                writer.start("features", shape, dtype)
+                writer.start("labels", (count,), "int8")
+                if masks:
+                    writer.start("masks", mask_shape, "uint8")
+                started = True
+            writer.append("features", features)
+            labels = [UNKNOWN if item.gt_label is None else int(item.gt_label) for item in items]
+            writer.append("labels", np.array(labels, dtype=np.int8))
+            if masks:
+                writer.append("masks", planes)
+            bar.update(len(items))
+    if len(sizes) > 1:
+        logger.warning(
+            "The images have %d different sizes. Without the feature cache, anomalib first resizes the images of "
+            "a batch to the largest of them; with it, each image is treated alone, as in predictions.",
+            len(sizes),
+        )
+
+
+def _prepare(items: list[Any], transform: Callable[..., Any] | None, dataset: str) -> tuple[torch.Tensor, np.ndarray]:
+    """Do with each item what anomalib's pre-processor does with a batch; images (B, 3, H, W) and masks (B, H, W)."""
+    images, masks = [], []
+    for item in items:
+        image, mask = getattr(item, "image", None), getattr(item, "gt_mask", None)
+        if not torch.is_tensor(image) or image.dim() != 3 or image.shape[0] != 3:
+            found = tuple(image.shape) if torch.is_tensor(image) else type(image).__name__
+            msg = (
+                f"The feature cache needs images of shape (3, H, W), but {dataset} gives {found}. "
+                "Train without the cache (feature_cache=off)."
+            )
+            raise ValueError(msg)
+        if transform is not None:
+            image, mask = transform(image, mask)
+        images.append(image.as_subclass(torch.Tensor))
+        masks.append(mask)
+    sizes = {tuple(image.shape) for image in images}
+    if len(sizes) > 1:
+        msg = f"Images have different sizes after the pre-processor: {sorted(sizes)}. Let it resize them."
+        raise ValueError(msg)
+    size = tuple(images[0].shape[-2:])
+    planes = np.full((len(items), *size), NO_MASK, dtype=np.uint8)
+    for plane, mask in zip(planes, masks, strict=True):
+        if mask is not None:
+            plane[:] = mask.numpy().reshape(size) != 0
+    return torch.stack(images), planes
+
+
+def _extract(model: nn.Module, images: torch.Tensor, dtype: FeatureDtype) -> np.ndarray:
+    weights = [p.dtype for p in model.parameters() if p.is_floating_point()]
+    with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+        features = model.extract(images.to(weights[0] if weights else None)).float()  # type: ignore[operator]
+    kept = features.to(getattr(torch, dtype))
+    if dtype == "float16" and not bool(torch.isfinite(kept).all()):
+        msg = (
+            f"Features reach {features.abs().max().item():.3g}, more than float16 can hold (65504). "
+            "Keep them in float32 (feature_cache_dtype=float32)."
+        )
+        raise ValueError(msg)
+    return kept.cpu().numpy()
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch to evaluation; afterwards each module is in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _path(path: Any) -> str | None:
     if isinstance(path, (list, tuple)):  # MVTec LOCO has several masks per image; its items name the first
         path = path[0] if path else None
     return str(path) if isinstance(path, (str, os.PathLike)) and str(path) else None
-
-
-def hand_on(batch: Any) -> Any:
-    """Collate function for batches that are collated already."""
-    return batch

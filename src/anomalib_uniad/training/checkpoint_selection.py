@@ -25,8 +25,8 @@ class CheckpointSelection(Callback):
     """Makes the epoch with the highest validation ``image_AUROC`` the result of a training.
 
     Each validation that is better than all before it (with equal values, the earlier one stays) writes ``best.ckpt``.
-    When training ends, that is loaded into the model and takes the place of ``model.ckpt``, the last epoch, so that what
-    is tested and exported is the same. The choice survives a training that is resumed.
+    When training ends, that is loaded into the model and takes the place of ``model.ckpt``, the last epoch, so that
+    what is tested and exported is the same. The choice survives a training that is resumed.
 
     A training does not begin if images are validated that are tested as well: the result would be chosen on them.
     """

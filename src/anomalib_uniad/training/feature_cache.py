@@ -1,37 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains from features that are computed once instead of from images."""
 
+import contextlib
 import errno
 import warnings
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
+import torch
+from anomalib.data import AnomalibDataset, ImageBatch
+from anomalib.data.datasets.base.depth import AnomalibDepthDataset
+from anomalib.data.datasets.base.video import AnomalibVideoDataset
 from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.core.hooks import DataHooks
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch import nn
 from torch.utils.data import DataLoader
 
-from . import feature_checks as checks
-from .cached_dataset import CachedDataset, cached_dataloader, paths_of
-from .dataloaders import wrap_dataloader
-from .feature_build import FeatureBuilder, FeatureDtype, MemoryWriter
-from .feature_files import CacheWriter
-from .feature_key import describe_extractor, describe_files, digest_of, key_of, key_parts
-from .feature_store import FeatureStore
+from .cached_dataset import CachedBatch, CachedDataset, FeatureDtype, compute_features
+from .feature_key import check_deterministic, describe_files, digest_of, digest_weights, key_of, key_parts
+from .feature_store import CacheWriter, FeatureStore, MemoryWriter
+
+_CONTAINER = Path("/sys/fs/cgroup")  # where Linux tells a container its limits
+_OFF = "Train without the cache (feature_cache=off)."
+_ADVICE = (
+    "Halve it with feature_cache_dtype=float16, choose another directory with feature_cache_dir, delete caches with "
+    "`anomalib-uniad cache clear`, keep the features in memory with feature_cache=memory, or set feature_cache=off."
+)
+_ADVICE_MEMORY = (
+    "Halve it with feature_cache_dtype=float16, use the disk with feature_cache=disk, or set feature_cache=off."
+)
 
 
 class FeatureCache(Callback):
     """Trains and validates a model with a frozen backbone from features that are computed once.
 
-    At the first request for a dataloader, the images are read, transformed and embedded; from then on batches are
-    :class:`~anomalib_uniad.training.cached_dataset.CachedBatch`, which bring their features. Order of the images and
-    random numbers are those of a training without the cache. Tests and predictions read images as always.
+    For the time of a training, ``train_data`` and ``val_data`` of the datamodule are a
+    :class:`~anomalib_uniad.training.cached_dataset.CachedDataset`, so that its own dataloaders give batches of
+    features; its ``num_workers`` is 0, as there is nothing to decode. When the training starts, the images are read,
+    transformed and embedded. Order of the images and random numbers are those of a training without the cache. Tests
+    and predictions read images as always.
 
     Args:
         mode (str): ``"memory"`` keeps features for one training. ``"disk"`` keeps them in files, which later trainings
@@ -65,48 +77,53 @@ class FeatureCache(Callback):
         self.mode = mode
         self.dtype: FeatureDtype = dtype
         self.store = FeatureStore(directory)
-        self._undo: list[Callable[[], None]] = []
-        self._pre_processor: PreProcessor | None = None
-        self._datasets: dict[str, CachedDataset] = {}  # by key
-        self._weights: str | None = None
-        self._session: object | None = None  # the training that runs now
+        self._datasets: dict[str, CachedDataset] = {}  # "validation" and "training"
+        self._transform: Any = None  # of the pre-processor
+        self._num_workers = 0
+        self._weights = ""  # digest of the backbone's, once features are computed
+        self._undo = contextlib.ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take the place of the dataloaders and of the pre-processor for the time of a training."""
+        """Put cached datasets, which are still empty, in the place of the datamodule's."""
         if stage != "fit":
             return
         self._restore()
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             rank_zero_info("fast_dev_run: images are read as they are needed, no feature cache is built.")
             return
-        datamodule = _datamodule(trainer)
-        if datamodule is None:
-            msg = f"The feature cache works with datamodules: give the trainer one instead of dataloaders. {checks.OFF}"
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if not hasattr(datamodule, "train_data"):
+            msg = (
+                "The feature cache works with anomalib's datamodules: give the trainer one instead of dataloaders. "
+                f"{_OFF}"
+            )
             raise ValueError(msg)
-        # At once, before long work; what is checked again later may not be there yet.
-        checks.check_model(_model(pl_module))
-        checks.check_strategy(trainer)
-        checks.check_transfer(datamodule, pl_module)
-        pre_processor = checks.active_pre_processor(trainer, pl_module)
-        for name in ("train", "val"):
-            if hasattr(datamodule, f"{name}_data"):
-                checks.check_dataset(getattr(datamodule, f"{name}_data"), f"{name}_augmentations")
-
-        self._pre_processor = pre_processor
-        if pre_processor is not None:
-            # Images are transformed when the cache is built. A new list: Lightning is going through the old one.
-            callbacks = _callbacks(trainer)
-            position = [item is pre_processor for item in callbacks].index(True)
-            _set_callbacks(trainer, callbacks[:position] + callbacks[position + 1 :])
-            self._undo.append(partial(_put_back, trainer, position, pre_processor))
-        session = self._session = object()
-        for name, evaluation in (("train", False), ("val", True)):
-            wrap = partial(self._wrap, session, trainer, pl_module, evaluation)
-            self._undo.append(wrap_dataloader(datamodule, f"{name}_dataloader", wrap))
+        check_model(pl_module.model)
+        check_strategy(trainer)
+        check_transfer(datamodule, pl_module)
+        self._transform = transform_of_images(trainer, pl_module)
+        self._num_workers = getattr(datamodule, "num_workers", 0)
+        # Validation first: what does not fit is refused before long work starts.
+        stages = {"validation": "val", "training": "train"} if trainer.enable_validation else {"training": "train"}
+        self._replace(datamodule, "num_workers", 0)
+        for stage_name, prefix in stages.items():
+            images = getattr(datamodule, f"{prefix}_data", None)
+            if images is not None and len(images):
+                check_dataset(images, f"{prefix}_augmentations")
+                dataset = self._datasets[stage_name] = CachedDataset(images)
+                self._replace(datamodule, f"{prefix}_data", dataset)
+                check_loader(getattr(datamodule, f"{prefix}_dataloader")(), dataset)
         # Lightning's advice to have more workers, where none have anything to do.
-        filters = list(warnings.filters)
         warnings.filterwarnings("ignore", ".*(train|val)_dataloader' does not have many workers")
-        self._undo.append(partial(_restore_filters, filters))
+        self._undo.callback(_remove_filter, warnings.filters[0])
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compute the features, or open their files: weights of a checkpoint are loaded now, and on their device."""
+        for stage, dataset in self._datasets.items():
+            arrays = self._arrays(trainer, pl_module, stage, dataset.source)
+            dataset.fill(arrays, pl_module.device)
+        if self._datasets:
+            self._weights = digest_weights(pl_module.model.backbone)  # type: ignore[union-attr, arg-type]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make sure that the weights are those from which the features were computed.
@@ -115,8 +132,12 @@ class FeatureCache(Callback):
             RuntimeError: If they are not.
         """
         del trainer
-        if self._weights is not None:
-            self._check_weights(describe_extractor(_model(pl_module))["weights"])
+        if self._datasets and digest_weights(pl_module.model.backbone) != self._weights:  # type: ignore[union-attr, arg-type]
+            msg = (
+                "The backbone's weights changed after the features were computed. Load weights before the training "
+                f"starts. {_OFF}"
+            )
+            raise RuntimeError(msg)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave everything as it was before the training."""
@@ -128,143 +149,251 @@ class FeatureCache(Callback):
         del trainer, pl_module, exception
         self._restore()
 
+    def _replace(self, datamodule: Any, name: str, value: Any) -> None:
+        if hasattr(datamodule, name):
+            self._undo.callback(setattr, datamodule, name, getattr(datamodule, name))
+            setattr(datamodule, name, value)
+
     def _restore(self) -> None:
-        while self._undo:
-            self._undo.pop()()
+        self._undo.close()
         for dataset in self._datasets.values():
             dataset.release()
         self._datasets = {}
-        self._pre_processor = self._weights = self._session = None
 
-    def _wrap(
-        self, session: object, trainer: Trainer, pl_module: LightningModule, evaluation: bool, loaders: Any
-    ) -> Any:
-        if session is not self._session:  # the training is over, but another wrapper kept this one on
-            return loaders
-        datamodule = _datamodule(trainer)
-        if not evaluation and trainer.enable_validation and len(getattr(datamodule, "val_data", ())):
-            # Now, not when the first epoch is validated: what cannot be cached is refused before long work starts.
-            datamodule.val_dataloader()
-        if isinstance(loaders, (list, tuple)):
-            return [self._wrap_one(trainer, pl_module, evaluation, loader) for loader in loaders]
-        return self._wrap_one(trainer, pl_module, evaluation, loaders)
-
-    def _wrap_one(self, trainer: Trainer, pl_module: LightningModule, evaluation: bool, loader: Any) -> DataLoader:
-        checks.check_loader(loader)
-        source: Any = loader.dataset
-        checks.check_dataset(source, "val_augmentations" if evaluation else "train_augmentations")
-        if len(source) == 0:
-            return loader
-        builder = FeatureBuilder(
-            dataset=source,
-            transform=None if self._pre_processor is None else self._pre_processor.transform,
-            model=_model(pl_module),
-            device=pl_module.device,
-            dtype=self.dtype,
-            # A training needs no masks, and a dataset without them (classification) has none to give.
-            masks=evaluation and source.samples.attrs.get("task") == "segmentation",
-            num_workers=loader.num_workers,
-            progress=trainer.progress_bar_callback is not None,
-            after_batch=partial(_stop_if_told, trainer),
-        )
-        parts = key_parts(
-            source, builder.transform, builder.model, self.dtype, builder.device.type, masks=builder.masks
-        )
-        self._check_weights(parts["extractor"]["weights"])
-        key = key_of(parts)
-        if key not in self._datasets:
-            name = getattr(_datamodule(trainer), "name", None) or source.name
-            meta = {
-                "key": key,
-                "dataset": f"{name}, {'validation' if evaluation else 'training'}",
-                "images": len(source),
-                "backbone": parts["extractor"]["backbone"],
-                "made_of": parts,
-            }
-            arrays = self._arrays(builder, meta, trainer.num_devices)
-            self._datasets[key] = CachedDataset.place(arrays, *paths_of(source), device=builder.device)
-        return cached_dataloader(self._datasets[key], loader)
-
-    def _arrays(self, builder: FeatureBuilder, meta: dict[str, Any], processes: int) -> dict[str, np.ndarray]:
+    def _arrays(self, trainer: Any, pl_module: Any, stage: str, images: AnomalibDataset) -> dict[str, np.ndarray]:
         """Open the cache, or build it. With several processes, one builds and the others wait for its lock."""
+        # A training needs no masks, and a dataset without them (classification) has none to give.
+        masks = stage == "validation" and images.samples.attrs.get("task") == "segmentation"
+        compute = partial(
+            compute_features,
+            images,
+            self._transform,
+            pl_module.model,
+            pl_module.device,
+            dtype=self.dtype,
+            masks=masks,
+            num_workers=self._num_workers,
+            progress=trainer.progress_bar_callback is not None,
+        )
+        parts = key_parts(images, self._transform, pl_module.model, self.dtype, pl_module.device.type, masks=masks)
+        meta = {
+            "key": key_of(parts),
+            "dataset": f"{getattr(trainer.datamodule, 'name', None) or images.name}, {stage}",
+            "images": len(images),
+            "backbone": parts["extractor"]["backbone"],
+            "made_of": parts,
+        }
         # Synthetic anomalies are drawn anew for each training: files of them would never be used again.
-        if self.mode == "memory" or isinstance(builder.dataset, SyntheticAnomalyDataset):
+        if self.mode == "memory" or isinstance(images, SyntheticAnomalyDataset):
             memory = MemoryWriter()
-            place = "memory" if processes == 1 else f"memory of each of {processes} processes"
-            builder.build(memory, partial(self._check_space, partial(_part_of_memory, processes), place))
-            return self._announce(meta, memory.arrays, "built now, in memory")
+            compute(memory, check_space=partial(check_space, dtype=self.dtype, processes=trainer.num_devices))
+            arrays, how = memory.arrays, "built now, in memory"
+        else:
 
-        def build(writer: CacheWriter) -> None:
-            builder.build(writer, partial(self._check_space, self.store.free, str(self.store.directory)))
-            files = describe_files(builder.dataset, builder.masks)
-            if digest_of(files) != meta["made_of"]["files"]:
-                msg = f"Images of {meta['dataset']} changed while their features were computed. Start again."
-                raise RuntimeError(msg)
-            writer.finish(meta)
+            def build(writer: CacheWriter) -> None:
+                compute(writer, check_space=partial(check_space, dtype=self.dtype, store=self.store))
+                if digest_of(describe_files(images, masks)) != parts["files"]:
+                    msg = f"Images of {meta['dataset']} changed while their features were computed. Start again."
+                    raise RuntimeError(msg)
+                writer.finish(meta)
 
-        try:
-            arrays, how = self.store.obtain(meta["key"], build, rank_zero_info)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            msg = f"The disk of {str(self.store.directory)!r} became full. {checks.ADVICE}"
-            raise OSError(msg) from error
-        return self._announce(meta, arrays, how)
-
-    def _check_weights(self, digest: str) -> None:
-        if self._weights not in {None, digest}:
-            msg = (
-                "The backbone's weights changed after the features were computed. Load weights before the training "
-                f"starts. {checks.OFF}"
-            )
-            raise RuntimeError(msg)
-        self._weights = digest
-
-    def _check_space(self, free: Callable[[], int | None], place: str, needed: int, shape: tuple[int, ...]) -> None:
-        checks.check_space(needed, shape, self.dtype, free(), place, rank_zero_info)
-
-    @staticmethod
-    def _announce(meta: dict[str, Any], arrays: dict[str, np.ndarray], how: str) -> dict[str, np.ndarray]:
-        size = checks.gigabytes(sum(array.nbytes for array in arrays.values()))
+            try:
+                arrays, how = self.store.obtain(meta["key"], build, rank_zero_info)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                msg = f"The disk of {str(self.store.directory)!r} became full. {_ADVICE}"
+                raise OSError(msg) from error
+        size = gigabytes(sum(array.nbytes for array in arrays.values()))
         rank_zero_info(
             f"Features of {meta['dataset']} from cache {meta['key']} ({meta['images']} images, {size}), {how}."
         )
         return arrays
 
 
-def _part_of_memory(processes: int) -> int | None:
-    available = checks.available_memory()
-    return None if available is None else available // processes
+def _remove_filter(item: Any) -> None:
+    if item in warnings.filters:
+        warnings.filters.remove(item)  # type: ignore[attr-defined]
 
 
-def _stop_if_told(trainer: Any) -> None:
-    """Lightning has noted SIGTERM, but looks at it only between training steps."""
-    if trainer.received_sigterm:
-        raise SIGTERMException
+def check_model(model: Any) -> None:
+    """Refuse models whose features can change, or that cannot extract them.
+
+    Raises:
+        ValueError: With what to do.
+    """
+    if not callable(getattr(model, "extract", None)) or not hasattr(model, "backbone"):
+        msg = f"The feature cache needs a model with `backbone` and `extract`; {type(model).__name__} has not. {_OFF}"
+        raise ValueError(msg)
+    if any(parameter.requires_grad for parameter in model.backbone.parameters()):
+        msg = f"The backbone has trainable parameters, so its features change. Freeze it, or: {_OFF}"
+        raise ValueError(msg)
 
 
-def _restore_filters(filters: list[Any]) -> None:
-    warnings.filters[:] = filters  # type: ignore[index]
+def check_strategy(trainer: Trainer) -> None:
+    """Refuse strategies that split a model over devices: no process could extract features alone.
+
+    Raises:
+        ValueError: With what to do.
+    """
+    if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+        name = type(trainer.strategy).__name__
+        msg = f"The feature cache works on one device and with DDP, not with {name}. {_OFF}"
+        raise ValueError(msg)
 
 
-def _put_back(trainer: Trainer, position: int, callback: Callback) -> None:
-    callbacks = _callbacks(trainer)
-    if all(item is not callback for item in callbacks):
-        _set_callbacks(trainer, [*callbacks[:position], callback, *callbacks[position:]])
+def check_transfer(*owners: Any) -> None:
+    """Refuse what changes batches on their way to the device, which the cache would not see.
+
+    Args:
+        *owners (Any): Datamodule and model.
+
+    Raises:
+        ValueError: With what to do.
+    """
+    for owner in owners:
+        for hook in ("on_before_batch_transfer", "on_after_batch_transfer"):
+            found = getattr(type(owner), hook, None)
+            if found is not None and found is not getattr(DataHooks, hook):
+                msg = (
+                    f"{type(owner).__name__} has its own {hook}, which may change images in every epoch, and the "
+                    f"feature cache would not see it. {_OFF}"
+                )
+                raise ValueError(msg)
 
 
-# Lightning's Trainer has these attributes, but does not declare them.
-def _callbacks(trainer: Any) -> list[Callback]:
-    return list(trainer.callbacks)
+def transform_of_images(trainer: Trainer, pl_module: LightningModule) -> Any:
+    """Get the transform that the trainer would apply to images: that of its pre-processor.
+
+    Raises:
+        ValueError: If the transform is random, or the pre-processor does something else with images than that, or
+            something with batches that bring their features.
+    """
+    found: Any = getattr(pl_module, "pre_processor", None)
+    if found is None or all(item is not found for item in trainer.callbacks):  # type: ignore[attr-defined]
+        return None
+    if not isinstance(found, PreProcessor):
+        msg = f"The feature cache knows pre-processors of anomalib, not {type(found).__name__}. {_OFF}"
+        raise ValueError(msg)
+    check_deterministic(found.transform, "pre_processor")
+    image = torch.linspace(0, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
+    expected = image if found.transform is None else found.transform(image)
+    for hook in ("on_train_batch_start", "on_validation_batch_start"):
+        images = ImageBatch(image=image)
+        features = CachedBatch(image=image, features=torch.zeros(1, 1, 1, 1))
+        for batch in (images, features):
+            getattr(found, hook)(trainer, pl_module, batch, 0)
+        if not torch.equal(images.image, expected) or not torch.equal(features.image, image):
+            msg = (
+                f"The feature cache transforms images itself, once, but {hook} of {type(found).__name__} does something "
+                f"else with images, or does not leave batches that bring their features alone. {_OFF}"
+            )
+            raise ValueError(msg)
+    return found.transform
 
 
-def _set_callbacks(trainer: Any, callbacks: list[Callback]) -> None:
-    trainer.callbacks = callbacks
+def check_dataset(dataset: Any, where: str) -> None:
+    """Refuse datasets that give no images, or not always the same.
+
+    Args:
+        dataset (Any): Dataset of a dataloader.
+        where (str): Which argument its augmentations come from.
+
+    Raises:
+        ValueError: With what to do.
+    """
+    if not isinstance(dataset, AnomalibDataset) or isinstance(dataset, (AnomalibDepthDataset, AnomalibVideoDataset)):
+        msg = f"The feature cache needs an image dataset of anomalib, not {type(dataset).__name__}. {_OFF}"
+        raise ValueError(msg)
+    reader = next(cls for cls in type(dataset).__mro__ if {"__getitem__", "__getitems__"} & vars(cls).keys())
+    if reader.__module__.split(".")[0] not in {"anomalib", "anomalib_uniad"} and not hasattr(dataset, "content_key"):
+        msg = (
+            f"{reader.__qualname__} reads its items itself (__getitem__), and the feature cache cannot see what they "
+            "depend on. If they are always the same, give the dataset an attribute content_key, a string that changes "
+            f"with their contents. {_OFF}"
+        )
+        raise ValueError(msg)
+    check_deterministic(dataset.augmentations, where)
+    _check_collate(dataset.collate_fn, ImageBatch.collate)
 
 
-def _datamodule(trainer: Any) -> Any:
-    return trainer.datamodule
+def check_loader(loader: Any, dataset: CachedDataset) -> None:
+    """Refuse dataloaders whose batches the cache cannot make.
+
+    Args:
+        loader (Any): What the datamodule gives the trainer.
+        dataset (CachedDataset): What it should read.
+
+    Raises:
+        ValueError: With what to do.
+    """
+    if not isinstance(loader, DataLoader) or loader.batch_sampler is None:
+        msg = f"The feature cache needs a torch DataLoader that makes batches, not {type(loader).__name__}. {_OFF}"
+        raise ValueError(msg)
+    if loader.dataset is not dataset:
+        msg = f"The feature cache needs a datamodule whose dataloaders read its train_data and val_data. {_OFF}"
+        raise ValueError(msg)
+    _check_collate(loader.collate_fn, dataset.collate_fn)
 
 
-def _model(pl_module: LightningModule) -> nn.Module:
-    return cast("nn.Module", pl_module.model)
+def _check_collate(found: Any, expected: Any) -> None:
+    if found != expected:
+        name = getattr(found, "__name__", type(found).__name__)
+        msg = f"The dataloader has its own collate_fn ({name}), which the feature cache cannot call. {_OFF}"
+        raise ValueError(msg)
+
+
+def check_space(
+    needed: int, shape: tuple[int, ...], dtype: str, store: FeatureStore | None = None, processes: int = 1
+) -> None:
+    """Say how much room the features need, and refuse to begin if there is not enough.
+
+    Args:
+        needed (int): Bytes.
+        shape (tuple[int, ...]): Shape of the features, images first.
+        dtype (str): Their type.
+        store (FeatureStore | None): Where they go; ``None`` is memory. Defaults to ``None``.
+        processes (int): Processes that train together; each has its own features in memory. Defaults to ``1``.
+
+    Raises:
+        OSError: If there is not enough room.
+    """
+    free: int | None
+    if store is not None:
+        free, place, advice = store.free(), str(store.directory), _ADVICE
+    else:
+        available = available_memory()
+        free, advice = None if available is None else available // processes, _ADVICE_MEMORY
+        place = "memory" if processes == 1 else f"memory of each of {processes} processes"
+    size = f"The features of {shape[0]} images, {'x'.join(map(str, shape[1:]))} {dtype}, need {gigabytes(needed)}"
+    if free is not None and needed > free:
+        msg = f"{size} in {place}, but there are only {gigabytes(free)}. {advice}"
+        raise OSError(msg)
+    rank_zero_info(f"{size} in {place}{'' if free is None else f' (free: {gigabytes(free)})'}.")
+
+
+def available_memory() -> int | None:
+    """Return the bytes of memory that can be had without swapping; None if the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return None
+    # Not sysconf's free pages: what files use as a cache can be had as well.
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    with contextlib.suppress(OSError, ValueError):  # the limit of a container; the text "max" if it has none
+        limit, used = (int((_CONTAINER / name).read_text()) for name in ("memory.max", "memory.current"))
+        with contextlib.suppress(OSError, ValueError):  # what files use as a cache can be had here, too
+            counts = dict(line.split() for line in (_CONTAINER / "memory.stat").read_text().splitlines())
+            used -= int(counts.get("inactive_file", 0)) + int(counts.get("active_file", 0))
+        found.append(max(0, limit - max(0, used)))
+    return min(found) if found else None
+
+
+def gigabytes(size: int) -> str:
+    """Write a number of bytes for people.
+
+    Example:
+        >>> gigabytes(1_500_000_000), gigabytes(2_000_000)
+        ('1.50 GB', '2.0 MB')
+    """
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a feature cache depends on: images, transforms, backbone, versions."""
+"""What cached features depend on: images, transforms, backbone, versions."""
 
 import hashlib
 import json
 import os
 from enum import Enum
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 from anomalib.data.transforms import ExportableCenterCrop, SquarePad
 from torch import nn
 from torchvision.transforms import v2
+
+from anomalib_uniad.files import version_of
 
 FORMAT_VERSION = 1
 PACKAGES = ("anomalib_uniad", "anomalib", "torch", "torchvision", "timm", "pillow")
@@ -39,79 +40,56 @@ DETERMINISTIC = frozenset(
 )
 
 
-def check_deterministic(transform: Any, where: str) -> None:
-    """Refuse transforms that may give something else the next time.
+def key_parts(
+    dataset: Any, transform: Any, model: nn.Module, dtype: str, device_type: str, masks: bool
+) -> dict[str, Any]:
+    """Collect everything that the features of a dataset depend on.
 
     Args:
-        transform (Any): A transform, a container of transforms or None.
-        where (str): What the user calls it, for the message.
-
-    Raises:
-        ValueError: If a transform is not known to be deterministic; the message names it.
-
-    Example:
-        >>> check_deterministic(v2.Compose([v2.Resize(64), v2.Normalize([0.5], [0.5])]), "train_augmentations")
-    """
-    if transform is None or type(transform) in DETERMINISTIC:
-        return
-    if type(transform) in _CONTAINERS:
-        for part in _parts(transform):
-            check_deterministic(part, where)
-        return
-    msg = (
-        f"The feature cache computes the features of an image once, but {where} has {type(transform).__name__}, which "
-        "is random or not known to be deterministic. Remove it, or train without the cache (feature_cache=off)."
-    )
-    raise ValueError(msg)
-
-
-def describe_transform(transform: Any) -> Any:
-    """Describe a deterministic transform with all of its arguments; its ``repr`` leaves some out.
-
-    Args:
-        transform (Any): A transform that :func:`check_deterministic` accepts.
+        dataset (Any): An image dataset of anomalib.
+        transform (Any): What the pre-processor does with its images.
+        model (nn.Module): See :func:`describe_extractor`.
+        dtype (str): Type in which the features are kept.
+        device_type (str): Where they are computed: "cpu", "cuda" and others differ in the last bits.
+        masks (bool): Whether masks are kept as well.
 
     Returns:
-        Any: Plain data; equal for transforms that do the same.
-
-    Example:
-        >>> describe_transform(v2.Compose([v2.ToDtype(torch.float32, scale=True)]))
-        [{'ToDtype': {'dtype': 'torch.float32', 'scale': True}}]
+        dict[str, Any]: Plain data; the long list of files is in it as a digest.
     """
-    if transform is None:
-        return None
-    if type(transform) in _CONTAINERS:
-        return [describe_transform(part) for part in _parts(transform)]
-    arguments = {
-        name: _plain(value)
-        for name, value in sorted(vars(transform).items())
-        if not name.startswith("_") and name != "training"
-    }
-    return {type(transform).__name__: arguments}
-
-
-def describe_extractor(model: nn.Module) -> dict[str, Any]:
-    """Describe what turns images into features.
-
-    Args:
-        model (nn.Module): Has ``backbone``, the frozen network, and ``extract``; what it has of ``neck``,
-            ``image_size`` and ``grid_size`` counts as well.
-
-    Returns:
-        dict[str, Any]: Plain data.
-    """
-    backbone: Any = model.backbone
-    info = getattr(getattr(backbone, "features", None), "feature_info", None)
     return {
-        "backbone": str(getattr(backbone, "name", type(backbone).__name__)),
-        "weights": _digest_weights(backbone),
-        # The tree of modules has what the weights do not show, such as the padding.
-        "structure": hashlib.sha256(f"{backbone!r}\n{getattr(model, 'neck', None)!r}".encode()).hexdigest(),
-        "layers": None if info is None else [str(name) for name in info.module_name()],
-        "strides": [int(stride) for stride in getattr(backbone, "strides", [])],
-        "image_size": [int(size) for size in getattr(model, "image_size", ())],
-        "grid_size": [int(size) for size in getattr(model, "grid_size", ())],
+        "format": FORMAT_VERSION,
+        "dataset": f"{type(dataset).__module__}.{type(dataset).__qualname__}",
+        "versions": {package: version_of(package) for package in PACKAGES},
+        "files": digest_of(describe_files(dataset, masks)),
+        "masks": masks and str(dataset.samples.attrs.get("task")),  # without masks, normal images have none either
+        "augmentations": describe_transform(getattr(dataset, "augmentations", None)),
+        "pre_processor": describe_transform(transform),
+        "extractor": describe_extractor(model),
+        "dtype": dtype,
+        "device": device_type,
     }
+
+
+def key_of(parts: dict[str, Any]) -> str:
+    """Name of the cache that is made of these parts: 32 hexadecimal digits.
+
+    Args:
+        parts (dict[str, Any]): As of :func:`key_parts`.
+
+    Example:
+        >>> key_of({"format": 1}) == key_of({"format": 2})
+        False
+    """
+    return digest_of(parts)[:32]
+
+
+def digest_of(data: Any) -> str:
+    """Return the digest of plain data, 64 hexadecimal digits.
+
+    Args:
+        data (Any): What json can write.
+    """
+    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def describe_files(dataset: Any, masks: bool) -> list[Any]:
@@ -157,47 +135,92 @@ def describe_files(dataset: Any, masks: bool) -> list[Any]:
     return rows if content is None else [str(content), *rows]
 
 
-def key_parts(
-    dataset: Any, transform: Any, model: nn.Module, dtype: str, device_type: str, masks: bool
-) -> dict[str, Any]:
-    """Collect everything that the features of a dataset depend on.
+def check_deterministic(transform: Any, where: str) -> None:
+    """Refuse transforms that may give something else the next time.
 
     Args:
-        dataset (Any): An image dataset of anomalib.
-        transform (Any): What the pre-processor does with its images.
-        model (nn.Module): See :func:`describe_extractor`.
-        dtype (str): Type in which the features are kept.
-        device_type (str): Where they are computed: "cpu", "cuda" and others differ in the last bits.
-        masks (bool): Whether masks are kept as well.
+        transform (Any): A transform, a container of transforms or None.
+        where (str): What the user calls it, for the message.
+
+    Raises:
+        ValueError: If a transform is not known to be deterministic; the message names it.
+
+    Example:
+        >>> check_deterministic(v2.Compose([v2.Resize(64), v2.Normalize([0.5], [0.5])]), "train_augmentations")
+    """
+    if type(transform) in _CONTAINERS:
+        for part in _parts(transform):
+            check_deterministic(part, where)
+    elif transform is not None and type(transform) not in DETERMINISTIC:
+        msg = (
+            f"The feature cache computes the features of an image once, but {where} has {type(transform).__name__}, "
+            "which is random or not known to be deterministic. Remove it, or train without the cache "
+            "(feature_cache=off)."
+        )
+        raise ValueError(msg)
+
+
+def describe_transform(transform: Any) -> Any:
+    """Describe a deterministic transform with all of its arguments; its ``repr`` leaves some out.
+
+    Args:
+        transform (Any): A transform that :func:`check_deterministic` accepts.
 
     Returns:
-        dict[str, Any]: Plain data; the long list of files is in it as a digest.
+        Any: Plain data; equal for transforms that do the same.
+
+    Example:
+        >>> describe_transform(v2.Compose([v2.ToDtype(torch.float32, scale=True)]))
+        [{'ToDtype': {'dtype': 'torch.float32', 'scale': True}}]
     """
+    if transform is None:
+        return None
+    if type(transform) in _CONTAINERS:
+        return [describe_transform(part) for part in _parts(transform)]
+    arguments = {
+        name: _plain(value)
+        for name, value in sorted(vars(transform).items())
+        if not name.startswith("_") and name != "training"
+    }
+    return {type(transform).__name__: arguments}
+
+
+def describe_extractor(model: nn.Module) -> dict[str, Any]:
+    """Describe what turns images into features.
+
+    Args:
+        model (nn.Module): Has ``backbone``, the frozen network, and ``extract``; what it has of ``neck``,
+            ``image_size`` and ``grid_size`` counts as well.
+
+    Returns:
+        dict[str, Any]: Plain data.
+    """
+    backbone: Any = model.backbone
+    info = getattr(getattr(backbone, "features", None), "feature_info", None)
     return {
-        "format": FORMAT_VERSION,
-        "dataset": f"{type(dataset).__module__}.{type(dataset).__qualname__}",
-        "versions": {package: _version(package) for package in PACKAGES},
-        "files": digest_of(describe_files(dataset, masks)),
-        "masks": masks and str(dataset.samples.attrs.get("task")),  # without masks, normal images have none either
-        "augmentations": describe_transform(getattr(dataset, "augmentations", None)),
-        "pre_processor": describe_transform(transform),
-        "extractor": describe_extractor(model),
-        "dtype": dtype,
-        "device": device_type,
+        "backbone": str(getattr(backbone, "name", type(backbone).__name__)),
+        "weights": digest_weights(backbone),
+        # The tree of modules has what the weights do not show, such as the padding.
+        "structure": hashlib.sha256(f"{backbone!r}\n{getattr(model, 'neck', None)!r}".encode()).hexdigest(),
+        "layers": None if info is None else [str(name) for name in info.module_name()],
+        "strides": [int(stride) for stride in getattr(backbone, "strides", [])],
+        "image_size": [int(size) for size in getattr(model, "image_size", ())],
+        "grid_size": [int(size) for size in getattr(model, "grid_size", ())],
     }
 
 
-def key_of(parts: dict[str, Any]) -> str:
-    """Name of the cache that is made of these parts: 32 hexadecimal digits.
+def digest_weights(module: nn.Module) -> str:
+    """Return the digest of parameters and buffers, 64 hexadecimal digits.
 
     Args:
-        parts (dict[str, Any]): As of :func:`key_parts`.
-
-    Example:
-        >>> key_of({"format": 1}) == key_of({"format": 2})
-        False
+        module (nn.Module): Any module.
     """
-    return digest_of(parts)[:32]
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)  # one dimension: numpy has no bfloat16, bytes do
+        digest.update(flat.view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _parts(container: Any) -> list[Any]:
@@ -215,28 +238,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.tolist()
     return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
-
-
-def digest_of(data: Any) -> str:
-    """Digest of plain data, 64 hexadecimal digits.
-
-    Args:
-        data (Any): What json can write.
-    """
-    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _digest_weights(module: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)  # one dimension: numpy has no bfloat16, bytes do
-        digest.update(flat.view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # the source tree, not installed
-        return "unknown"

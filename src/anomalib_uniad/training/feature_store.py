@@ -5,33 +5,98 @@ Nothing here imports torch, so that listing and clearing are quick.
 """
 
 import contextlib
+import json
 import logging
 import os
 import re
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from filelock import FileLock, Timeout
 
-from .feature_files import META, CacheWriter, has_only_our_files, map_arrays, read_meta, remove, size_of
-
 logger = logging.getLogger(__name__)
 
+META = "meta.json"
+KIND = "anomalib-uniad features"
+FILES = frozenset({META, "features.npy", "labels.npy", "masks.npy"})
 RESERVE = 256 * 2**20  # bytes that are left free on the disk
 _KEY = re.compile(r"[0-9a-f]{32}")
 _UNFINISHED = re.compile(r"\.([0-9a-f]{32})\.[^.]+\.partial")
 
 
-def default_directory() -> Path:
-    """Directory of the caches if the user names none: in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "anomalib-uniad" / "features"
+class MemoryWriter:
+    """Keeps arrays in memory.
+
+    Attributes:
+        arrays (dict[str, np.ndarray]): Name -> array.
+    """
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, np.ndarray] = {}
+        self._written: dict[str, int] = {}
+
+    def start(self, name: str, shape: tuple[int, ...], dtype: str) -> None:
+        """Begin an array; all of ``shape`` has to be appended to it later."""
+        self.arrays[name] = np.empty(shape, dtype)
+        self._written[name] = 0
+
+    def append(self, name: str, array: np.ndarray) -> None:
+        """Write the next rows."""
+        start = self._written[name]
+        self._written[name] = start + len(array)
+        self.arrays[name][start : start + len(array)] = array
+
+
+class CacheWriter:
+    """Writes arrays into files of a folder.
+
+    Args:
+        folder (Path): An empty folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files: dict[str, BinaryIO] = {}
+        self._arrays: dict[str, dict[str, Any]] = {}
+
+    def start(self, name: str, shape: tuple[int, ...], dtype: str) -> None:
+        """Begin an array; all of ``shape`` has to be appended to it later."""
+        file = self._files[name] = (self.folder / f"{name}.npy").open("wb")
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        size = file.tell() + int(np.prod(shape)) * np.dtype(dtype).itemsize
+        self._arrays[name] = {"shape": list(shape), "dtype": dtype, "bytes": size}
+
+    def append(self, name: str, array: np.ndarray) -> None:
+        """Write the next rows. Plain writes: a full disk kills a process that writes to mapped memory."""
+        array = np.ascontiguousarray(array, dtype=self._arrays[name]["dtype"])
+        self._files[name].write(array.reshape(-1).view(np.uint8).data)
+
+    def finish(self, meta: dict[str, Any]) -> None:
+        """Bring everything to the disk, the description last.
+
+        Args:
+            meta (dict[str, Any]): The description, with the ``key`` of the cache; plain data.
+        """
+        for file in self._files.values():
+            _synchronise(file)
+        self.close()
+        with (self.folder / META).open("wb") as file:
+            content = {"kind": KIND, **meta, "created": time.time(), "arrays": self._arrays}
+            file.write(json.dumps(content, indent=2).encode())
+            _synchronise(file)
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files.values():
+            file.close()
 
 
 @dataclass(frozen=True)
@@ -57,7 +122,8 @@ class FeatureStore:
     """The caches in one directory. Other files there are left alone.
 
     Args:
-        directory (Path | str | None): The directory; ``None`` is :func:`default_directory`.
+        directory (Path | str | None): The directory; ``None`` is ``anomalib-uniad/features`` in ``$XDG_CACHE_HOME`` or
+            ``~/.cache``. Defaults to ``None``.
 
     Example:
         >>> FeatureStore("/not/there").entries()
@@ -65,7 +131,9 @@ class FeatureStore:
     """
 
     def __init__(self, directory: Path | str | None = None) -> None:
-        self.directory = default_directory() if directory is None else Path(directory).expanduser()
+        if directory is None:
+            directory = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "anomalib-uniad", "features")
+        self.directory = Path(directory).expanduser()
 
     def entries(self) -> list[CacheEntry]:
         """List the caches, also damaged ones; the one that was used last comes first."""
@@ -74,7 +142,8 @@ class FeatureStore:
             if _KEY.fullmatch(path.name):
                 marker = path / META
                 used = (marker if marker.is_file() else path).stat().st_mtime
-                found.append(CacheEntry(path.name, path, read_meta(path), size_of(path), used))
+                size = sum(file.stat().st_size for file in path.iterdir())
+                found.append(CacheEntry(path.name, path, _read_meta(path), size, used))
         return sorted(found, key=lambda entry: -entry.last_used)
 
     def unfinished(self) -> list[tuple[str, Path]]:
@@ -96,7 +165,7 @@ class FeatureStore:
         if not folder.exists():
             return None
         try:
-            arrays = map_arrays(folder, key)
+            arrays = _map_arrays(folder, key)
         except ValueError as error:
             if warn:
                 logger.warning("The feature cache %s is damaged and not used: %s", folder, error)
@@ -119,7 +188,7 @@ class FeatureStore:
             tuple[dict[str, np.ndarray], str]: Name -> array, and where it comes from, in words.
 
         Raises:
-            OSError: If the directory cannot be written to.
+            OSError: If the directory cannot be written to, or something else is where the cache belongs.
         """
         arrays = self.open(key, warn=False)
         if arrays is not None:
@@ -128,7 +197,7 @@ class FeatureStore:
             arrays = self.open(key)
             if arrays is not None:
                 return arrays, "built by another process"
-            with self.create(key) as writer:
+            with self._create(key) as writer:
                 build(writer)
             arrays = self.open(key)
         if arrays is None:
@@ -149,7 +218,7 @@ class FeatureStore:
         """
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            lock = self._lock(key)
+            lock = self._file_lock(key)
             try:
                 lock.acquire(timeout=0)
             except Timeout:
@@ -167,20 +236,15 @@ class FeatureStore:
             lock.release()
 
     @contextlib.contextmanager
-    def create(self, key: str) -> Iterator[CacheWriter]:
+    def _create(self, key: str) -> Iterator[CacheWriter]:
         """Write a cache, with its lock; it is there when the block ends without an error.
 
-        Args:
-            key (str): Name of the cache. A damaged one of that name is replaced, and what killed builds of it left
-                is removed.
-
-        Raises:
-            OSError: If something else is where the cache belongs.
+        A damaged cache of that name is replaced, and what killed builds of it left is removed.
         """
         target = self.directory / key
         for path in [*(path for name, path in self.unfinished() if name == key), target]:
-            if path.is_dir() and has_only_our_files(path):
-                self._discard(path)
+            if path.is_dir() and _has_only_our_files(path):
+                _discard(path)
         if target.exists() or target.is_symlink():
             msg = f"{str(target)!r} is in the way: it is not, or not only, a feature cache. Move it elsewhere."
             raise OSError(msg)
@@ -192,11 +256,11 @@ class FeatureStore:
             folder.rename(target)
         except BaseException:
             writer.close()
-            remove(folder)
+            _remove(folder)
             raise
 
     def free(self) -> int:
-        """Bytes that a new cache may have."""
+        """Return the bytes that a new cache may have."""
         return max(shutil.disk_usage(self.directory).free - RESERVE, 0)
 
     def clear(self, prefix: str = "") -> tuple[list[CacheEntry], int, list[str]]:
@@ -215,43 +279,98 @@ class FeatureStore:
         for key in sorted({*entries, *(name for name, _ in leftovers)}):
             if not key.startswith(prefix):
                 continue
-            lock = self._lock(key)
+            lock = self._file_lock(key)
             try:
                 lock.acquire(timeout=0)
+                if key in entries:
+                    freed += _discard(entries[key].path)
+                    deleted.append(entries[key])
+                freed += sum(_remove(path) for name, path in leftovers if name == key)
+                Path(lock.lock_file).unlink(missing_ok=True)  # who waits for it notices and makes a new one
             except Timeout:
                 busy.append(key)
-                continue
-            except OSError as error:
-                logger.warning("The feature cache %s is left as it is: %s", key, error)
-                continue
-            try:
-                if key in entries:
-                    freed += self._discard(entries[key].path)
-                    deleted.append(entries[key])
-                freed += sum(remove(path) for name, path in leftovers if name == key)
-                Path(lock.lock_file).unlink(missing_ok=True)  # who waits for it notices and makes a new one
             except OSError as error:
                 logger.warning("The feature cache %s could not be deleted: %s", key, error)
             finally:
                 lock.release()
         return deleted, freed, busy
 
-    @staticmethod
-    def _discard(folder: Path) -> int:
-        """Delete a cache under another name, as network disks keep files that are mapped, and with them the folder."""
-        unfinished = folder
-        if not _UNFINISHED.fullmatch(folder.name):
-            unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
-            folder.rename(unfinished)
-        return remove(unfinished)
-
     def _folders(self) -> list[Path]:
         paths = sorted(self.directory.iterdir()) if self.directory.is_dir() else []
-        return [path for path in paths if _is_named(path) and has_only_our_files(path)]
+        named = [path for path in paths if _KEY.fullmatch(path.name) or _UNFINISHED.fullmatch(path.name)]
+        return [path for path in named if _has_only_our_files(path)]
 
-    def _lock(self, key: str) -> FileLock:
+    def _file_lock(self, key: str) -> FileLock:
         return FileLock(self.directory / f".{key}.lock")
 
 
-def _is_named(path: Path) -> bool:
-    return bool(_KEY.fullmatch(path.name) or _UNFINISHED.fullmatch(path.name))
+def _read_meta(folder: Path) -> dict[str, Any]:
+    """Read the description of a cache; empty if there is none that can be read."""
+    try:
+        meta = json.loads((folder / META).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return meta if isinstance(meta, dict) and meta.get("kind") == KIND else {}
+
+
+def _map_arrays(folder: Path, key: str) -> dict[str, np.ndarray]:
+    """Map the arrays of a cache into memory; a ValueError says what is wrong with the folder."""
+    meta = _read_meta(folder)
+    if meta.get("key") != key:
+        msg = f"{META} is missing, cannot be read or belongs to another cache."
+        raise ValueError(msg)
+    arrays = {}
+    try:
+        for name, wanted in meta["arrays"].items():
+            file = folder / f"{name}.npy"
+            size = file.stat().st_size
+            # Private pages: torch warns about arrays that cannot be written to, and nothing goes back to the file.
+            array = np.load(file, mmap_mode="c") if size == wanted["bytes"] else None
+            if array is None or list(array.shape) != wanted["shape"] or array.dtype.name != wanted["dtype"]:
+                msg = f"{file.name} has {size} bytes; {META} says {wanted}."
+                raise ValueError(msg)
+            arrays[name] = array
+    # Other errors of the system, for example too many open files, say nothing about the cache.
+    except (FileNotFoundError, EOFError, KeyError, TypeError, AttributeError) as error:
+        msg = f"{type(error).__name__}: {error}"
+        raise ValueError(msg) from error
+    if not {"features", "labels"} <= arrays.keys():
+        msg = f"{META} lists only {sorted(arrays)}."
+        raise ValueError(msg)
+    return arrays
+
+
+def _has_only_our_files(folder: Path) -> bool:
+    """Whether this is a real folder, no link, with nothing in it that is not a part of a cache."""
+    return (
+        folder.is_dir()
+        and not folder.is_symlink()
+        and all(path.name in FILES and path.is_file() for path in folder.iterdir())
+    )
+
+
+def _discard(folder: Path) -> int:
+    """Delete a cache under another name: network disks keep files that are mapped, and with them the folder."""
+    unfinished = folder
+    if not _UNFINISHED.fullmatch(folder.name):
+        unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
+        folder.rename(unfinished)
+    return _remove(unfinished)
+
+
+def _remove(folder: Path) -> int:
+    """Delete the files of a cache, and the folder if it is empty then; return the bytes that were freed."""
+    freed = 0
+    # Remove meta.json first, so that a partial delete is never taken for a cache.
+    for path in sorted(folder.iterdir(), key=lambda path: path.name != META):
+        if path.name in FILES and path.is_file():
+            freed += path.lstat().st_size
+            path.unlink()
+    with contextlib.suppress(OSError):  # somebody's files are in it
+        folder.rmdir()
+    return freed
+
+
+def _synchronise(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())

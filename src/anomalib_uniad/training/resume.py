@@ -28,8 +28,8 @@ class EpochSeed(Callback):
     operations that are deterministic, as those of the CPU are.
 
     Not exact are: a checkpoint from the middle of an epoch, such as those of Lightning's
-    ``ModelCheckpoint(every_n_train_steps=...)``, after which Lightning warns and trains the rest of that epoch on images
-    in another order; dataloaders and samplers with random generators of their own; ``ReduceLROnPlateau``, which
+    ``ModelCheckpoint(every_n_train_steps=...)``, after which Lightning warns and trains the rest of that epoch on
+    images in another order; dataloaders and samplers with random generators of their own; ``ReduceLROnPlateau``, which
     Lightning does not update in the epoch in which it resumes.
 
     Args:

@@ -172,8 +172,8 @@ def test_a_transform_from_a_checkpoint_is_the_same() -> None:
 
 @pytest.mark.parametrize("package", feature_key.PACKAGES)
 def test_versions_count(root: Path, package: str, monkeypatch) -> None:
-    before, version = make_key(root), feature_key.version
-    monkeypatch.setattr(feature_key, "version", lambda name: "9.9.9" if name == package else version(name))
+    before, version = make_key(root), feature_key.version_of
+    monkeypatch.setattr(feature_key, "version_of", lambda name: "9.9.9" if name == package else version(name))
     assert make_key(root) != before
 
 

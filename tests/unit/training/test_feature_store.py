@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 import feature_store_worker
-from anomalib_uniad.training.feature_files import META
-from anomalib_uniad.training.feature_store import FeatureStore, default_directory
+from anomalib_uniad.training.feature_store import META, FeatureStore
 
 KEY = "0123456789abcdef" * 2
 OTHER = "f" * 32
@@ -69,10 +68,10 @@ def test_what_was_written_is_read(store: FeatureStore) -> None:
 
 def test_the_default_directory(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_directory() == tmp_path / "anomalib-uniad" / "features"
+    assert FeatureStore().directory == tmp_path / "anomalib-uniad" / "features"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_directory() == tmp_path / ".cache" / "anomalib-uniad" / "features"
+    assert FeatureStore().directory == tmp_path / ".cache" / "anomalib-uniad" / "features"
     assert FeatureStore("~/here").directory == tmp_path / "here"
 
 
