@@ -37,8 +37,7 @@ from anomalib_uniad.training.checkpoint_selection import CheckpointChoice, Check
 from anomalib_uniad.training.feature_cache import FeatureCache, FeatureDtype
 from anomalib_uniad.training.last_epoch import LastEpochValidation
 from anomalib_uniad.training.optimization import LearningRateSchedule, adamw, learning_rate_schedule
-from anomalib_uniad.training.resume import ExactResume
-from anomalib_uniad.training.resume_checkpoint import ResumeCheckpoint
+from anomalib_uniad.training.resume import EpochSeed, ResumeCheckpoint, TrainedWeights
 
 from .anomaly_map import ImageScore
 from .components.padding import BackbonePadding, PaddingMode
@@ -213,8 +212,11 @@ class UniAD(AnomalibModule):
         image_size = repeat("image_size", image_size, int, 2)
         neighbor_size = repeat("neighbor_size", neighbor_size, int, 2)
         neighbor_mask = repeat("neighbor_mask", neighbor_mask, bool, 3)
+        prepared = self.configure_pre_processor(image_size) if pre_processor is True else pre_processor
+        if type(prepared) is PreProcessor:  # anomalib's own would transform cached features, and resize otherwise
+            prepared = AntialiasedPreProcessor(prepared.transform)
         super().__init__(
-            pre_processor=self.configure_pre_processor(image_size) if pre_processor is True else pre_processor,
+            pre_processor=prepared,
             post_processor=post_processor,
             evaluator=evaluator,
             visualizer=visualizer,
@@ -263,16 +265,14 @@ class UniAD(AnomalibModule):
         self._loaded_thresholds: dict[str, dict[Level, float]] = {}
         self._compiled: Callable[[torch.Tensor], torch.Tensor] | None = None
 
-        self._exact_resume = ExactResume(seed)
-        self._selection = CheckpointSelection() if checkpoint_selection == "best" else None
-        self._training_callbacks: list[Callback] = [LastEpochValidation()]
+        self._trained_weights = TrainedWeights()
+        self._training_callbacks: list[Callback] = [LastEpochValidation(), EpochSeed(seed), self._trained_weights]
         if feature_cache != "off":
             self._training_callbacks.append(FeatureCache(feature_cache, feature_cache_dtype, feature_cache_dir))
-        self._training_callbacks.append(self._exact_resume)  # after the cache, whose dataloader it wraps
         if resume_interval > 0:
             self._training_callbacks.append(ResumeCheckpoint(resume_interval))
-        if self._selection is not None:
-            self._training_callbacks.append(self._selection)
+        if checkpoint_selection == "best":
+            self._training_callbacks.append(CheckpointSelection())
 
     @classmethod
     def from_official(cls, checkpoint: str | Path, **arguments: Any) -> "UniAD":
@@ -464,8 +464,8 @@ class UniAD(AnomalibModule):
             ValueError: If the checkpoint is of a model with other arguments that the weights do not show; the message
                 lists them.
         """
-        selected = None if self._selection is None else self._selection.selected
-        self._exact_resume.keep_trained_weights(self, checkpoint, selected)
+        if self._trained_weights.keep(self, checkpoint):
+            return
         super().on_load_checkpoint(checkpoint)
         _check_same_model(checkpoint.get("hyper_parameters", {}), self.hparams)
         self.training_summary = dict(checkpoint.get("training_summary", {}))

@@ -76,11 +76,8 @@ class CheckpointSelection(Callback):
         if self._path is None or self._score is None:
             return
         checkpoint = trainer.strategy.load_checkpoint(self._path)
-        pl_module.on_load_checkpoint(checkpoint)
+        pl_module.on_load_checkpoint(checkpoint)  # thresholds of categories, and for how many epochs it was trained
         pl_module.load_state_dict(checkpoint["state_dict"])
-        evaluator = getattr(pl_module, "evaluator", None)
-        if evaluator is not None:  # its table tells for how many epochs the model was trained
-            evaluator.on_load_checkpoint(trainer, pl_module, checkpoint)
         trainer.strategy.barrier("best checkpoint loaded")
         if trainer.is_global_zero and self._last.best_model_path:
             self._path.replace(self._last.best_model_path)

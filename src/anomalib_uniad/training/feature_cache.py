@@ -279,14 +279,14 @@ def transform_of_images(trainer: Trainer, pl_module: LightningModule) -> Any:
     image = torch.linspace(0, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
     expected = image if found.transform is None else found.transform(image)
     for hook in ("on_train_batch_start", "on_validation_batch_start"):
-        images = ImageBatch(image=image)
-        features = CachedBatch(image=image, features=torch.zeros(1, 1, 1, 1))
+        images: Any = ImageBatch(image=image)
+        features: Any = CachedBatch(image=image, features=torch.zeros(1, 1, 1, 1))
         for batch in (images, features):
             getattr(found, hook)(trainer, pl_module, batch, 0)
-        if not torch.equal(images.image, expected) or not torch.equal(features.image, image):
+        if not images.image.equal(expected) or not features.image.equal(image):
             msg = (
-                f"The feature cache transforms images itself, once, but {hook} of {type(found).__name__} does something "
-                f"else with images, or does not leave batches that bring their features alone. {_OFF}"
+                f"The feature cache transforms images itself, once, but {hook} of {type(found).__name__} does "
+                f"something else with images, or does not leave batches that bring their features alone. {_OFF}"
             )
             raise ValueError(msg)
     return found.transform

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms.v2 import Compose, Normalize, RandomHorizontalFlip, Resize
 
-from anomalib_uniad.deploy.pre_processor import ExactPreProcessor
+from anomalib_uniad.deploy.pre_processor import AntialiasedPreProcessor
 from anomalib_uniad.training import feature_cache
 from anomalib_uniad.training.cached_dataset import CachedDataset
 from anomalib_uniad.training.feature_store import FeatureStore
@@ -147,7 +147,7 @@ def test_strategies_that_split_the_model_are_refused() -> None:
 
 
 def test_pre_processors_that_do_more_are_refused() -> None:
-    class Nothing(ExactPreProcessor):
+    class Nothing(AntialiasedPreProcessor):
         def on_validation_batch_start(self, *args, **kwargs) -> None:
             pass
 
@@ -156,14 +156,14 @@ def test_pre_processors_that_do_more_are_refused() -> None:
         return feature_cache.transform_of_images(trainer, SimpleNamespace(pre_processor=pre_processor))
 
     resize = Compose([Resize((8, 8)), Normalize([0.5] * 3, [0.5] * 3)])
-    assert transform(ExactPreProcessor(resize)) is resize
+    assert transform(AntialiasedPreProcessor(resize)) is resize
     assert transform(PreProcessor()) is None
     assert transform(PreProcessor(resize), used=False) is None
     assert transform(None) is None
     for wrong, message in [
         (PreProcessor(resize), "on_train_batch_start of PreProcessor .* does not leave batches that bring"),
         (Nothing(resize), "on_validation_batch_start of Nothing does something else"),
-        (ExactPreProcessor(RandomHorizontalFlip()), "pre_processor has RandomHorizontalFlip"),
+        (AntialiasedPreProcessor(RandomHorizontalFlip()), "pre_processor has RandomHorizontalFlip"),
         (nn.Identity(), "knows pre-processors of anomalib, not Identity"),
     ]:
         with pytest.raises(ValueError, match=message):
