@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CIFAR-10 with some of its classes as normal: whole images are to be told apart, nothing in them is outlined."""
+"""CIFAR-10 with some of its classes as normal and the others as anomalous; image level only, there are no masks."""
 
 import copy
 import hashlib
@@ -189,7 +189,7 @@ class CIFAR10Dataset(AnomalibDataset):
 
     @samples.setter
     def samples(self, samples: pd.DataFrame) -> None:
-        # anomalib looks for files; otherwise as it does it.
+        # Sorted as by anomalib, which would also look for the files.
         self._samples = samples.sort_values(by="image_path", ignore_index=True)
 
     def __getitem__(self, index: int) -> ImageItem:
@@ -260,9 +260,9 @@ def _labels(classes: Any) -> tuple[int, ...]:
 
 
 def _check_files(root: Path, verify: bool) -> None:
-    """Refuse files that are missing or, to be verified, others than torchvision's.
+    """Refuse missing files, and files with another checksum than torchvision's if they are to be verified.
 
-    Nothing but a missing file may be downloaded: that would overwrite the others.
+    Only a missing file is a ``FileNotFoundError``, which a download mends; it would overwrite all others.
     """
     if root.exists() and not root.is_dir():
         msg = f"The root {root} is a file: set `root` to the folder that has {_FOLDER} in it."
@@ -319,7 +319,7 @@ def _is_label(value: Any) -> bool:
 
 
 def _load(file: Path, *keys: str) -> list[Any]:
-    """Read values of the dictionary in a file that nobody has verified."""
+    """Read values of the dictionary in an unverified file."""
     try:
         with file.open("rb") as stream:
             content = _ArrayUnpickler(stream, encoding="latin1").load()

@@ -1,16 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """All categories of a dataset at once."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from anomalib.data import AnomalibDataset
+from anomalib.data import AnomalibDataModule, AnomalibDataset
 from anomalib.data.utils import TestSplitMode, ValSplitMode
+from omegaconf import OmegaConf
 from torchvision.transforms.v2 import Transform
 
+from anomalib_uniad.data.category_datamodules import (
+    arguments_of,
+    category_folders,
+    listed_categories,
+    prepares_missing,
+    prepares_single,
+    source_class,
+)
 from anomalib_uniad.data.multi_category_datamodule import MultiCategoryDataModule, read_sets, replace_prefix
-from anomalib_uniad.data.wrapped import WrappedSource
+from anomalib_uniad.data.mvtec_layout import check_layout, has_files, has_mvtec_layout
+
+logger = logging.getLogger(__name__)
 
 
 class MultiCategory(MultiCategoryDataModule):
@@ -23,8 +35,8 @@ class MultiCategory(MultiCategoryDataModule):
     either.
 
     Args:
-        source (str): Datamodule class to wrap: the name of one in ``anomalib.data`` or
-            ``anomalib_uniad.data``, or the dotted path of another one. Your own images in the layout of MVTec AD
+        source (str): Datamodule class to wrap: the name of one in ``anomalib.data`` (``SyntheticProducts`` among
+            them), or the dotted path of another one. Your own images in the layout of MVTec AD
             (``<category>/train/good``, ``<category>/test/<label>``, ``<category>/ground_truth/<label>``) are
             read by ``"MVTecAD"``: PNG, with a mask ``<name>_mask.png`` for each defective image.
             Defaults to ``"MVTecAD"``.
@@ -86,16 +98,19 @@ class MultiCategory(MultiCategoryDataModule):
         per_category_metrics: bool = True,
     ) -> None:
         requested = _names(categories)
+        self._class = source_class(source)
+        self._listed = listed_categories(self._class)
         options = {
-            "root": root,
+            "root": None if root is None else Path(root).expanduser(),
             "test_split_mode": test_split_mode,
             "test_split_ratio": test_split_ratio,
             "val_split_mode": val_split_mode,
             "val_split_ratio": val_split_ratio,
             "seed": seed,
         }
-        self._wrapped = WrappedSource(source, options, source_args, requested)
-        example = self._wrapped.example
+        self._arguments = _accepted(self._class, options, source_args)
+        self.root = self._find_root(requested)
+        self._example = example = self._make_example(requested)
         super().__init__(
             train_batch_size=train_batch_size,
             eval_batch_size=eval_batch_size,
@@ -111,12 +126,11 @@ class MultiCategory(MultiCategoryDataModule):
             seed=example.seed,
         )
         self.source = source
-        self.root = self._wrapped.root
         self.per_category_metrics = per_category_metrics
-        self.categories = self._wrapped.choose(requested)
+        self.categories = self._choose(requested)
         self.category = self.categories[0] if len(self.categories) == 1 else ""
         self.category_by_path = {}
-        self._folders: dict[str, Path] = {}
+        self._found: dict[str, Path] = {}
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -126,8 +140,8 @@ class MultiCategory(MultiCategoryDataModule):
         in the path of an image, which tells the categories apart.
         """
         if len(self.categories) == 1 or self.root is None:
-            return self._wrapped.example.name
-        return self.root.name or self._wrapped.example.name
+            return self._example.name
+        return self.root.name or self._example.name
 
     def prepare_data(self) -> None:
         """Let the wrapped class download or prepare each category.
@@ -137,21 +151,140 @@ class MultiCategory(MultiCategoryDataModule):
             ValueError: If a category is not there afterwards, or its folders are not in the layout of MVTec AD
                 although the wrapped class reads that.
         """
-        self._wrapped.prepare(self.categories)
+        self._announce_download()
+        for category in self.categories:
+            self._make(category).prepare_data()
+        self._check_present()
 
     def _setup(self, _stage: str | None = None) -> None:
-        self._wrapped.check_present(self.categories)
-        self._folders = self._wrapped.folders()
+        self._check_present()
+        self._found = self._folders()
         super()._setup(_stage)
 
     def _read_category(self, category: str) -> dict[str, AnomalibDataset]:
-        sets = read_sets(self._wrapped.make(category))
-        folder = self._folders.get(category)
+        sets = read_sets(self._make(category))
+        folder = self._found.get(category)
         # A link to a folder leads to paths without its name.
         if not self.category and folder is not None and folder.resolve() != folder:
             for dataset in sets.values():
                 dataset.samples = replace_prefix(dataset.samples, folder.resolve(), folder)
         return sets
+
+    def _make(self, category: str | None = None) -> AnomalibDataModule:
+        """Make the wrapped datamodule; without a category, for its default one."""
+        arguments: dict[str, Any] = {} if category is None else {"category": category}
+        if "num_workers" in arguments_of(self._class):
+            arguments["num_workers"] = 0  # its dataloaders are asked for their datasets, never run
+        return self._class(**arguments, **self._arguments)
+
+    def _make_example(self, requested: Sequence[str] | None) -> AnomalibDataModule:
+        """Make the wrapped datamodule for any category, to read its defaults and folders."""
+        parameter = arguments_of(self._class)["category"]
+        if parameter.default is not parameter.empty:
+            return self._make()
+        names = requested or self._listed
+        if not names:
+            msg = f"{self._class.__name__} needs a category: set `categories`."
+            raise ValueError(msg)
+        return self._make(names[0])
+
+    def _find_root(self, requested: Sequence[str] | None) -> Path | None:
+        """Return the root of the dataset, absolute and free of links as the paths in anomalib's samples."""
+        root = getattr(self._make_example(requested), "root", None)
+        if root is None:
+            return None
+        root = Path(root).expanduser().resolve()
+        if root.exists() and not root.is_dir():
+            msg = f"The root {root} is a file: set `root` to the folder with the categories."
+            raise ValueError(msg)
+        if "root" in arguments_of(self._class):
+            self._arguments["root"] = root
+        return root
+
+    def _folders(self) -> dict[str, Path]:
+        """Find the categories on disk: name -> folder."""
+        return {} if self.root is None else category_folders(self._example, self.root)
+
+    def _choose(self, requested: Sequence[str] | None) -> list[str]:
+        """Decide on the categories, and refuse what cannot be right before anything is downloaded."""
+        found = self._folders()
+        has_content = self.root is not None and self.root.is_dir() and any(self.root.iterdir())
+        if self.root is not None and has_content and not found:
+            self._check_root(self.root)
+        if requested is None:
+            if prepares_missing(self._class):
+                return sorted({*found, *self._listed})
+            if found or self._listed:
+                return list(found) or self._listed
+            msg = f"Found no categories in {self.root}: set `categories`, or `root` to the folder with them."
+            raise ValueError(msg)
+        for category in requested:
+            if category in found or (not self._listed and not has_content):
+                continue
+            can_come = not found or prepares_single(self._class)
+            if category not in self._listed or not can_come:
+                self._refuse(category, list(found) or self._listed)
+        return list(requested)
+
+    def _check_root(self, root: Path) -> None:
+        """Refuse a root that is a level too deep or too high: the dataset would be downloaded into it."""
+        if (root / "train").is_dir():
+            msg = f"{root} seems to be a category: the root is the folder above it, {root.parent}."
+            raise ValueError(msg)
+        for folder in sorted(root.iterdir()):
+            if not folder.name.startswith(".") and any(has_files(folder / name) for name in self._listed):
+                msg = f"There are categories in {folder}, where {self._class.__name__} does not look for them."
+                raise ValueError(msg)
+
+    def _check_present(self) -> None:
+        """Refuse categories that are not on disk, or not as the wrapped class reads them."""
+        found = self._folders()
+        for category in self.categories if found else []:  # a dataset that has no folder per category has none
+            if category not in found:
+                self._refuse(category, list(found))
+        if self.root is not None and has_mvtec_layout(self._class):
+            check_layout(self.root, self.categories)
+
+    def _announce_download(self) -> None:
+        """Warn if the dataset is not there yet: that can be meant, or the root has a typing error."""
+        if self.root is None or self._class.prepare_data is AnomalibDataModule.prepare_data:
+            return
+        if not self.root.exists():
+            state = "does not exist"
+        elif has_mvtec_layout(self._class) and not self._folders():
+            state = "has no categories"
+        else:
+            return
+        logger.warning("%s %s: %s will download or create its dataset there", self.root, state, self._class.__name__)
+
+    def _refuse(self, category: str, there: Sequence[str]) -> None:
+        msg = f"There is no category {category!r} in {self.root}. There are: {', '.join(there) or 'none'}."
+        if self.root is not None and not self.root.exists():
+            msg += " These would be downloaded or created, as this folder does not exist."
+        raise ValueError(msg)
+
+
+def _accepted(
+    cls: type[AnomalibDataModule], options: Mapping[str, Any], source_args: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return what the user has set, checked against the arguments of the class."""
+    chosen = {name: value for name, value in options.items() if value is not None}
+    further: Any = source_args or {}
+    if OmegaConf.is_config(further):
+        further = OmegaConf.to_container(further, resolve=True)
+    for name in further:
+        if name in {*arguments_of(AnomalibDataModule), "root", "category"}:
+            own = "categories" if name == "category" else name
+            msg = f"Set {own!r} of MultiCategory itself, not {name!r} in `source_args`."
+            raise ValueError(msg)
+    chosen |= further
+    accepted = arguments_of(cls)
+    for name in chosen:
+        if name not in accepted:
+            has = ", ".join(accepted)
+            msg = f"{cls.__name__} has no argument {name!r}; leave it out. It has {has}."
+            raise ValueError(msg)
+    return chosen
 
 
 def _names(categories: Sequence[str] | str | None) -> list[str] | None:

@@ -3,7 +3,7 @@
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from anomalib.data import AnomalibDataModule, MVTecAD
@@ -20,17 +20,19 @@ def has_mvtec_layout(cls: type[AnomalibDataModule]) -> bool:
     return issubclass(cls, MVTecAD) and cls._setup is MVTecAD._setup
 
 
-def find_categories(root: Path) -> list[Path]:
-    """Find the categories in a folder: those of MVTec AD, and all other folders that have files in ``train``.
+def find_categories(root: Path, names: Collection[str] = CATEGORIES) -> list[Path]:
+    """Find the categories in a folder: all folders that have files in ``train``, and those with certain names.
 
     Args:
         root (Path): Folder with the categories.
+        names (Collection[str]): Names of folders that are categories if they have files at all. Defaults to the
+            categories of MVTec AD.
 
     Returns:
         list[Path]: Their folders, sorted by name.
     """
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return [path for path in folders if has_files(path / "train") or (path.name in CATEGORIES and has_files(path))]
+    return [path for path in folders if has_files(path / "train") or (path.name in names and has_files(path))]
 
 
 def has_files(folder: Path) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prediction with an exported model and nothing else: OpenVINO, numpy and Pillow; neither torch nor anomalib."""
+"""Prediction with an exported model: needs OpenVINO, numpy and Pillow, neither torch nor anomalib."""
 
 from .command import predict
 from .metadata import ModelMetadata

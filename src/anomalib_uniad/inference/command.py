@@ -47,7 +47,7 @@ def predict(
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files need not be in the terminal's encoding
+            stream.reconfigure(errors="backslashreplace")  # file names need not be in the terminal's encoding
     try:
         failed = _predict(
             model, images, output, category, heatmaps, overwrite, device, precision_hint=precision_hint, threads=threads
@@ -76,14 +76,14 @@ def _predict(
     precision_hint: Literal["f32", "bf16", "auto"],
     threads: int,
 ) -> int:
-    """Do it; return the number of images without a result."""
+    """Predict; return the number of images without a result."""
     from .compiled import compile_file, computes_in_bf16
     from .decision import Decider
     from .images import HEATMAPS, find_images
     from .predictor import Predictor
     from .writer import Writer
 
-    files = find_images(images, leave_out=output / HEATMAPS)  # the heatmaps of an earlier run are no images
+    files = find_images(images, leave_out=output / HEATMAPS)  # without the heatmaps of an earlier run
     compiled = compile_file(model, device, precision_hint, threads)
     if precision_hint == "bf16" and not computes_in_bf16(compiled):
         _say(f"{device} cannot compute in bf16 here; the model runs in f32.", stderr=True)
@@ -94,7 +94,7 @@ def _predict(
         compiled.metadata, "pred_label" in compiled.outputs, "pred_score" in compiled.raw_outputs, category
     )
     for file in files:
-        decider.category_of(file.path)  # mistakes are told before the work
+        decider.category_of(file.path)  # report mistakes before the work
     with Writer(output, files, heatmaps, overwrite) as writer:
         counts = _run(Predictor(compiled), decider, writer, files, heatmaps)
     if heatmaps:

@@ -17,16 +17,15 @@ _VIRTUAL_DEVICES = {"AUTO", "BATCH", "HETERO", "MULTI"}
 
 @dataclass(frozen=True)
 class Compiled:
-    """A model that takes images as they are read: ``(B, H, W, 3)`` from 0 to 255.
+    """A compiled model that takes images as they are read: ``(B, H, W, 3)`` from 0 to 255.
 
     Args:
         model (ov.CompiledModel): The model.
         batch_size (int): Images per request.
-        size (tuple[int, int] | None): Height and width that images must have, which are float32 then; ``None`` if they
-            may be of any size, which are uint8 then.
-        outputs (dict[str, int]): Position of each output by name: ``pred_score``, ``anomaly_map`` and what else it has.
-        raw_outputs (dict[str, int]): Position of the raw values of an output that is cut to [0, 1], by its name.
-        metadata (ModelMetadata): What the file says about itself.
+        size (tuple[int, int] | None): Height and width of images as float32; ``None`` for images of any size as uint8.
+        outputs (dict[str, int]): Position of each output by name: ``pred_score``, ``anomaly_map`` and others.
+        raw_outputs (dict[str, int]): Position of the raw values of outputs that are cut to [0, 1], by name.
+        metadata (ModelMetadata): Metadata of the file.
     """
 
     model: ov.CompiledModel
@@ -110,7 +109,7 @@ def compile_file(
 
 
 def computes_in_bf16(compiled: Compiled) -> bool:
-    """Whether a model runs in bfloat16; where the device does not tell, the answer is yes."""
+    """Whether a model runs in bfloat16; ``True`` if the device does not tell."""
     try:
         return str(compiled.model.get_property("INFERENCE_PRECISION_HINT").get_type_name()) == "bf16"
     except RuntimeError:
@@ -118,7 +117,7 @@ def computes_in_bf16(compiled: Compiled) -> bool:
 
 
 def _check_files(file: Path) -> Path:
-    """The ``.xml`` or ``.onnx`` file, after a look at what has to be there."""
+    """Check that a model's files are there; return the ``.xml`` or ``.onnx``."""
     if file.suffix == ".bin":
         file = file.with_suffix(".xml")
     if not file.is_file():
@@ -150,7 +149,7 @@ def _check_ports(file: Path, model: ov.Model, outputs: dict[str, int]) -> None:
 
 
 def _with_images_as_input(model: ov.Model, element_type: ov.Type) -> ov.Model:
-    """Scaling to [0, 1] inside the model."""
+    """Put layout conversion and scaling to [0, 1] into the model."""
     steps = PrePostProcessor(model)
     steps.input().tensor().set_element_type(element_type).set_layout(ov.Layout("NHWC"))
     steps.input().model().set_layout(ov.Layout("NCHW"))
@@ -159,10 +158,10 @@ def _with_images_as_input(model: ov.Model, element_type: ov.Type) -> ov.Model:
 
 
 def raw_values_of(output: ov.Output) -> ov.Output | None:
-    """Score or map before anomalib's post-processor normalises it and cuts it to [0, 1]; ``None`` if it does not.
+    """Find score or map before anomalib's post-processor normalises it and cuts it to [0, 1]; ``None`` if it does not.
 
-    The post-processor selects, per a constant, between the normalised and the raw values. In files of fixed shape that
-    is decided already, and the steps of the normalisation are left: cut, shift and scale.
+    The post-processor selects between normalised and raw values by a constant. In files of fixed shape the selection
+    is folded away, and only the steps of the normalisation are left: cut, shift and scale.
     """
     port = output.node.input_value(0)
     if _kind(port) == "Select":
@@ -186,7 +185,7 @@ def _kind(port: ov.Output) -> str:
 
 
 def _before(port: ov.Output) -> ov.Output | None:
-    """What an operation is applied to, if all else that goes into it is constant."""
+    """The input of an operation whose other inputs are constant."""
     inputs = [value for value in port.get_node().input_values() if not _is_constant(value)]
     return inputs[0] if len(inputs) == 1 else None
 

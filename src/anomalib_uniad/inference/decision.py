@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what a model puts out to raw score, normalised score and decision."""
+"""Raw score, normalised score and decision from the output of a model."""
 
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -16,13 +16,14 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Decision:
-    """What is said about an image; values that are not known are ``None``.
+    """Scores and decision of one image; unknown values are ``None``.
 
     Args:
         category (str): Its category; empty if none was chosen.
         raw_score (float | None): The score as trained, without upper limit.
         normalised_score (float | None): The score in [0, 1]; 0.5 is the threshold that was learned.
-        threshold (float | None): Above it, the raw score is anomalous; where that is not known, the normalised one.
+        threshold (float | None): Of the raw score, or of the normalised one where the raw one is unknown; scores above
+            it are anomalous.
         anomalous (bool | None): The decision.
     """
 
@@ -36,13 +37,13 @@ class Decision:
 class Decider:
     """Decides as the model does, or by the threshold of a category.
 
-    Models with a post-processor put out scores that are normalised and cut to [0, 1], those without it raw ones. Which
-    it is, is told by the metadata; in files without, by whether the model decides itself.
+    Scores of models with a post-processor are normalised and cut to [0, 1], those of models without it are raw. The
+    metadata tells which; in files without metadata, a model that decides itself is taken to normalise.
 
     Args:
-        metadata (ModelMetadata): What the file says about itself.
+        metadata (ModelMetadata): Metadata of the file.
         decides (bool): Whether the model has an output ``pred_label``.
-        has_raw_score (bool): Whether the raw score can be had beside the normalised one.
+        has_raw_score (bool): Whether the raw score is available beside the normalised one.
         category (str): Category whose threshold is used for all images; ``"auto"`` takes the last folder in the path
             that has the name of a category; empty leaves the decision to the model.
 
@@ -61,14 +62,16 @@ class Decider:
             self._threshold_of(category)
 
     def category_of(self, path: PurePath) -> str:
-        """Category of an image.
+        """Return the category by which an image is decided.
 
         Args:
-            path (PurePath): Where it is.
+            path (PurePath): Path of the image.
+
+        Returns:
+            str: The category that was given, or with ``"auto"`` the one in the path; empty if none was given.
 
         Raises:
-            ValueError: If it is to come from the folders and none of them has the name of one, or there is no threshold
-                for it.
+            ValueError: If no folder in the path has the name of a category, or the category has no threshold.
         """
         if self._category != AUTO:
             return self._category
@@ -87,8 +90,14 @@ class Decider:
     def decide(self, output: Output) -> Decision:
         """Decide about an image.
 
+        Args:
+            output (Output): Output of the model.
+
+        Returns:
+            Decision: Scores and decision.
+
         Raises:
-            ValueError: If the model's scores are not what the metadata says.
+            ValueError: If the model's scores contradict its metadata.
         """
         category = self.category_of(output.file.path)
         if output.score is None:
@@ -96,14 +105,19 @@ class Decider:
         raw, normalised, threshold, anomalous = self._of_model(output)
         if category:
             threshold = self._threshold_of(category)
-            # Without it, the score is cut at an end of the range, and the threshold is inside of that.
+            # Without a raw score, the normalised one is cut at an end of the range, and the threshold lies inside.
             anomalous = raw > threshold if raw is not None else normalised == 1.0
         return Decision(category, raw, normalised, threshold, anomalous)
 
     def shown_map(self, output: Output) -> np.ndarray:
-        """Map ``(H, W)`` of an image with values in [0, 1], 0.5 at the threshold; without one, relative to its range.
+        """Scale the map of an image to [0, 1] for a heatmap.
 
-        The threshold is that of the image's category if it has one for pixels, else the model's.
+        Args:
+            output (Output): Output of the model.
+
+        Returns:
+            np.ndarray: ``(H, W)``, 0.5 at the pixel threshold of the image's category, else of the model; without a
+            threshold, relative to the range of the map.
 
         Raises:
             ValueError: If the output has no map.
@@ -129,7 +143,7 @@ class Decider:
         if score is None:
             return None, None, None, None
         threshold = metadata.threshold_of("image")
-        if not self.normalised or not 0 <= score <= 1:  # the latter: never validated, so there is no range
+        if not self.normalised or not 0 <= score <= 1:  # outside of [0, 1] if it was never validated
             self._check_range(score)
             return score, None, threshold, None if threshold is None else score > threshold
         if self._width is None or self._center is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finding and reading images."""
+"""Finds, reads and resizes images."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -9,8 +9,8 @@ from pathlib import Path, PurePath
 import numpy as np
 from PIL import Image
 
-TABLE, HEATMAPS = "predictions.csv", "heatmaps"  # what a prediction leaves in its folder
-# The same as those of anomalib, that is, of torchvision's folders; a test compares them.
+TABLE, HEATMAPS = "predictions.csv", "heatmaps"  # files of a prediction
+# Those of anomalib, which are torchvision's; a test compares them.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
@@ -19,9 +19,9 @@ class ImageFile:
     """An image to predict.
 
     Args:
-        path (Path): Where it is.
-        name (PurePath): Its path below the folder in which it was found, with the name of that folder before it if
-            images are from several ones; the name of a file that was given itself.
+        path (Path): Its path.
+        name (PurePath): Its path below the folder in which it was found, preceded by the name of that folder if there
+            are several; only the file name for a file that was given itself.
     """
 
     path: Path
@@ -31,19 +31,18 @@ class ImageFile:
 def find_images(sources: Sequence[Path], leave_out: Path | None = None) -> list[ImageFile]:
     """Find the images below folders, at all depths and by their extension, sorted by path.
 
-    Links are followed. Heatmaps that lie beside a table of predictions are no images.
+    Links are followed. Heatmaps beside a table of predictions are left out.
 
     Args:
         sources (Sequence[Path]): Folders and files.
         leave_out (Path | None): A folder that is not searched. Defaults to ``None``.
 
     Returns:
-        list[ImageFile]: The images of the first source, of the second, and so on; what a source shares with an earlier
-        one is left out.
+        list[ImageFile]: The images of the first source, then of the second, and so on, each image once.
 
     Raises:
         FileNotFoundError: If a source is not there.
-        ValueError: If a folder has no image or a file is none; the message names it.
+        ValueError: If a folder has no image or a file is not an image.
     """
     prefixes = _prefixes(list(dict.fromkeys(source.resolve() for source in sources if source.is_dir())))
     found: list[ImageFile] = []
@@ -70,7 +69,7 @@ def find_images(sources: Sequence[Path], leave_out: Path | None = None) -> list[
 
 
 def _prefixes(folders: Sequence[Path]) -> dict[Path, PurePath]:
-    """As much of the end of each folder's path as tells it from the others."""
+    """The shortest end of each folder's path that is different for all of them."""
     parts = {folder: folder.relative_to(folder.anchor).parts for folder in folders}
     for count in range(1, max(map(len, parts.values()), default=0) + 1):
         prefixes = {folder: PurePath(*names[-count:]) for folder, names in parts.items()}
@@ -94,10 +93,10 @@ def _search(folder: Path, leave_out: Path | None) -> Iterator[Path]:
 def read_image(path: Path) -> np.ndarray:
     """Read an image as RGB.
 
-    Grey, palette, CMYK and images with transparency are converted as Pillow and so anomalib do it: transparency is
-    dropped. The orientation in EXIF data is not applied, as in anomalib: models are trained on pixels as they are
-    stored. Of animated files it is the first frame. Of 16 bit grey, the higher eight bits are taken, as Pillow does
-    for 16 bit colours; 65,535 becomes 255. (anomalib cuts values above 255 off, which leaves next to nothing.)
+    Grey, palette, CMYK and transparent images are converted by Pillow as in anomalib; transparency is dropped. The
+    orientation in EXIF data is ignored, as in anomalib: models are trained on pixels as they are stored. Animated files
+    give their first frame. 16 bit grey is reduced to its higher eight bits, as Pillow does for 16 bit colours, so that
+    65,535 becomes 255 (anomalib clips values above 255, which leaves next to nothing).
 
     Args:
         path (Path): The file.
@@ -106,7 +105,7 @@ def read_image(path: Path) -> np.ndarray:
         np.ndarray: ``(H, W, 3)``, uint8.
 
     Raises:
-        ValueError: If the file cannot be read, whatever the reason; the message says which.
+        ValueError: If the file cannot be read, for any reason; the message tells it.
     """
     try:
         with Image.open(path) as image:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an exported file says about itself.
+"""Metadata of an exported file.
 
-OpenVINO files keep it in the section ``model_info`` of their runtime information, ONNX files in ``metadata_props``;
-both as text, the values that are not text as JSON.
+OpenVINO files keep it in the section ``model_info`` of their runtime information, ONNX files in ``metadata_props``.
+Both hold text; values that are not text are written as JSON.
 """
 
 import json
@@ -26,7 +26,7 @@ _SENSITIVITY = ("image_sensitivity", "pixel_sensitivity")
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """Facts about an exported model, all of them optional.
+    """Metadata of an exported model, all of it optional.
 
     Args:
         model (str | None): Name of the model's class. Defaults to ``None``.
@@ -61,10 +61,10 @@ class ModelMetadata:
     precision: str | None = None
 
     def to_properties(self) -> dict[str, str]:
-        """Return what is known as text, as it is written into a file.
+        """Return the known values as text, as they are written into a file.
 
         Raises:
-            ValueError: If a value could not be read again, for example because it is not finite; it names the key.
+            ValueError: If a value could not be read again, for example because it is not finite; names the key.
         """
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         known = {name: value for name, value in values.items() if value not in (None, (), {})}
@@ -78,7 +78,7 @@ class ModelMetadata:
 
         Args:
             properties (Mapping[str, str]): For example the ``metadata_props`` of an ONNX file.
-            file (Path | str): Where they are from, for messages.
+            file (Path | str): Name of the file, for messages.
 
         Raises:
             ValueError: If a value is malformed; the message names the file and the key.
@@ -94,7 +94,7 @@ class ModelMetadata:
         return cls(**values)
 
     def write(self, model: "openvino.Model") -> None:
-        """Put them into a model that is about to be saved.
+        """Put the metadata into a model that is about to be saved.
 
         Args:
             model (openvino.Model): The model, changed in place.
@@ -104,11 +104,11 @@ class ModelMetadata:
 
     @classmethod
     def read(cls, model: "openvino.Model", file: Path | str) -> "ModelMetadata":
-        """Read them from a model that OpenVINO has read from its own file or from an ONNX file.
+        """Read the metadata of a model that OpenVINO has read from its own file or from an ONNX file.
 
         Args:
             model (openvino.Model): The model.
-            file (Path | str): Where it is from, for messages.
+            file (Path | str): Name of the file, for messages.
 
         Raises:
             ValueError: If a value is malformed; the message names the file and the key.

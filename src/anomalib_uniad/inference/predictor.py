@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many images through one model, on all cores, in order, in little memory."""
+"""Runs a model on many images: in parallel, in order, with bounded memory."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -16,15 +16,15 @@ from .images import ImageFile, read_image, resize_image
 
 @dataclass
 class Output:
-    """What the model says about one image, as it says it.
+    """Raw model output for one image.
 
     Args:
         file (ImageFile): The image.
-        score (float | None): Its score: normalised to [0, 1] if the model does that, else raw.
-        raw_score (float | None): Its raw score where the model normalises and the raw one can be had too.
+        score (float | None): Its score, normalised to [0, 1] if the model does that, else raw.
+        raw_score (float | None): Its raw score, if the model normalises and the file has the raw one too.
         label (bool | None): Whether the model itself calls it anomalous, if it decides.
         anomaly_map (np.ndarray | None): ``(H, W)``, of the model's size.
-        raw_map (np.ndarray | None): The raw map where the model normalises and the raw one can be had too; only while
+        raw_map (np.ndarray | None): The raw map, if the model normalises and the file has the raw one too; only while
             ``finish`` runs.
         image (np.ndarray | None): ``(H, W, 3)``, uint8, of its own size; only while ``finish`` runs.
         error (str): Why there is no result; empty if there is one.
@@ -43,9 +43,10 @@ class Output:
 class Predictor:
     """Reads images, runs the model and finishes each image in a pool of threads.
 
-    There are as many requests as OpenVINO says keep the device busy, and as many threads again, which read ahead
-    while the others infer. Requests are started and awaited one by one: with openvino's ``AsyncInferQueue`` it could
-    not be told which image an error belongs to. At no time are more than about four images per request in memory.
+    There are as many requests as OpenVINO recommends for the device, and twice as many threads, so that half of them
+    read ahead while the others infer. Requests are started and awaited one by one, because OpenVINO's
+    ``AsyncInferQueue`` does not tell which image an error belongs to. At most about four images per request are in
+    memory.
 
     Args:
         compiled (Compiled): The model.
@@ -66,8 +67,8 @@ class Predictor:
         self._idle: SimpleQueue[ov.InferRequest] = SimpleQueue()
         for _ in range(self.requests):
             request = compiled.model.create_infer_request()
-            # Once in this thread: OpenVINO sets up its conversion to numpy in the first use of it, and if two threads
-            # are first at the same time, each may wait for the other for ever.
+            # Run it once in this thread: OpenVINO sets up its conversion to numpy at the first use, and two threads
+            # that do so at the same time may deadlock.
             height, width = compiled.size or (32, 32)
             self._request(request, np.zeros((compiled.batch_size, height, width, 3), self._type))
             self._idle.put(request)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files that a prediction leaves: ``predictions.csv`` and the folder ``heatmaps``."""
+"""Writes the files of a prediction: ``predictions.csv`` and the folder ``heatmaps``."""
 
 import csv
 import zlib
@@ -19,11 +19,11 @@ _WORDS = {True: "anomalous", False: "normal", None: ""}
 
 
 class Writer:
-    """Writes the results of a prediction; a context manager that has the csv file open.
+    """Writes the results of a prediction; a context manager that keeps the csv file open.
 
     Args:
-        output (Path): Folder for the files; it is made.
-        files (Sequence[ImageFile]): The images that will come.
+        output (Path): Folder for the files; made if it is not there.
+        files (Sequence[ImageFile]): All images of the prediction.
         heatmaps (bool): Whether heatmaps are written. Defaults to ``True``.
         overwrite (bool): Replace files that are there; heatmaps of other images stay. Defaults to ``False``.
 
@@ -51,14 +51,14 @@ class Writer:
             msg = f"{there[0]}{more} there already: give another folder, or --overwrite true to replace them."
             raise FileExistsError(msg)
         (output / HEATMAPS if heatmaps else output).mkdir(parents=True, exist_ok=True)
-        # Names of files may be bytes that are no text: they are written as they are.
+        # File names need not be valid text: their bytes are written unchanged.
         mode = "w" if overwrite else "x"
         self._file = self.table.open(mode, newline="", encoding="utf-8", errors="surrogateescape")
         self._csv = csv.writer(self._file, lineterminator="\n")
         self._row(COLUMNS)
 
     def heatmap(self, file: ImageFile, image: np.ndarray, anomaly_map: np.ndarray) -> None:
-        """Write the heatmap of an image; several threads may do so at the same time.
+        """Write the heatmap of an image; safe to call from several threads.
 
         Args:
             file (ImageFile): The image.
@@ -72,7 +72,7 @@ class Writer:
         self._written[file] = path.relative_to(self._output).as_posix()
 
     def row(self, file: ImageFile, decision: Decision, error: str = "") -> None:
-        """Write the row of an image, so that it is in the file even if the next image ends everything."""
+        """Write the row of an image and flush it, so that an interruption loses nothing."""
         numbers = (decision.raw_score, decision.normalised_score, decision.threshold)
         texts = ("" if number is None else f"{number:.7g}" for number in numbers)
         heatmap = self._written.get(file, "")
@@ -92,7 +92,7 @@ class Writer:
 
 
 def heatmap_names(images: Sequence[PurePath]) -> list[PurePath]:
-    """Name of each image's heatmap: the image's with ``.png``.
+    """Choose the name of each image's heatmap: that of the image with ``.png``.
 
     Images that differ in the extension alone keep it before ``.png``, and if that is taken, get a number.
 
@@ -100,7 +100,7 @@ def heatmap_names(images: Sequence[PurePath]) -> list[PurePath]:
         images (Sequence[PurePath]): Relative paths.
 
     Returns:
-        list[PurePath]: Relative paths of the heatmaps, no two the same on any file system.
+        list[PurePath]: Relative paths of the heatmaps, all different also on file systems that ignore case.
 
     Example:
         >>> names = heatmap_names([PurePath("good/a.jpg"), PurePath("b.png"), PurePath("b.bmp")])

@@ -4,7 +4,7 @@
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -43,6 +43,9 @@ class SyntheticProducts(MVTecAD):
         **kwargs (Any): Further arguments of anomalib's ``MVTecAD``: batch sizes, workers, augmentations, splits, and
             the seed of the splits; the images do not depend on it.
 
+    Attributes:
+        available_categories (tuple[str, ...]): Names of all categories, for ``MultiCategory``.
+
     Raises:
         ValueError: If there is no such category.
 
@@ -52,6 +55,8 @@ class SyntheticProducts(MVTecAD):
         >>> datamodule.category
         'washer'
     """
+
+    available_categories: ClassVar[tuple[str, ...]] = CATEGORIES
 
     def __init__(
         self, root: Path | str | None = "./datasets/SyntheticProducts", category: str = "blister", **kwargs: Any

@@ -16,20 +16,11 @@ Config = Mapping[str, Mapping[str, Any]]
 def arguments_of(
     state: Mapping[str, torch.Tensor], arch: Config, backbone: str, given: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Find the arguments of the model: all that predictions and training depend on.
+    """Find all arguments of ``UniAD`` that predictions and training depend on, and where each is from.
 
-    Args:
-        state (Mapping[str, torch.Tensor]): Weights of the authors' reconstruction module, without prefix.
-        arch (Mapping[str, Mapping[str, Any]]): The authors' config, by part; may be empty.
-        backbone (str): The backbone's name in timm, from its tensors.
-        given (Mapping[str, Any]): Arguments that the user has given.
-
-    Returns:
-        tuple[dict[str, Any], dict[str, str]]: Name of an argument of ``UniAD`` -> its value, and -> where it is from,
-        ``"given"``, ``"tensors"``, ``"arch"`` or ``"default"``.
-
-    Raises:
-        ValueError: If something is missing, contradicts the tensors or is not built here.
+    ``state`` has the weights of the authors' reconstruction module without prefix, ``arch`` their config by part,
+    ``given`` the user's arguments. A source is ``"given"``, ``"tensors"``, ``"arch"`` or ``"default"``. ``ValueError``
+    if something is missing, contradicts the tensors or is not built here.
     """
     given = _as_lists(given)
     kwargs = arch.get("reconstruction", {}).get("kwargs", {})

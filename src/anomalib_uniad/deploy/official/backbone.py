@@ -27,16 +27,9 @@ _EXPANDING_BLOCK = {
 
 
 def identify(state: Mapping[str, torch.Tensor]) -> tuple[str, dict[str, str]]:
-    """Find the backbone that weights belong to.
+    """Find the backbone of the authors' weights (without prefix): its name in timm, and that of each tensor.
 
-    Args:
-        state (Mapping[str, torch.Tensor]): Weights of the authors' backbone, without prefix.
-
-    Returns:
-        tuple[str, dict[str, str]]: The model's name in timm, and the name of each tensor in it.
-
-    Raises:
-        ValueError: If none of the known backbones has these tensors; the message tells what differs from the closest.
+    ``ValueError`` if none of the known backbones has these tensors; the message tells what differs from the closest.
     """
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
     is_efficientnet = "_conv_stem.weight" in state
@@ -64,18 +57,10 @@ def identify(state: Mapping[str, torch.Tensor]) -> tuple[str, dict[str, str]]:
 
 
 def taps_of(name: str, kwargs: Mapping[str, Any]) -> list[int] | None:
-    """Find timm's maps for the taps in the authors' config.
+    """Find timm's maps for the taps in the authors' config: their indices, ``None`` if it has no taps.
 
-    Args:
-        name (str): The backbone in timm.
-        kwargs (Mapping[str, Any]): Arguments of the authors' backbone: ``outblocks`` (numbers of blocks, counted
-            through all stages) or ``outlayers`` (of a ResNet, 1 to 4), and ``outstrides``.
-
-    Returns:
-        list[int] | None: Indices of maps; ``None`` if the config has no taps.
-
-    Raises:
-        ValueError: If timm has no map there.
+    The authors' backbone has ``outblocks`` (numbers of blocks, counted through all stages) or ``outlayers`` (of a
+    ResNet, 1 to 4), and ``outstrides``. ``ValueError`` if timm has no map there.
     """
     info = feature_info(name)
     if "outblocks" in kwargs:

@@ -142,14 +142,7 @@ def load_official(path: Path, given: Mapping[str, Any]) -> OfficialCheckpoint:
 
 
 def rename_reconstruction(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Rename the weights of the authors' reconstruction module.
-
-    Args:
-        state (Mapping[str, torch.Tensor]): State dict with the authors' names, without ``module.reconstruction.``.
-
-    Returns:
-        dict[str, torch.Tensor]: State dict of :class:`anomalib_uniad.model.ReconstructionTransformer`.
-    """
+    """Rename weights of the authors' ``reconstruction``, without prefix, to those of ``ReconstructionTransformer``."""
     renamed = {}
     for name, tensor in state.items():
         for pattern, replacement in _RENAMES:

@@ -17,33 +17,18 @@ _SHOWN = 5  # tensors named in a message
 
 @dataclass
 class OfficialFile:
-    """Content of a checkpoint.
+    """Content of a checkpoint."""
 
-    Attributes:
-        state (dict[str, torch.Tensor]): All weights, without the prefix ``module.`` of distributed training.
-        arch (dict[str, dict[str, Any]]): Name of a part (``backbone``, ``neck``, ``reconstruction``) -> its ``type``
-            and ``kwargs`` in the config of the training; empty if the file has none.
-        epoch (int | None): Epochs of training, if the file has them.
-    """
-
-    state: dict[str, torch.Tensor]
-    arch: dict[str, dict[str, Any]]
-    epoch: int | None
+    state: dict[str, torch.Tensor]  # all weights, without the prefix "module." of distributed training
+    arch: dict[str, dict[str, Any]]  # part (backbone, neck, reconstruction) -> type and kwargs; empty without config
+    epoch: int | None  # of training, if the file has it
 
 
 def read_official(path: Path) -> OfficialFile:
     """Read a checkpoint, or a state dict alone.
 
-    Args:
-        path (Path): The file, ``ckpt.pth.tar``.
-
-    Returns:
-        OfficialFile: Its content.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not a checkpoint, or has objects of classes other than tensors, plain data and EasyDict,
-            which are never built.
+    ``ValueError`` if it is not a checkpoint, or has objects of classes other than tensors, plain data and EasyDict,
+    which are never built.
     """
     if not path.is_file():
         msg = f"There is no checkpoint {str(path)!r}."

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Datamodule classes with an argument ``category``, and the categories that they have."""
+
+import inspect
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+import anomalib.data
+from anomalib.data import (
+    ADAM3D,
+    BMAD,
+    MPDD,
+    VAD,
+    AnomalibDataModule,
+    AutoVI,
+    BTech,
+    Kaputt,
+    MVTec3D,
+    MVTecAD,
+    MVTecAD2,
+    MVTecLOCO,
+    RealIAD,
+    Visa,
+)
+from anomalib.data.datamodules.base.video import AnomalibVideoDataModule
+from anomalib.data.datasets.depth import adam_3d, mvtec_3d
+from anomalib.data.datasets.image import (
+    autovi,
+    bmad,
+    btech,
+    kaputt,
+    mpdd,
+    mvtec_loco,
+    mvtecad,
+    mvtecad2,
+    realiad,
+    vad,
+    visa,
+)
+
+from anomalib_uniad.data.mvtec_layout import find_categories
+
+# Categories of anomalib's datasets, which are needed when the dataset is not there yet.
+_CATEGORIES: dict[type[AnomalibDataModule], Sequence[str]] = {
+    ADAM3D: adam_3d.CATEGORIES,
+    AutoVI: autovi.CATEGORIES,
+    BMAD: bmad.CATEGORIES,
+    BTech: btech.CATEGORIES,
+    Kaputt: kaputt.CATEGORIES,
+    MPDD: mpdd.CATEGORIES,
+    MVTec3D: mvtec_3d.CATEGORIES,
+    MVTecAD: mvtecad.CATEGORIES,
+    MVTecAD2: mvtecad2.CATEGORIES,
+    MVTecLOCO: mvtec_loco.CATEGORIES,
+    RealIAD: realiad.CATEGORIES,
+    VAD: vad.CATEGORIES,
+    Visa: visa.CATEGORIES,
+}
+
+
+def source_class(source: str) -> type[AnomalibDataModule]:
+    """Return the datamodule class of a name.
+
+    Args:
+        source (str): Name of a class in ``anomalib.data``, where ours are as well, or a dotted path.
+
+    Returns:
+        type[AnomalibDataModule]: A class of image datamodules with an argument ``category``.
+
+    Raises:
+        ValueError: If there is no such class, or if it does not have single categories of images.
+    """
+    module, _, name = source.rpartition(".")
+    try:
+        found = getattr(import_module(module or "anomalib.data"), name, None)
+    except ImportError as error:
+        msg = f"The source {source!r} cannot be imported: {error}. {_usable()}"
+        raise ValueError(msg) from error
+    if not (inspect.isclass(found) and issubclass(found, AnomalibDataModule)):
+        msg = f"Unknown source {source!r}. {_usable()}"
+        raise ValueError(msg)
+    if issubclass(found, AnomalibVideoDataModule):
+        msg = f"The source {source!r} is made of videos; MultiCategory joins images. {_usable()}"
+        raise ValueError(msg)
+    if "category" not in arguments_of(found):
+        msg = f"The source {source!r} has no argument `category`, so it has no categories to join. {_usable()}"
+        raise ValueError(msg)
+    return found
+
+
+def arguments_of(cls: type) -> dict[str, inspect.Parameter]:
+    """Return the constructor arguments of a class, including those handed on to its bases as ``**kwargs``."""
+    collected: dict[str, inspect.Parameter] = {}
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        own = list(inspect.signature(base.__init__).parameters.values())[1:]  # type: ignore[misc]
+        named = {p.name: p for p in own if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        collected = {**named, **collected}
+        if not any(p.kind is p.VAR_KEYWORD for p in own):
+            break
+    return collected
+
+
+def listed_categories(cls: type[AnomalibDataModule]) -> list[str]:
+    """Return the categories that a class can have, sorted; empty if that is not known.
+
+    Args:
+        cls (type[AnomalibDataModule]): One of anomalib's classes, one derived from them, or one that lists its
+            categories in a class attribute ``available_categories``.
+    """
+    for base in cls.__mro__:
+        listed = vars(base).get("available_categories") or _CATEGORIES.get(base)
+        if listed:
+            return sorted(listed)
+    return []
+
+
+def prepares_missing(cls: type[AnomalibDataModule]) -> bool:
+    """Tell whether ``prepare_data`` makes any of the listed categories, also if others are there already.
+
+    Classes with ``available_categories`` have to; anomalib's download an archive with all categories.
+    """
+    return hasattr(cls, "available_categories")
+
+
+def prepares_single(cls: type[AnomalibDataModule]) -> bool:
+    """Tell whether ``prepare_data`` can make or download a category without all the others."""
+    return prepares_missing(cls) or issubclass(cls, AutoVI)
+
+
+def category_folders(datamodule: AnomalibDataModule, root: Path) -> dict[str, Path]:
+    """Find the categories of a dataset on disk.
+
+    A category is a folder in the root (or in one of the datamodule's folders below it, as VisA's ``visa_pytorch``) that
+    has images in ``train``, or whose name the class lists.
+
+    Args:
+        datamodule (AnomalibDataModule): A datamodule for any category.
+        root (Path): Root of the dataset.
+
+    Returns:
+        dict[str, Path]: Category -> folder, sorted by name.
+    """
+    listed = listed_categories(type(datamodule))
+    if isinstance(datamodule, RealIAD):
+        bases = [root / f"realiad_{datamodule.resolution}"]
+    else:
+        paths = [value for value in vars(datamodule).values() if isinstance(value, Path)]
+        bases = [root, *(path for path in paths if path != root and path.is_relative_to(root))]
+    found = {path.name: path for base in bases if base.is_dir() for path in find_categories(base, listed)}
+    return dict(sorted(found.items()))
+
+
+def _usable() -> str:
+    names = sorted(
+        name
+        for name, cls in vars(anomalib.data).items()
+        if inspect.isclass(cls)
+        and issubclass(cls, AnomalibDataModule)
+        and not issubclass(cls, AnomalibVideoDataModule)
+        and "category" in arguments_of(cls)
+    )
+    return f"Usable are {', '.join(names)}, or the dotted path of a class like these."
