@@ -107,27 +107,14 @@ def listed_categories(cls: type[AnomalibDataModule]) -> list[str]:
     """Return the categories that a class can have, sorted; empty if that is not known.
 
     Args:
-        cls (type[AnomalibDataModule]): One of anomalib's classes, one derived from them, or one that lists its
-            categories in a class attribute ``available_categories``.
+        cls (type[AnomalibDataModule]): One of anomalib's classes, one derived from them, or one with a class attribute
+            ``available_categories``: names of the categories that its ``prepare_data`` makes or downloads, also when
+            others are there already.
     """
     for base in cls.__mro__:
-        listed = vars(base).get("available_categories") or _CATEGORIES.get(base)
-        if listed:
+        if listed := vars(base).get("available_categories") or _CATEGORIES.get(base):
             return sorted(listed)
     return []
-
-
-def prepares_missing(cls: type[AnomalibDataModule]) -> bool:
-    """Tell whether ``prepare_data`` makes any of the listed categories, also if others are there already.
-
-    Classes with ``available_categories`` have to; anomalib's download an archive with all categories.
-    """
-    return hasattr(cls, "available_categories")
-
-
-def prepares_single(cls: type[AnomalibDataModule]) -> bool:
-    """Tell whether ``prepare_data`` can make or download a category without all the others."""
-    return prepares_missing(cls) or issubclass(cls, AutoVI)
 
 
 def category_folders(datamodule: AnomalibDataModule, root: Path) -> dict[str, Path]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from anomalib.data import AnomalibDataModule, AnomalibDataset
+from anomalib.data import AnomalibDataModule, AnomalibDataset, AutoVI
 from anomalib.data.utils import TestSplitMode, ValSplitMode
 from omegaconf import OmegaConf
 from torchvision.transforms.v2 import Transform
@@ -15,8 +15,6 @@ from anomalib_uniad.data.category_datamodules import (
     arguments_of,
     category_folders,
     listed_categories,
-    prepares_missing,
-    prepares_single,
     source_class,
 )
 from anomalib_uniad.data.multi_category_datamodule import MultiCategoryDataModule, read_sets, replace_prefix
@@ -211,18 +209,18 @@ class MultiCategory(MultiCategoryDataModule):
         has_content = self.root is not None and self.root.is_dir() and any(self.root.iterdir())
         if self.root is not None and has_content and not found:
             self._check_root(self.root)
+        prepares_missing = hasattr(self._class, "available_categories")
         if requested is None:
-            if prepares_missing(self._class):
-                return sorted({*found, *self._listed})
-            if found or self._listed:
-                return list(found) or self._listed
-            msg = f"Found no categories in {self.root}: set `categories`, or `root` to the folder with them."
-            raise ValueError(msg)
+            categories = sorted({*found, *self._listed}) if prepares_missing else list(found) or self._listed
+            if not categories:
+                msg = f"Found no categories in {self.root}: set `categories`, or `root` to the folder with them."
+                raise ValueError(msg)
+            return categories
+        # anomalib's classes download all categories into an empty root, AutoVI each one where it is missing.
+        can_come = not found or prepares_missing or issubclass(self._class, AutoVI)
         for category in requested:
-            if category in found or (not self._listed and not has_content):
-                continue
-            can_come = not found or prepares_single(self._class)
-            if category not in self._listed or not can_come:
+            unknown = category not in self._listed if self._listed else has_content
+            if category not in found and (unknown or not can_come):
                 self._refuse(category, list(found) or self._listed)
         return list(requested)
 
