@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
 import gc
+import pickle
 from pathlib import Path
 
 import anomalib.data
@@ -94,6 +95,7 @@ def test_synthetic_images_live_as_long_as_a_dataset(tmp_path, categories):
     for part in random_split(datamodule.val_data, 0.5):
         del part
     copy.copy(datamodule.val_data)
+    pickle.loads(pickle.dumps(datamodule.val_data))  # as in a worker process
     gc.collect()
     batch = next(iter(datamodule.val_dataloader()))
     assert batch.gt_mask[batch.gt_label].any()
