@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Lightning module: arguments, optimiser, seeds."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from anomalib import LearningType
@@ -121,6 +124,20 @@ def test_checkpoints_keep_thresholds_of_categories_and_the_summary() -> None:
     without = UniAD(**SMALL, evaluator=False)
     without.on_load_checkpoint(checkpoint)
     assert without.metadata.category_thresholds == {"cable": {"image": 1.5, "pixel": 2.5}}
+
+
+def test_checkpoint_of_0_1_0_is_loaded(tmp_path: Path) -> None:
+    """All that version 0.1.0 wrote into a checkpoint of SMALL, but for the values of the weights."""
+    checkpoint = json.loads(Path(__file__).with_name("checkpoint_0.1.0.json").read_text(encoding="utf-8"))
+    weights = {name: torch.full(shape, 0.5) for name, shape in checkpoint.pop("parameters").items()}
+    backbone = {f"model.backbone.{k}": v for k, v in UniAD(**SMALL).model.backbone.state_dict().items()}
+    torch.save({**checkpoint, "state_dict": {**weights, **backbone}}, tmp_path / "model.ckpt")
+    model = UniAD.load_from_checkpoint(tmp_path / "model.ckpt")
+    assert all(model.state_dict()[name].eq(0.5).all() for name in weights)
+    assert model.hparams["seed"] == 5
+    assert model.metadata.training == {"dataset": "Products", "images": 8, "epochs": 2, "seed": 5}
+    assert model.metadata.categories == ("bottle", "cable")
+    assert model.evaluator.category_thresholds == checkpoint["category_thresholds"]
 
 
 def test_seed_fixes_the_weights_and_leaves_the_random_state() -> None:
