@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .dropout import drawn_here, keep_mask
+from .dropout import keep_mask, on_eager_cpu
 
 
 def neighbor_mask(grid_size: tuple[int, int], neighbor_size: tuple[int, int]) -> torch.Tensor:
@@ -138,10 +138,10 @@ def masked_attention(
     visible: torch.Tensor | None,
     dropout: float = 0.0,
 ) -> torch.Tensor:
-    """Scaled dot-product attention by the kernels that are fastest where it runs.
+    """Scaled dot-product attention.
 
-    That is torch's own function, but for training on a CPU with dropout or in reduced precision, where matrix
-    products and cheap dropout masks are two to three times faster.
+    torch's own function, except for training on a CPU with dropout or in reduced precision: there matrix products and
+    cheap dropout masks are two to three times faster.
 
     Args:
         query (torch.Tensor): ``(B, heads, N, d)``, and so are key and value, or ``(1, heads, N, d)``.
@@ -154,17 +154,17 @@ def masked_attention(
         torch.Tensor: ``(B, heads, N, d)``.
     """
     if torch.compiler.is_exporting():
-        # Exported, torch's function guards against queries that see nothing, which there are none of, and that keeps
-        # runtimes from recognising it as attention. What does not depend on the image stays without a batch.
+        # torch's function would be exported with a guard against queries that see nothing (there are none), and with it
+        # runtimes do not recognise the attention. What does not depend on the image stays without a batch.
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-        return (scores if visible is None else scores + hidden(visible, scores.dtype)).softmax(dim=-1) @ value
+        return (scores if visible is None else scores + _additive_mask(visible, scores.dtype)).softmax(dim=-1) @ value
     query = query.expand_as(key)
-    by_hand = query.requires_grad and drawn_here(query) and dropout < 1
+    by_hand = query.requires_grad and on_eager_cpu(query) and dropout < 1
     if not by_hand or (dropout == 0 and query.dtype == torch.float32):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=dropout)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # (B, heads, N, N)
     if visible is not None:  # added, which costs nothing in the backward pass
-        scores += hidden(visible, scores.dtype)
+        scores += _additive_mask(visible, scores.dtype)
     weights = scores.softmax(dim=-1)
     if dropout == 0:
         return weights @ value
@@ -172,6 +172,6 @@ def masked_attention(
     return weights @ value * (1 / (1 - dropout))  # scaled here, where there are fewer elements
 
 
-def hidden(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """What is added to scores ``(N, N)``: nothing where a query sees a key, minus infinity elsewhere."""
+def _additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """``(N, N)``: zero where a query sees a key, minus infinity elsewhere."""
     return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, -math.inf)

@@ -45,17 +45,18 @@ class Dropout(nn.Dropout):
         """Drop elements of ``x`` while training, scale the others by ``1 / (1 - p)``."""
         if not self.training or self.p == 0:
             return x
-        if self.p == 1 or not drawn_here(x):
+        if self.p == 1 or not on_eager_cpu(x):
             return F.dropout(x, self.p)
         return x * keep_mask(x, self.p) * (1 / (1 - self.p))
 
 
-def drawn_here(x: torch.Tensor) -> bool:
-    """Whether masks for ``x`` are drawn by :func:`keep_mask`: on a CPU, and not inside a compiled graph.
-
-    Other devices and compiled graphs have fused kernels that draw them on the way.
+def on_eager_cpu(x: torch.Tensor) -> bool:
+    """Whether :func:`keep_mask` is the fastest way: other devices and compiled graphs have fused kernels.
 
     Args:
         x (torch.Tensor): What the mask is for.
+
+    Returns:
+        bool: True on a CPU, outside of a compiled graph.
     """
     return x.device.type == "cpu" and not torch.compiler.is_compiling()

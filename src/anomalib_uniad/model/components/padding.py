@@ -6,8 +6,8 @@ pads as it would at the resolution of its own training, whatever the size of the
 with them the places that a token looks at.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, cast
 
 import torch
@@ -42,8 +42,7 @@ class _Padded(nn.Module):
         return super().forward(x)
 
     def extra_repr(self) -> str:
-        """What the base class says, and the padding."""
-        # Read by the key of the feature cache.
+        """Show the padding, too: the key of the feature cache reads it here."""
         return f"{cast('Any', super()).extra_repr()}, amounts={self.amounts}, mode={self.mode}"
 
 
@@ -83,11 +82,7 @@ _FIXED: dict[type, type[_Padded]] = {
 
 
 def native_size(features: nn.Module) -> tuple[int, int] | None:
-    """Height and width of the images that a timm model was made for; None if it does not tell.
-
-    Args:
-        features (nn.Module): Model of timm.
-    """
+    """Height and width of the images that a timm model was made for; ``None`` if its config does not have them."""
     size = (getattr(features, "pretrained_cfg", None) or {}).get("input_size")
     return None if size is None else (size[1], size[2])
 
@@ -155,7 +150,7 @@ def has_same_padding(features: nn.Module) -> bool:
 
 @contextmanager
 def reflection_checked(features: nn.Module) -> Iterator[None]:
-    """Refuse maps that are too small to be padded by reflection, while it lasts.
+    """Refuse maps that are too small to be padded by reflection, inside a ``with`` block.
 
     Args:
         features (nn.Module): The backbone.
@@ -164,55 +159,54 @@ def reflection_checked(features: nn.Module) -> Iterator[None]:
         ValueError: Naming the layer, when it gets such a map.
     """
 
-    def check(name: str) -> Any:
-        def hook(layer: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-            height, width = inputs[0].shape[-2:]
-            left, right, top, bottom = layer.amounts if isinstance(layer, _Padded) else layer.padding
-            if max(left, right) >= width or max(top, bottom) >= height:
-                msg = (
-                    f"backbone_padding_mode='reflect' needs maps larger than their padding, but {name} pads a map of "
-                    f"{height}x{width} by {max(left, right, top, bottom)}. Use a larger image_size, only shallower "
-                    "layers, or backbone_padding_mode='zeros'."
-                )
-                raise ValueError(msg)
-
-        return hook
+    def check(name: str, layer: Any, x: torch.Tensor) -> None:
+        height, width = x.shape[-2:]
+        left, right, top, bottom = layer.amounts if isinstance(layer, _Padded) else layer.padding
+        if max(left, right) >= width or max(top, bottom) >= height:
+            msg = (
+                f"backbone_padding_mode='reflect' needs maps larger than their padding, but {name} pads a map of "
+                f"{height}x{width} by {max(left, right, top, bottom)}. Use a larger image_size, only shallower "
+                "layers, or backbone_padding_mode='zeros'."
+            )
+            raise ValueError(msg)
 
     reflecting = [
         (name, layer)
         for name, layer in features.named_modules()
         if isinstance(layer, nn.ReflectionPad2d) or (isinstance(layer, _Padded) and layer.mode == "reflect")
     ]
-    hooks = [layer.register_forward_pre_hook(check(name)) for name, layer in reflecting]
-    try:
+    with _looking_at_inputs(reflecting, check):
         yield
-    finally:
-        for handle in hooks:
-            handle.remove()
 
 
 def _input_sizes(features: nn.Module, size: tuple[int, int]) -> dict[str, tuple[int, int]]:
     """Height and width of what each layer with SAME padding gets, for images of a size."""
     sizes: dict[str, tuple[int, int]] = {}
 
-    def keep(name: str) -> Any:
-        def hook(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            del layer
-            sizes[name] = (inputs[0].shape[-2], inputs[0].shape[-1])
-
-        return hook
+    def keep(name: str, layer: nn.Module, x: torch.Tensor) -> None:
+        del layer
+        sizes[name] = (x.shape[-2], x.shape[-1])
 
     dynamic = [(name, layer) for name, layer in features.named_modules() if type(layer) in _DYNAMIC]
-    if not dynamic:
-        return sizes
-    hooks = [layer.register_forward_pre_hook(keep(name)) for name, layer in dynamic]
-    try:
-        with torch.no_grad():
+    if dynamic:
+        with _looking_at_inputs(dynamic, keep), torch.no_grad():
             features(torch.zeros(1, 3, *size))
-    finally:
-        for handle in hooks:
-            handle.remove()
     return sizes
+
+
+@contextmanager
+def _looking_at_inputs(
+    layers: Sequence[tuple[str, nn.Module]], look: Callable[[str, nn.Module, torch.Tensor], None]
+) -> Iterator[None]:
+    """Call ``look`` with name, layer and map before each of the layers."""
+
+    def hook_of(name: str) -> Any:
+        return lambda layer, inputs: look(name, layer, inputs[0])
+
+    with ExitStack() as hooks:
+        for name, layer in layers:
+            hooks.enter_context(layer.register_forward_pre_hook(hook_of(name)))
+        yield
 
 
 def _same_amounts(layer: Any, size: tuple[int, int]) -> list[int]:
