@@ -207,7 +207,7 @@ def import_checkpoint(
     _show(f"  anomalib export --config {config} --export_type openvino --ckpt_path {output}")
     _show(
         "The authors' file has no thresholds: scores, heatmaps and AUROC are right, but whether an image is called "
-        "anomalous means nothing until thresholds are learned from your images. README, section on checkpoints: how."
+        "anomalous means nothing until thresholds are learned from your images: see the documentation, page Thresholds."
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -66,7 +66,6 @@ def save_checkpoint(model: UniAD, file: Path) -> None:
         trainer = Trainer(
             accelerator="cpu",
             devices=1,
-            callbacks=[model.evaluator] if isinstance(model.evaluator, Callback) else None,  # it has a state to save
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,

@@ -89,6 +89,7 @@ def test_imported_checkpoint_gives_what_the_authors_code_gives(imported) -> None
     assert_close(prediction.pred_score, golden["score_max"], "score_max")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch.onnx and openvino warn about themselves
 def test_exported_checkpoint_gives_what_the_authors_code_gives(imported, tmp_path: Path) -> None:
     model, image, golden = imported
