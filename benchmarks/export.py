@@ -55,15 +55,10 @@ def parity(
 
 
 def compare(model: UniAD, batches: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Rows for a model, one per batch: largest differences, as parts of the range of torch's map.
+    """Rows for a model in evaluation mode, one per batch: largest differences, as parts of the range of torch's map.
 
-    Args:
-        model: The model, in evaluation mode, without post-processor.
-        batches: Images per batch.
-
-    Yields:
-        dict[str, Any]: ``masked`` is the number of attentions in the file that have a mask, ``without_mask`` by how
-        much the map would differ if torch's model had none.
+    ``masked`` is the number of attentions in the file that have a mask, ``without_mask`` by how much the map would
+    differ if torch's model had none.
     """
     core = openvino.Core()
     with tempfile.TemporaryDirectory() as folder:
@@ -148,12 +143,7 @@ def backbones(
 def check_backbone(
     name: str, layers: Sequence[int], image_size: Sequence[int], stride: int, padding_mode: PaddingMode
 ) -> dict[str, Any]:
-    """Take one small model through the whole path.
-
-    Returns:
-        dict[str, Any]: The loss before and after a step, and the largest difference between the maps of the exported
-        model and of torch, as a part of the map's range.
-    """
+    """Take one small model through two steps and export; the difference is that of :func:`compare`."""
     model = UniAD(
         backbone=name,
         layers=layers,

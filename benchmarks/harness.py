@@ -28,13 +28,7 @@ CPU = torch.device("cpu")
 
 
 def origin(device: torch.device | str, seed: int | None = 0, packages: Sequence[str] = ()) -> dict[str, Any]:
-    """Columns that say how a row came about: device, versions, seed and command.
-
-    Args:
-        device: Where it was measured, or a text that describes it.
-        seed: Seed of everything that is random.
-        packages: Further packages whose versions matter.
-    """
+    """Columns that say how a row came about: device (or a text that describes it), versions, seed and command."""
     versions = [
         f"{name} {version_of(name) or 'unknown'}" for name in ("anomalib", "torch", "anomalib-uniad", *packages)
     ]
@@ -65,12 +59,9 @@ def processor() -> str:
 
 
 def add_rows(path: Path, rows: pd.DataFrame | Sequence[Mapping[str, Any]], same: Sequence[str]) -> None:
-    """Add rows to a csv file, in place of those that agree in some columns. Other rows stay as they are, to the letter.
+    """Add rows to a csv file, in place of those that agree in the columns ``same``: empty cells do, and 3 and 3.0.
 
-    Args:
-        path: The file; created if it does not exist.
-        rows: The rows.
-        same: The columns that name a case; empty cells agree with each other, and 3 with 3.0.
+    Other rows stay as they are, to the letter.
     """
     frame = pd.DataFrame(rows)
     frame["seed"] = [_key(seed) for seed in frame["seed"]]  # not 0.0 where one of several is missing
@@ -108,13 +99,7 @@ def show(path: Path, columns: Sequence[str]) -> None:
 def in_turn(measures: Mapping[str, Callable[[], Any]], rounds: int, label: str) -> Iterator[dict[str, list]]:
     """Measure several things in turn, several times, so that what disturbs the machine disturbs all.
 
-    Args:
-        measures: Name -> what measures it once.
-        rounds: How often.
-        label: What the progress bar says.
-
-    Yields:
-        dict[str, list]: After each whole round: name -> results of all rounds so far.
+    Yields after each whole round: name -> results of all rounds so far.
     """
     results: dict[str, list] = {name: [] for name in measures}
     with tqdm(total=rounds * len(measures), desc=label) as bar:
@@ -143,13 +128,8 @@ def ratios(name: str, reference: Sequence[float], own: Sequence[float]) -> dict[
 def apart(function: Callable[..., Any], arguments: Mapping[str, Any], time_limit: float | None = None) -> Any:
     """Call a function in a process of its own, so that its memory is its own.
 
-    Args:
-        function: The function, of a module that can be imported.
-        arguments: Its arguments.
-        time_limit: Seconds after which the process is ended.
-
     Raises:
-        TimeoutError: If it takes longer.
+        TimeoutError: If it takes more than ``time_limit`` seconds; the process is ended.
         ChildProcessError: If its process is killed.
         RuntimeError: If it raises an exception.
     """
@@ -185,11 +165,7 @@ def _send(sender: Any, function: Callable[..., Any], arguments: Mapping[str, Any
 
 
 class Memory:
-    """Memory that this process takes from now on: of the GPU if it works there, else of the machine (Linux only).
-
-    Args:
-        device: Where it works.
-    """
+    """Memory that this process takes from now on: of the GPU if it works there, else of the machine (Linux only)."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -231,13 +207,7 @@ def limit_memory(gibibytes: float) -> None:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
-    """Operations per second of matrix products: the best of a large one and one as in the model.
-
-    Args:
-        device: Where.
-        dtype: Type of the factors.
-        seconds: About how long to measure each size.
-    """
+    """Operations per second of matrix products: the best of a large one and one as in the model."""
     large = 8192 if device.type == "cuda" else 2048
     best = 0.0
     for rows, inner, columns in ((large, large, large), (8 * 196, 256, 1024)):
@@ -298,18 +268,9 @@ def at_least(least: float, **values: float) -> None:
 
 
 def write_images(root: Path, count: int, pixels: int, seed: int = 0) -> list[Path]:
-    """Write PNG images in the layout of MVTec AD, with the cost of reading photographs.
+    """Write PNG images in the layout of MVTec AD, of two categories; returns the training images.
 
     Smooth shapes and some noise: they compress about as well as photographs, so decoding them costs as much.
-
-    Args:
-        root: Folder that gets a folder for each of two categories.
-        count: Number of training images, over both.
-        pixels: Height and width.
-        seed: Seed of what is drawn.
-
-    Returns:
-        list[Path]: The training images.
     """
     import cv2
 

@@ -92,7 +92,7 @@ def inference(
     """Measure how fast exported models are; all have the same backbone and image size.
 
     Weights and images are generated; nothing is downloaded. Writes ``inference_speed.csv``, ``inference_profile.csv``
-    with a picture, ``inference_floor.csv`` and ``inference_start.csv``, in place of the rows of the same cases.
+    with a picture, ``inference_floor.csv`` and ``inference_start.csv``, in place of the rows of this device.
 
     Args:
         parts: "speed": latency of one image after the other and throughput, by OpenVINO's benchmark_app. "profile":
@@ -122,9 +122,10 @@ def inference(
     about = {"backbone": sizes["uniad"]["backbone"], "image_size": sizes["uniad"]["image_size"]}
     about |= origin(CPU, seed, ("openvino",))
 
-    def save(name: str, rows: Sequence[Row], case: Sequence[str]) -> Path:
+    def save(name: str, rows: Sequence[Row], case: Sequence[str], first: bool) -> Path:
         path = output_dir / f"inference_{name}.csv"
-        add_rows(path, [{**row, **about} for row in rows], ("device", *case))
+        # The first rows replace all of this device: only what was measured in turn can be compared.
+        add_rows(path, [{**row, **about} for row in rows], ("device", *(() if first else case)))
         return path
 
     with ExitStack() as stack:
@@ -135,39 +136,34 @@ def inference(
             for name in tqdm([name for name in variants if name != "torch"], desc="Exporting"):
                 models.openvino(name)
                 measures[name] = partial(measure_file, models, name, seconds)
-            for results in in_turn(measures, rounds, "Speed"):
-                rows = [{"variant": name, "round": len(found), **found[-1]} for name, found in results.items()]
-                path = save("speed", rows, ("variant", "round"))
+            for number, results in enumerate(in_turn(measures, rounds, "Speed"), 1):
+                rows = [{"variant": name, "round": number, **found[-1]} for name, found in results.items()]
+                path = save("speed", rows, ("variant", "round"), first=number == 1)
             show(path, ("device", "variant", "round", "latency_ms", "images_per_second"))
-        if "profile" in parts:
-            with tqdm([name for name in ("f32", "bf16", "int8_ptq") if name in variants], desc="Profile") as bar:
-                for name in bar:
-                    layers, floor = profile_rows(models, name, 1 if quick else 5)
-                    profile = save("profile", layers, ("variant", "part", "layer"))
-                    path = save("floor", floor, ("variant", "part"))
+        profiled = [name for name in ("f32", "bf16", "int8_ptq") if name in variants]
+        if "profile" in parts and profiled:
+            for name in tqdm(profiled, desc="Profile"):
+                layers, floor = profile_rows(models, name, 1 if quick else 5)
+                profile = save("profile", layers, ("variant", "part", "layer"), first=name == profiled[0])
+                path = save("floor", floor, ("variant", "part"), first=name == profiled[0])
             draw(pd.read_csv(profile), pd.read_csv(path), output_dir / "inference_profile.png")
             show(path, ("device", "variant", "part", "ms", "gflop_per_second", "floor_ms"))
         if "start" in parts:
-            counts = (1, 2 if quick else 20)
-            measures = {f"{name}/{count}": partial(start, models, name, count) for count in counts for name in STARTED}
-            for results in in_turn(measures, 1 if quick else 3, "Start"):
+            cases = {f"{name}, {count}": (name, count) for count in (1, 2 if quick else 20) for name in STARTED}
+            measures = {case: partial(start, models, *cases[case]) for case in cases}
+            for number, results in enumerate(in_turn(measures, 1 if quick else 3, "Start"), 1):
                 rows = [
-                    {"method": case.split("/")[0], "images": int(case.split("/")[1]), "round": len(found), **found[-1]}
+                    {"method": cases[case][0], "images": cases[case][1], "round": number, **found[-1]}
                     for case, found in results.items()
                 ]
-                path = save("start", rows, ("method", "images", "round"))
+                path = save("start", rows, ("method", "images", "round"), first=number == 1)
             show(path, ("device", "method", "images", "round", "seconds", "peak_memory_bytes"))
 
 
 class Models:
     """The models that are measured, exported when first asked for; what the folder has already is taken as it is.
 
-    Args:
-        folder: Where the files are.
-        sizes: :data:`PAPER` or :data:`SMALL`.
-        training_images: Number of images of which PatchCore's memory bank is as large.
-        calibration_images: Number of generated images with which INT8 is calibrated.
-        seed: Seed of weights and images.
+    PatchCore's memory bank is as large as if it were from ``training_images``.
     """
 
     def __init__(self, folder: Path, sizes: Row, training_images: int, calibration_images: int, seed: int) -> None:
@@ -312,7 +308,7 @@ def measure_torch(models: Models, seconds: float) -> Row:
 
 
 def benchmark_app(file: Path, size: Sequence[int], dynamic: bool, precision: str, seconds: int) -> Row:
-    """Latency and throughput of an exported file by OpenVINO's benchmark_app, for one image at a time.
+    """Latency and throughput of a file by OpenVINO's benchmark_app, for one image of ``size`` at a time.
 
     Args:
         file: The file.
@@ -320,24 +316,14 @@ def benchmark_app(file: Path, size: Sequence[int], dynamic: bool, precision: str
         dynamic: Leave height and width of the file open.
         precision: Precision of the computation.
         seconds: How long, for latency and for throughput each.
-
-    Raises:
-        RuntimeError: If it fails; with the end of what it wrote.
     """
     shape = f"[1,3,{size[0]},{size[1]}]"
     results = {}
     for hint in ("latency", "throughput"):
         with tempfile.TemporaryDirectory() as folder:
-            command = [str(PROGRAMS / "benchmark_app"), "-m", str(file), "-d", "CPU", "-hint", hint, "-t", str(seconds)]
-            command += [
-                "-infer_precision",
-                precision,
-                "-shape",
-                "[1,3,?,?]" if dynamic else shape,
-                "-data_shape",
-                shape,
-            ]
-            command += ["-json_stats", "-report_type", "no_counters", "-report_folder", folder]
+            options = f"-hint {hint} -t {seconds} -infer_precision {precision} -data_shape {shape}"
+            options += f" -shape {'[1,3,?,?]' if dynamic else shape} -d CPU -json_stats -report_type no_counters"
+            command = [str(PROGRAMS / "benchmark_app"), "-m", str(file), "-report_folder", folder, *options.split()]
             done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
             if done.returncode:
                 msg = f"benchmark_app failed on {file}: {chr(10).join(done.stdout.splitlines()[-5:])}"
@@ -388,14 +374,7 @@ def profile_rows(models: Models, variant: str, repeats: int) -> tuple[list[Row],
 def floor_rows(
     variant: str, seconds: Mapping[tuple[str, str], float], operations: Mapping[str, int], rate: float | None
 ) -> list[Row]:
-    """Time and operations of each part and of the whole, and the least possible time.
-
-    Args:
-        variant: The variant.
-        seconds: (part, type of layer) -> seconds.
-        operations: Part -> operations.
-        rate: Operations per second of matrix products; ``None`` if it is not known.
-    """
+    """Time and operations of each part and of the whole, and the least possible time at a rate of matrix products."""
     rows = []
     for part in (*PARTS, "whole"):
         time_of = sum(value for (place, _), value in seconds.items() if part in (place, "whole"))
@@ -432,17 +411,9 @@ def parts_of(onnx_file: Path) -> dict[str, str]:
 def profile(
     file: Path, parts: Mapping[str, str], images: Sequence[np.ndarray], precision: str
 ) -> tuple[dict[tuple[str, str], float], dict[str, int]]:
-    """Measure a file layer by layer.
+    """Measure a file layer by layer with images ``(1, 3, H, W)``.
 
-    Args:
-        file: The file.
-        parts: Of :func:`parts_of`.
-        images: Each ``(1, 3, H, W)``.
-        precision: Precision of the computation.
-
-    Returns:
-        tuple[dict[tuple[str, str], float], dict[str, int]]: (part, type of layer) -> seconds, medians over the images;
-        and part -> operations.
+    Returns (part, type of layer) -> seconds, medians over the images; and part -> operations.
     """
     core = ov.Core()
     model = core.read_model(file)
@@ -540,11 +511,7 @@ def start(models: Models, method: str, count: int) -> Row:
 
 
 def run(command: Sequence[str], folder: Path) -> Row:
-    """Run a command in a folder; returns seconds from its start to its end and the peak memory of its process.
-
-    Raises:
-        RuntimeError: If it fails; with the end of what it wrote.
-    """
+    """Run a command in a folder; returns seconds from its start to its end and the peak memory of its process."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     launcher = [sys.executable, "-S", "-c", LAUNCHER, *command]
     done = subprocess.run(launcher, capture_output=True, text=True, check=False, cwd=folder, env=environment)
@@ -555,13 +522,7 @@ def run(command: Sequence[str], folder: Path) -> Row:
 
 
 def draw(profile: pd.DataFrame, floor: pd.DataFrame, path: Path) -> None:
-    """Draw the time by part, with the floor, and by type of layer.
-
-    Args:
-        profile: Rows of ``inference_profile.csv``; the last device in it is drawn.
-        floor: Rows of ``inference_floor.csv``.
-        path: The image.
-    """
+    """Draw the time by part, with the floor, and by type of layer, for the last device."""
     from matplotlib.figure import Figure
 
     device = profile["device"].iloc[-1]

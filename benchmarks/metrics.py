@@ -166,15 +166,7 @@ class Clock:
 
 
 def compared(method: str, done: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Compare a measurement with those before it.
-
-    Args:
-        method: The method.
-        done: Method -> what was measured, on the same images.
-
-    Returns:
-        dict[str, Any]: Columns of the row. Those that are not known are empty, and ``note`` says why.
-    """
+    """Columns that compare a measurement with those of the same images before it; ``note`` says why some are empty."""
     own = done[method]
     columns = {name: own.get(name) for name in ("seconds", "processor_seconds", "peak_memory_bytes")}
     base, seconds = done[METHODS[0]].get("processor_seconds"), own.get("processor_seconds")
@@ -218,11 +210,7 @@ NORMAL_IMAGES = 0.27
 class GeneratedMaps:
     """Maps and masks like those of a test on MVTec AD, each made from its own seed when it is asked for.
 
-    Attributes:
-        images: Number of images, equally many of each category.
-        image_size: Height and width, in pixels.
-        categories: Number of categories.
-        seed: Seed.
+    There are equally many images of each category.
     """
 
     images: int
@@ -244,12 +232,7 @@ class GeneratedMaps:
         return int((index + 1) * NORMAL_IMAGES) == int(index * NORMAL_IMAGES)
 
     def batches(self, batch_size: int, shuffled: bool = False) -> Iterator[ImageBatch]:
-        """Make batches with maps ``(B, H, W)``, masks ``(B, H, W)``, scores ``(B,)``, labels ``(B,)`` and paths.
-
-        Args:
-            batch_size: Images per batch B.
-            shuffled: In random order instead of by category.
-        """
+        """Batches with maps and masks ``(B, H, W)``, scores and labels ``(B,)`` and paths; by category or shuffled."""
         order = np.arange(self.images)
         if shuffled:
             np.random.default_rng(self.seed).shuffle(order)
@@ -442,12 +425,7 @@ class Anomalib:
 
 
 def draw(frame: pd.DataFrame, path: Path) -> None:
-    """Draw time and peak memory over the number of images, both on logarithmic axes.
-
-    Args:
-        frame: Rows of ``evaluation_speed.csv``; of the device and size with most rows.
-        path: The image.
-    """
+    """Draw time and peak memory over the number of images, for the device and size with most rows."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import ScalarFormatter
 

@@ -70,13 +70,7 @@ class PlainLayer(nn.Module):
 
 
 class PlainTransformer(nn.Module):
-    """UniAD's transformer from torch's own parts; its parameters are in the order of the package's.
-
-    Args:
-        channels: Channels ``C`` of the tokens.
-        grid: Height and width of the token grid.
-        window: Height and width of the hidden window, in tokens.
-    """
+    """UniAD's transformer from torch's own parts; its parameters are in the order of the package's."""
 
     def __init__(
         self,
@@ -121,17 +115,7 @@ def plain_loop(
     image_size: int = 224,
     **transformer: Any,
 ) -> Iterator[float]:
-    """Train for one epoch: read, embed, jitter, reconstruct, update; yields the loss of each step.
-
-    Args:
-        paths: Image files.
-        device: Where to train.
-        batch_size: Images per step.
-        num_workers: Processes that read images.
-        backbone: timm model.
-        image_size: Height and width after resizing.
-        **transformer: Arguments of :class:`PlainTransformer`.
-    """
+    """Train for one epoch: read, embed, jitter, reconstruct, update; yields the loss of each step."""
     grid = (image_size // 16, image_size // 16)
     extractor: Any = timm.create_model(backbone, pretrained=False, features_only=True).to(device).eval()
     model = PlainTransformer(sum(extractor.feature_info.channels()[:4]), grid, **transformer).to(device).train()

@@ -79,13 +79,7 @@ def as_anomalib(model: ov.Model, datamodule: AnomalibDataModule, size: tuple[int
 
 
 class Comparison:
-    """Torch's results for the test images, with which quantised models are compared.
-
-    Args:
-        model: The model.
-        ckpt: Where it is from.
-        datamodule: Where the test images are from, one by one.
-    """
+    """Torch's results for the test images, with which quantised models are compared."""
 
     def __init__(self, model: UniAD, ckpt: Path, datamodule: AnomalibDataModule) -> None:
         self._model, self._datamodule = model, datamodule
@@ -100,12 +94,7 @@ class Comparison:
             self._results.append(raw)
 
     def row(self, exported: Path, function: Quantise) -> dict[str, Any]:
-        """Quantise an exported file in float32, and compare.
-
-        Returns:
-            dict[str, Any]: Differences, metrics and their changes, size, ``quantised``, the number of quantised
-            tensors, and ``seconds`` of processor time to quantise.
-        """
+        """Quantise an exported file in float32, and compare; ``seconds`` is processor time to quantise."""
         start = time.process_time()
         quantised = function(ov.Core().read_model(exported), self._datamodule, self._model.model.image_size)
         seconds = time.process_time() - start

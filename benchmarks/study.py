@@ -59,18 +59,7 @@ def study(
 
 
 def collect(root: Path, path: Path, name: str, seconds: float, command: str) -> None:
-    """Add the results of a run to the csv files.
-
-    Args:
-        root: Folder of the run.
-        path: The csv file of the metrics per category; that of the epochs lies beside it.
-        name: Name of the method.
-        seconds: Time from start to end.
-        command: What was run, without the folders of the machine.
-
-    Raises:
-        FileNotFoundError: If the run has no results.
-    """
+    """Add the results of a run to the csv file of the metrics per category, and to that of the epochs beside it."""
     metrics = newest(root, final=True)
     if metrics is None:
         msg = f"No metrics.csv with results per category below {root}: the run has not come to its end."

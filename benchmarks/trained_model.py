@@ -32,14 +32,7 @@ MODES = ("zeros", "reflect")
 
 @dataclass
 class Features:
-    """All images of a dataloader.
-
-    Attributes:
-        features: ``(M, C, h, w)``.
-        categories: ``(M,)``.
-        labels: ``(M,)``, 1 for anomalous.
-        masks: ``(M, H, W)`` or ``None``.
-    """
+    """All images of a dataloader: features ``(M, C, h, w)``, categories, labels ``(M,)`` and masks ``(M, H, W)``."""
 
     features: torch.Tensor
     categories: np.ndarray
@@ -71,13 +64,7 @@ def read_recipe(recipe: Path) -> tuple[UniAD, Any]:
 
 
 def load(recipe: Path, checkpoint: Path, **arguments: Any) -> tuple[UniAD, Features, Row]:
-    """A trained model, the test images, and its epochs and seed.
-
-    Args:
-        recipe: Config for ``anomalib train`` with UniAD.
-        checkpoint: What the recipe trained.
-        **arguments: Arguments of UniAD in place of those of the checkpoint.
-    """
+    """A trained model with other arguments in place of those of the checkpoint, the test images, epochs and seed."""
     _, datamodule = read_recipe(recipe)
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     given = {**content["hyper_parameters"], "pre_trained": False, **arguments}
@@ -227,12 +214,7 @@ def edge_profile(anomaly_map: np.ndarray) -> np.ndarray:
 
 
 def draw(maps: dict[tuple[str, str], np.ndarray], path: Path) -> None:
-    """Draw the mean map of normal images of each category, and its profile from the edge inwards.
-
-    Args:
-        maps: Category and padding -> mean map (H, W).
-        path: The image.
-    """
+    """Draw the mean map of normal images of each category and padding, and its profile from the edge inwards."""
     from matplotlib.figure import Figure
 
     categories = list(dict.fromkeys(category for category, _ in maps))

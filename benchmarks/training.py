@@ -71,7 +71,6 @@ def train(
     steps: int = 8,
     image_pixels: int = 1024,
     num_workers: int = 2,
-    compiled: bool = False,
     gpu_batches: Sequence[int] = (8, 64),
     gpu_steps: int = 300,
     device: str = "auto",
@@ -94,7 +93,6 @@ def train(
         steps: Steps per measurement.
         image_pixels: Height and width of the generated PNG images.
         num_workers: Processes that read images, for all variants.
-        compiled: Measure torch.compile in "throughput" as well (needs a C++ compiler; minutes of compilation).
         gpu_batches: Images per step on the GPU.
         gpu_steps: Steps per measurement on the GPU.
         device: Where to measure everything but "gpu": "cpu", "cuda", or "auto", which takes a GPU if there is one.
@@ -112,14 +110,14 @@ def train(
     common = {"work_dir": work_dir, "model": model, "seed": seed}
     if "throughput" in parts:
         path = output_dir / "training_speed.csv"
-        for rows in throughput(where, rounds, steps, image_pixels, num_workers, compiled, quick, **common):
-            add_rows(path, [{**row, **origin(where, seed)} for row in rows], ("device", "variant"))
+        for rows in throughput(where, rounds, steps, image_pixels, num_workers, quick, **common):
+            add_rows(path, [{**row, **origin(where, seed)} for row in rows], ("device",))
         show(path, ("device", "variant", "seconds_per_step", "plain_ratio", "no_cache_ratio"))
     if "floor" in parts:
         path = output_dir / "training_floor.csv"
         for precision in ("32-true", "bf16-mixed"):
             rows = floor(where, precision, rounds // 2 + 1, steps, model, seed)
-            add_rows(path, [{**row, **origin(where, seed)} for row in rows], ("device", "dtype", "part"))
+            add_rows(path, [{**row, **origin(where, seed)} for row in rows], ("device", "dtype"))
         show(path, ("device", "dtype", "part", "seconds_per_step", "share_of_step"))
     if "scaling" in parts:
         path = output_dir / "training_scaling.csv"
@@ -159,17 +157,8 @@ def train_steps(
 ) -> tuple[list[float], float]:
     """Train with Lightning's trainer and the arguments that the model wants, without validation and checkpoints.
 
-    Args:
-        model: The model.
-        data: Its training data.
-        device: Where to train.
-        precision: Lightning's name of it, for example "bf16-mixed".
-        warm_up: Steps that are not counted; at least 1.
-        steps: Steps that are.
-
-    Returns:
-        tuple[list[float], float]: Seconds of each counted step, of which on a GPU only the mean means something; and
-        seconds from the start of the training to the end of its first step.
+    Returns the seconds of each step after the warm-up, of which on a GPU only the mean means something, and the
+    seconds from the start of the training to the end of its first step.
     """
     timer = StepTimer(warm_up, steps)
     with quiet():
@@ -195,14 +184,9 @@ def train_steps(
 
 
 class GeneratedFeatures(LightningDataModule):
-    """Batches like those of the feature cache, of images that never were.
+    """Batches like those of the feature cache, of images that never were: in memory, or in a file in ``folder``.
 
-    Args:
-        shape: Images, channels, height and width.
-        batch_size: Images per step.
-        device: Where the training is; on a GPU, the features lie there as well.
-        seed: Seed of their values.
-        folder: Where to keep them in a memory-mapped file; ``None`` keeps them in memory.
+    ``shape`` is images, channels, height and width. On a GPU, the features lie there as well.
     """
 
     def __init__(
@@ -258,7 +242,6 @@ def throughput(
     steps: int,
     image_pixels: int,
     num_workers: int,
-    compiled: bool,
     quick: bool,
     work_dir: Path | None,
     model: Row,
@@ -271,8 +254,6 @@ def throughput(
         "UniAD with cache": ("32-true", cache),
         "UniAD with cache, bf16": ("bf16-mixed", cache),
     }
-    if compiled:
-        variants["UniAD with cache, bf16, compiled"] = ("bf16-mixed", {**cache, "compile_mode": "default"})
     warm_up = 3
     # More images than are used, so that the workers have something to read until the end.
     count = (warm_up + steps + 2 * num_workers + 1) * BATCH_SIZE
@@ -313,12 +294,7 @@ def throughput(
 
 
 def throughput_rows(results: Mapping[str, Sequence[tuple[float, float | None]]], images: int) -> list[Row]:
-    """Rows of the variants, of seconds per step and seconds to build the cache in each round.
-
-    Args:
-        results: Variant -> of each round: seconds per step, and seconds to build the cache if there is one.
-        images: Images in the cache.
-    """
+    """Rows of the variants, from seconds per step and seconds to build the cache (if there is one) in each round."""
     steps_per_epoch = math.ceil(MVTEC_IMAGES / BATCH_SIZE)
     seconds = {name: [step for step, _ in rounds] for name, rounds in results.items()}
     rows = []
@@ -391,17 +367,7 @@ def break_down(
 ) -> tuple[dict[str, float], float]:
     """Measure the parts of a training step without Lightning.
 
-    Args:
-        model: The model.
-        data: Its features.
-        device: Where to train.
-        dtype: Compute in bfloat16 where autocast does, or in float32.
-        warm_up: Steps that are not counted.
-        steps: Steps that are, once for the time and a third as often for the profile.
-
-    Returns:
-        tuple[dict[str, float], float]: Part -> seconds; and the share of attention in forward and backward: products,
-        softmax, mask, dropout.
+    Returns part -> seconds, and the share of attention in forward and backward: products, softmax, mask, dropout.
     """
     model = model.to(device).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -454,13 +420,9 @@ def break_down(
 
 
 def classify(name: str, shapes: Sequence[Any], tokens: int, weights: int) -> tuple[str, bool]:
-    """Tell to which part of the step an operation belongs, and whether it is work on attention weights.
+    """Tell to which part of the step an operation of the profile belongs, and whether it is work on attention weights.
 
-    Args:
-        name: Its name in the profile.
-        shapes: Shapes of its arguments.
-        tokens: Tokens per image.
-        weights: Attention weights of a layer, over all heads and images of a batch.
+    ``weights`` is the number of attention weights of a layer, over all heads and images of a batch.
 
     Example:
         >>> classify("aten::bmm", [[64, 196, 32], [64, 32, 196]], tokens=196, weights=64 * 196**2)
@@ -483,12 +445,7 @@ def classify(name: str, shapes: Sequence[Any], tokens: int, weights: int) -> tup
 
 
 def scaling_cases(steps: int, quick: bool = False) -> list[Row]:
-    """What is measured: each case grows one thing, the others stay at the paper's.
-
-    Args:
-        steps: Steps at the paper's size; fewer where they take longer.
-        quick: Small numbers.
-    """
+    """What is measured: each case grows one thing, the others stay at the paper's."""
     size = 64 if quick else 224
     cases: list[Row] = []
     for images in (16, 32) if quick else (500, 2000, 8000):
@@ -550,12 +507,12 @@ def measure_features(
     Args:
         images: Images that the cache holds.
         batch_size: Images per step.
-        steps: Steps that are counted.
+        steps: Steps that are counted, after ``warm_up`` others.
         model: Arguments of UniAD.
         image_size: Height and width of the images that the features would be of; ``None`` is the model's.
         precision: Lightning's name of the precision.
         compile_mode: Compile the step in this mode.
-        cache: Features in memory or in a file.
+        cache: Features in memory or in a file in ``work_dir``.
         warm_up: Steps that are not counted.
         profile_steps: Steps of a profile that tells the share of attention; 0 for none.
         device: Where to train: "cpu" or "cuda".
@@ -616,12 +573,7 @@ def measure_gpu(path: Path, device: torch.device, batches: Sequence[int], steps:
 
 
 def draw_scaling(frame: pd.DataFrame, path: Path) -> None:
-    """Draw time and memory over image size, images and batch, and the share of attention.
-
-    Args:
-        frame: Rows of ``training_scaling.csv``; the last device in it is drawn.
-        path: The image.
-    """
+    """Draw time and memory over image size, images and batch, and the share of attention, for the last device."""
     from matplotlib.figure import Figure
 
     frame = frame[frame["device"] == frame["device"].iloc[-1]]

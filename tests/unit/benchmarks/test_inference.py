@@ -13,7 +13,9 @@ import pytest
 import torch
 from openvino import opset13 as ops
 
+import harness
 import inference
+from harness import CPU
 from inference import Models
 from render_tables import render
 from tiny_openvino import SIZE, save_tiny
@@ -198,10 +200,15 @@ def test_everything_is_written_shown_and_drawn(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(inference, "matrix_rate", lambda *_: 1e11)
     monkeypatch.setattr(inference, "start", lambda *_: {"seconds": 2.0, "peak_memory_bytes": 3e8})
     folder = tmp_path / "quick"
+    folder.mkdir()
+    old = [{"device": harness.describe_device(CPU), "variant": "padim", "round": 9, "seed": 0}]
+    pd.DataFrame([*old, {**old[0], "device": "another"}]).to_csv(folder / "inference_speed.csv", index=False)
     for _ in range(2):  # the second time in place of the first
         inference.inference(variants=("torch", "f32", "patchcore_10"), output_dir=tmp_path, quick=True)
     assert measured == 4 * ["torch", "f32", "patchcore_10"]
-    speed = pd.read_csv(folder / "inference_speed.csv")
+    other, speed = (rows for _, rows in pd.read_csv(folder / "inference_speed.csv").groupby("device", sort=False))
+    assert other["round"].tolist() == [9]
+    speed.to_csv(folder / "inference_speed.csv", index=False)
     assert speed["variant"].tolist() == measured[:6]
     assert speed["round"].tolist() == [1, 1, 1, 2, 2, 2]
     assert set(speed) >= {"command", "seed", "versions", "device", "backbone", "image_size"}

@@ -104,6 +104,7 @@ def test_parts_in_float32(files: Files, choice: str, kinds: set[str]) -> None:
     assert len(quantised(files.quantised(f"without {choice}"))) > len(quantised(files.quantised(ALL)))
 
 
+@pytest.mark.slow
 def test_reconstruction_error_in_float32(files: Files) -> None:
     """NNCF quantises it only if the model's type is not known either."""
     unknown = consumers(files.quantised(f"without {TRANSFORMER}"))

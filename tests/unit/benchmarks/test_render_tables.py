@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables of the documentation come from the files in results/ and from docstrings."""
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -29,6 +30,15 @@ def test_every_table_is_shown_and_every_file_is_used() -> None:
     assert shown == set(TABLES)
     used = {*TABLES, "recipe_epochs", "trials", "trials_epochs", "inference_profile"}
     assert {path.stem for path in RESULTS.glob("*.csv")} <= used
+
+
+def test_scripts_that_results_name_are_there() -> None:
+    named = set(
+        re.findall(r"python (benchmarks/\w+\.py)(?: ([a-z]\w+)\b(?![./]))?", (RESULTS / "README.md").read_text())
+    )
+    assert len(named) > 8
+    for script, subcommand in named:
+        assert f"def {subcommand or Path(script).stem.replace('training', 'train')}(" in (ROOT / script).read_text()
 
 
 def test_a_stale_page_is_found_and_rewritten(tmp_path: Path) -> None:
