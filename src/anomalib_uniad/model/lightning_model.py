@@ -213,7 +213,7 @@ class UniAD(AnomalibModule):
         neighbor_size = repeat("neighbor_size", neighbor_size, int, 2)
         neighbor_mask = repeat("neighbor_mask", neighbor_mask, bool, 3)
         prepared = self.configure_pre_processor(image_size) if pre_processor is True else pre_processor
-        if type(prepared) is PreProcessor:  # anomalib's own would transform cached features, and resize otherwise
+        if type(prepared) is PreProcessor:  # anomalib's would transform cached features and export another resize
             prepared = AntialiasedPreProcessor(prepared.transform)
         super().__init__(
             pre_processor=prepared,

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What exported files say about a model, and of which size their input is."""
+
+from importlib.metadata import version
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from anomalib.post_processing import PostProcessor
+
+from anomalib_uniad import UniAD
+from anomalib_uniad.deploy.export import fixes_size, metadata_of, write_metadata
+from anomalib_uniad.inference.metadata import ModelMetadata
+from small import SMALL
+
+
+def test_a_model_that_was_not_trained() -> None:
+    assert UniAD(**SMALL).metadata.to_properties() == {
+        "model": "UniAD",
+        "version": version("anomalib-uniad"),
+        "image_size": "[64, 64]",
+    }
+
+
+def learned(**arguments: Any) -> PostProcessor:
+    post_processor = PostProcessor(**arguments)
+    for name, value in {"_image_threshold": 2.0, "_pixel_threshold": 3.0, "image_min": 1.0, "image_max": 4.0}.items():
+        getattr(post_processor, name).fill_(value)
+    return post_processor
+
+
+def test_what_was_learned() -> None:
+    thresholds: Any = {"bottle": {"image": 1.5, "pixel": float("nan")}, "cable": {"image": float("nan")}}
+    summary = {"dataset": "", "images": 8, "categories": ["bottle", "cable"], "epochs": 2, "seed": None}
+    metadata = metadata_of("UniAD", (64, 96), learned(image_sensitivity=0.25), thresholds, summary)
+    assert metadata == ModelMetadata(
+        model="UniAD",
+        version=version("anomalib-uniad"),
+        image_size=(64, 96),
+        categories=("bottle", "cable"),
+        thresholds={"image": 2.0, "pixel": 3.0},
+        category_thresholds={"bottle": {"image": 1.5}},  # undefined values are left out
+        normalization={"image_min": 1.0, "image_max": 4.0, "image_sensitivity": 0.25},  # both ends or none
+        training={"images": 8, "epochs": 2},
+    )
+
+
+@pytest.mark.parametrize("post_processor", [None, torch.nn.Identity(), learned(enable_thresholding=False)])
+def test_without_decisions(post_processor: torch.nn.Module | None) -> None:
+    metadata = metadata_of("UniAD", None, post_processor, {}, {})
+    assert metadata.thresholds == {}
+    assert bool(metadata.normalization) == isinstance(post_processor, PostProcessor)
+
+
+def test_properties_of_an_onnx_file(tmp_path) -> None:
+    file = tmp_path / "model.onnx"
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], [])), file)
+    metadata = ModelMetadata(model="UniAD", thresholds={"image": 1.5}, precision="INT8")
+    write_metadata(file, metadata)
+    properties = {item.key: item.value for item in onnx.load(file).metadata_props}
+    assert ModelMetadata.from_properties(properties, file) == metadata
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fixed"),
+    [
+        ({}, False),
+        ({"dynamic_shapes": None}, True),
+        ({"dynamic_axes": {"input": {0: "batch"}}}, True),
+        ({"dynamic_axes": {"input": {0: "batch", 3: "width"}}}, True),
+        ({"dynamic_axes": {"input": {0: "batch", 2: "height", 3: "width"}}}, False),
+        ({"dynamic_axes": {"image": {0: "batch", 2: "height", 3: "width"}}, "input_names": ["image"]}, False),
+    ],
+)
+def test_a_side_that_is_not_dynamic_is_fixed(arguments: dict[str, Any], fixed: bool) -> None:
+    assert fixes_size(arguments) == fixed
