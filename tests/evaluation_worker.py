@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
 from anomalib_uniad.metrics import PerCategoryEvaluator, seven_metrics
-from anomalib_uniad.metrics.distributed import select
+from anomalib_uniad.metrics.batches import select
 from replay import Replay, mixed
 
 

@@ -12,10 +12,10 @@ from anomalib.metrics import AUPR, AUPRO, AUROC, AnomalibMetric, F1Max
 
 from anomalib_uniad.category import categories_of, known_categories, paths_of
 from anomalib_uniad.metrics import functional
-from anomalib_uniad.metrics.distributed import gather_objects, select, world_size
+from anomalib_uniad.metrics.batches import select
 from anomalib_uniad.metrics.functional import Ranking
 from anomalib_uniad.metrics.original_size import PixelResolution, at_original_size
-from anomalib_uniad.metrics.scores import LEVELS, Level, ScorePool
+from anomalib_uniad.metrics.scores import LEVELS, Level, ScorePool, gather_objects, world_size
 
 # Why a metric is undefined if its target is not in the batches, or has one value only.
 _NO_TARGETS = {"gt_label": "no labels", "gt_mask": "no masks"}

@@ -2,7 +2,6 @@
 """Figure of a category: ROC curves, precision-recall curves and a histogram of scores."""
 
 from collections.abc import Mapping
-from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -20,12 +19,12 @@ from anomalib_uniad.metrics.functional import (
     roc_curve,
 )
 
-# Of Okabe and Ito, whose colours differ for colour-blind people too; lines and areas differ in more than colour.
+# Colours of Okabe and Ito, which colour-blind people can tell apart; lines and areas also differ in style.
 _LEVELS = {"image": ("#0072B2", "-"), "pixel": ("#E69F00", "--")}
 _KINDS = {"normal": ("#56B4E9", ""), "defective": ("#D55E00", "////")}
 _THRESHOLD_LINES = ("--", ":", "-.")
 _BINS = 41  # odd, so that a single score is in the middle of one
-_FAR = 1e100  # scores beyond it, infinite ones too, would leave nothing to see of the others
+_FAR = 1e100  # beyond it, scores are left out: the others would be one bin
 _LONGEST_NAME = 100
 
 
@@ -50,32 +49,44 @@ def draw_category(
         thresholds (Mapping[str, float]): Thresholds of image scores by what they are for.
 
     Returns:
-        Figure: The figure, with nothing of pyplot's state.
+        Figure: The figure of 1500 x 500 pixels, independent of pyplot.
     """
     figure = Figure(figsize=(15, 5), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     roc, precision_recall, histogram = figure.subplots(1, 3)
-    rankings = {"image": image, "pixel": pixel}
-    _draw_roc(roc, rankings)
-    _draw_precision_recall(precision_recall, rankings)
+    roc.plot([0, 1], [0, 1], color="0.75", linewidth=1, linestyle=":")
+    for level, ranking in (("image", image), ("pixel", pixel)):
+        color, line = _LEVELS[level]
+        if reason := _why_undefined(ranking, level):
+            _remark(roc, f"{level}: {reason}")
+            _remark(precision_recall, f"{level}: {reason}")
+        elif ranking is not None:
+            label = f"{level}, AUROC {auroc(ranking):.4f}"
+            roc.plot(*thin(*roc_curve(ranking)), line, color=color, label=label)
+            _draw_precision_recall(precision_recall, ranking, level)
+    for axes, title, x, y in (
+        (roc, "ROC", "false positive rate", "true positive rate"),
+        (precision_recall, "Precision and recall", "recall", "precision"),
+    ):
+        axes.set(title=title, xlabel=x, ylabel=y, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        axes.set_yticks(np.linspace(0, 1, 6))
+        axes.grid(color="0.92")
+        axes.set_axisbelow(True)
+    precision_recall.set_ylim(-0.02, 1.2)  # room for the legend: curves can be anywhere below
     _draw_histogram(histogram, {"normal": normal, "defective": defective}, thresholds)
+    for axes, place in ((roc, "lower right"), (precision_recall, "upper center"), (histogram, "upper center")):
+        legend = axes.legend(loc=place, ncols=2 if axes is histogram else 1, fontsize=9, framealpha=0.95)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
     figure.suptitle(_printable(category), parse_math=False, usetex=False, fontsize=14)
     return figure
 
 
 def thin(x: Floats, y: Floats, count: int = 1000) -> tuple[Floats, Floats]:
-    """Leave out points of a curve that are too close to each other to be told apart.
+    """Drop points of a curve (N,) with ascending ``x`` that are too close to each other to be told apart.
 
     Half of the points that stay are evenly spaced in ``x`` and half along the curve, which keeps steep parts. Both ends
-    of a long straight part stay, so that corners remain where they are.
-
-    Args:
-        x (Floats): Points ``(N,)``, ascending.
-        y (Floats): Points ``(N,)``.
-        count (int): About how many stay; at most twice as many. Defaults to ``1000``.
-
-    Returns:
-        tuple[Floats, Floats]: Points that stay, the first and the last among them; all, if there are not more.
+    of a long straight part stay, so corners do not move. At most twice ``count`` points stay.
 
     Example:
         >>> x, y = thin(np.arange(10_001), np.arange(10_001), count=10)
@@ -95,35 +106,16 @@ def thin(x: Floats, y: Floats, count: int = 1000) -> tuple[Floats, Floats]:
     return x[keep], y[keep]
 
 
-def _draw_roc(axes: Axes, rankings: Mapping[str, Ranking | None]) -> None:
-    axes.plot([0, 1], [0, 1], color="0.75", linewidth=1, linestyle=":")
-    for level, ranking in rankings.items():
-        color, line = _LEVELS[level]
-        if ranking is None or (reason := _undefined(ranking, level)):
-            _remark(axes, f"{level}: {'not evaluated' if ranking is None else reason}")
-            continue
-        axes.plot(*thin(*roc_curve(ranking)), line, color=color, label=f"{level}, AUROC {auroc(ranking):.4f}")
-    _finish_rates(axes, "ROC", "false positive rate", "true positive rate")
-    _legend(axes, "lower right")
-
-
-def _draw_precision_recall(axes: Axes, rankings: Mapping[str, Ranking | None]) -> None:
-    for level, ranking in rankings.items():
-        color, line = _LEVELS[level]
-        if ranking is None or (reason := _undefined(ranking, level)):
-            _remark(axes, f"{level}: {'not evaluated' if ranking is None else reason}")
-            continue
-        precision, recall = precision_recall_curve(ranking)
-        f1 = 2 * precision * recall / (precision + recall)
-        best = len(f1) - 1 - int(f1[::-1].argmax())
-        # Steps, as the average precision sums them up: precision holds back to the recall before.
-        x, y = thin(np.append(0.0, recall), np.append(precision[0], precision))
-        label = f"{level}, AP {average_precision(ranking):.4f}, F1max {f1_max(ranking):.4f} (dot)"
-        axes.plot(x, y, line, color=color, drawstyle="steps-pre", label=label)
-        axes.plot(recall[best], precision[best], "o", color=color, markeredgecolor="black", markersize=7, zorder=3)
-    _finish_rates(axes, "Precision and recall", "recall", "precision")
-    axes.set_ylim(-0.02, 1.2)  # room for the legend: curves can be anywhere below
-    _legend(axes, "upper center")
+def _draw_precision_recall(axes: Axes, ranking: Ranking, level: str) -> None:
+    color, line = _LEVELS[level]
+    precision, recall = precision_recall_curve(ranking)
+    f1 = 2 * precision * recall / (precision + recall)
+    best = len(f1) - 1 - int(f1[::-1].argmax())
+    # Steps, as the average precision sums them up: precision holds back to the recall before.
+    x, y = thin(np.append(0.0, recall), np.append(precision[0], precision))
+    label = f"{level}, AP {average_precision(ranking):.4f}, F1max {f1_max(ranking):.4f} (dot)"
+    axes.plot(x, y, line, color=color, drawstyle="steps-pre", label=label)
+    axes.plot(recall[best], precision[best], "o", color=color, markeredgecolor="black", markersize=7, zorder=3)
 
 
 def _draw_histogram(axes: Axes, kinds: Mapping[str, Floats], thresholds: Mapping[str, float]) -> None:
@@ -154,11 +146,10 @@ def _draw_histogram(axes: Axes, kinds: Mapping[str, Floats], thresholds: Mapping
             _remark(axes, label)
     axes.set(title="Image scores", xlabel="score", ylabel="share of the images of its kind")
     axes.set_ylim(0, 1.4 * (tallest or 1))  # room for the legend
-    _legend(axes, "upper center", columns=2)
 
 
 def _bin_edges(scores: Floats) -> Floats:
-    """Edges of bins over all scores; around the one score, if all are the same or nearly."""
+    """Edges of bins over all scores, or around them if all are nearly the same."""
     if not len(scores):
         return np.linspace(0, 1, _BINS + 1)
     low, high = float(scores.min()), float(scores.max())
@@ -169,32 +160,22 @@ def _bin_edges(scores: Floats) -> Floats:
     return np.linspace(low, high, _BINS + 1)
 
 
-def _undefined(ranking: Ranking, level: str) -> str:
-    """Say why there are no curves of a ranking; empty if there are."""
+def _why_undefined(ranking: Ranking | None, level: str) -> str:
+    """Say why a ranking has no curves; empty if it has."""
+    if ranking is None:
+        return "not evaluated"
     if not ranking.positives:
         return f"no defective {level}s" if ranking.negatives else f"no {level}s"
     return "" if ranking.negatives else f"no normal {level}s"
 
 
 def _remark(axes: Axes, text: str) -> None:
+    """Put a line of text into the legend."""
     axes.plot([], [], linestyle="none", label=text)
 
 
-def _finish_rates(axes: Axes, title: str, x: str, y: str) -> None:
-    axes.set(title=title, xlabel=x, ylabel=y, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    axes.set_yticks(np.linspace(0, 1, 6))
-    axes.grid(color="0.92")
-    axes.set_axisbelow(True)
-
-
-def _legend(axes: Axes, place: Literal["lower right", "upper center"], columns: int = 1) -> None:
-    legend = axes.legend(loc=place, ncols=columns, fontsize=9, framealpha=0.95)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-
-
 def _printable(name: str) -> str:
-    """Write what the font has no picture of, such as Chinese or line breaks, as an escape; shorten very long names."""
+    """Escape letters that the font lacks, such as Chinese or line breaks; shorten very long names."""
     font = get_font(findfont(FontProperties()))
     if len(name) > _LONGEST_NAME:
         name = f"{name[: _LONGEST_NAME // 2]} ... {name[-_LONGEST_NAME // 3 :]}"

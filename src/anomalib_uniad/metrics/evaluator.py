@@ -3,26 +3,22 @@
 
 import io
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from anomalib.data import InferenceBatch, PredictDataset
+from anomalib.data import InferenceBatch
 from anomalib.metrics import AnomalibMetric, Evaluator
 from anomalib.post_processing import PostProcessor
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from torch.utils.data import SequentialSampler
 
 from anomalib_uniad.category import categories_of, find_category, known_categories, paths_of
-from anomalib_uniad.image_files import listed, look_at
+from anomalib_uniad.metrics.batches import OwnImages, expected_images, flat, leave_out_unreadable, mask_paths, select
 from anomalib_uniad.metrics.category_metrics import CategoryMetrics, Results, seven_metrics
-from anomalib_uniad.metrics.distributed import OwnImages, select
 from anomalib_uniad.metrics.functional import Ranking, f1_threshold
 from anomalib_uniad.metrics.original_size import PixelResolution, check_whole_images
 from anomalib_uniad.metrics.run_files import Predictions, RunFiles, describe_run, show, to_frame
@@ -282,8 +278,10 @@ class PerCategoryEvaluator(Evaluator):
         del trainer, pl_module
         self._thresholds_from = checkpoint.get("thresholds_from", "")
         self.category_thresholds = checkpoint.get("category_thresholds", {})
-        counters = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).get("current", {})
-        self._loaded_epochs = checkpoint.get("training_summary", {}).get("epochs", counters.get("ready"))
+        self._loaded_epochs = checkpoint.get("training_summary", {}).get("epochs")
+        if self._loaded_epochs is None:  # other models than UniAD
+            progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {})
+            self._loaded_epochs = progress.get("current", {}).get("ready")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the epochs of a checkpoint from which the training was resumed."""
@@ -294,13 +292,13 @@ class PerCategoryEvaluator(Evaluator):
         """Start the metrics and thresholds of the validation."""
         self._forget()
         datamodule = getattr(trainer, "datamodule", None)
-        loaders = _as_list(trainer.val_dataloaders)
+        loaders = flat(trainer.val_dataloaders)
         self._own_images = OwnImages(loaders)
         self._metrics = CategoryMetrics(
             self.val_metrics,
             datamodule,
             levels=("image", "pixel"),
-            expected=_expected_images(loaders, datamodule),
+            expected=expected_images(loaders, datamodule),
             finished=self._learn_thresholds,
             device=pl_module.device,
         )
@@ -339,7 +337,7 @@ class PerCategoryEvaluator(Evaluator):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what cannot be measured before long work starts."""
         if self.pixel_resolution == "original":
-            datasets = [getattr(loader, "dataset", None) for loader in _as_list(trainer.test_dataloaders)]
+            datasets = [getattr(loader, "dataset", None) for loader in flat(trainer.test_dataloaders)]
             check_whole_images(getattr(pl_module, "pre_processor", None), datasets)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -360,14 +358,14 @@ class PerCategoryEvaluator(Evaluator):
             )
             raise ValueError(msg)
         self._several = len(known) > 1 or (datamodule is None and not known)
-        loaders = _as_list(trainer.test_dataloaders)
+        loaders = flat(trainer.test_dataloaders)
         self._own_images = OwnImages(loaders)
         self._metrics = CategoryMetrics(
             self.test_metrics,
             datamodule,
             pixel_resolution=self.pixel_resolution,
-            mask_paths=_mask_paths(loaders),
-            expected=_expected_images(loaders, datamodule),
+            mask_paths=mask_paths(loaders),
+            expected=expected_images(loaders, datamodule),
             finished=partial(self._show_category, trainer),
             device=pl_module.device,
         )
@@ -421,7 +419,7 @@ class PerCategoryEvaluator(Evaluator):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave out images that cannot be read."""
         del pl_module
-        self._unreadable = _leave_out_unreadable(trainer.predict_dataloaders)
+        self._unreadable = leave_out_unreadable(trainer.predict_dataloaders)
 
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the thresholds.
@@ -564,35 +562,6 @@ def _anomalibs_metrics() -> list[Any]:
     return list(AnomalibModule.configure_evaluator().test_metrics)
 
 
-def _as_list(dataloaders: Any) -> list[Any]:
-    return list(dataloaders) if isinstance(dataloaders, list | tuple) else [dataloaders]
-
-
-def _samples(loaders: Sequence[Any]) -> list[pd.DataFrame]:
-    """Tables of anomalib's datasets."""
-    tables = [getattr(getattr(loader, "dataset", None), "samples", None) for loader in loaders]
-    return [table for table in tables if isinstance(table, pd.DataFrame)]
-
-
-def _mask_paths(loaders: Sequence[Any]) -> dict[str, str]:
-    """Masks by paths of images, as in batches."""
-    found: dict[str, str] = {}
-    for samples in _samples(loaders):
-        if "mask_path" in samples:
-            pairs = zip(samples.image_path, samples.mask_path, strict=True)
-            found.update({str(image): str(mask) for image, mask in pairs if isinstance(mask, str | Path) and str(mask)})
-    return found
-
-
-def _expected_images(loaders: Sequence[Any], datamodule: Any) -> Mapping[str, int] | None:
-    """Number of images of each category; ``None`` unless there are several and one loader has each image once."""
-    samples = _samples(loaders)
-    sequential = len(loaders) == 1 and isinstance(getattr(loaders[0], "sampler", None), SequentialSampler)
-    if not sequential or not samples or len(known_categories(datamodule)) < 2:
-        return None
-    return Counter(categories_of(list(samples[0].image_path), datamodule))
-
-
 def _writes_files(trainer: Trainer) -> bool:
     """Whether this process writes files: none does in runs that only measure speed or try whether everything runs."""
     return trainer.is_global_zero and not trainer.barebones and not getattr(trainer, "fast_dev_run", False)
@@ -610,35 +579,3 @@ def _print_row(bar: Any, category: str, results: Results) -> None:
         lines = [("", [level for level, _, _ in names]), ("", [metric for _, _, metric in names]), *lines]
     for first, cells in lines:
         bar.print(" ".join([first.ljust(16), *(cell.rjust(w) for cell, w in zip(cells, widths, strict=True))]))
-
-
-def _leave_out_unreadable(dataloaders: Any) -> str:
-    """Take images that cannot be read out of what is predicted; only new images are looked at, not those of datasets.
-
-    Returns:
-        str: What to say at the end; empty if all can be read.
-
-    Raises:
-        ValueError: If no image is left, or they are read by other processes, which have their list already.
-    """
-    loaders = CombinedLoader(dataloaders or []).flattened
-    new = [loader for loader in loaders if isinstance(getattr(loader, "dataset", None), PredictDataset)]
-    images = [str(path) for loader in new for path in loader.dataset.image_filenames]
-    bad, deep = look_at(images)
-    if deep:
-        logger.warning(
-            "%d images have more than 8 bits, of which anomalib cuts off everything above 255, for example %s. Convert "
-            "them to 8 bits, or use `anomalib-uniad predict`, which takes the higher 8 of 16 bits.",
-            len(deep),
-            deep[0],
-        )
-    if not bad:
-        return ""
-    message = f"{len(bad)} of {len(images)} images cannot be read: {listed(bad)}."
-    if len(bad) == len(images) or any(loader.num_workers for loader in new):
-        msg = f"{message} Nothing was predicted."
-        raise ValueError(msg)
-    logger.warning("%s They are left out.", message)
-    for loader in new:
-        loader.dataset.image_filenames = [path for path in loader.dataset.image_filenames if str(path) not in bad]
-    return f"{message} The others were predicted."

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from anomalib_uniad.metrics.distributed import select
+from anomalib_uniad.metrics.batches import select
 
 PixelResolution = Literal["model", "original"]
 
@@ -21,11 +21,7 @@ _IN_PLACE = (v2.Resize, v2.Normalize, v2.ToDtype, v2.ToImage, v2.Identity, v2.Ga
 
 
 def check_whole_images(pre_processor: Any, datasets: Sequence[Any] = ()) -> None:
-    """Check that anomaly maps can be compared with the original images.
-
-    Args:
-        pre_processor (Any): anomalib's pre-processor of the model.
-        datasets (Sequence[Any]): Datasets of the images. Defaults to ``()``.
+    """Check that anomaly maps can be compared with the original images of anomalib's datasets.
 
     Raises:
         ValueError: If the pre-processor or the augmentations of a dataset crop or move images.

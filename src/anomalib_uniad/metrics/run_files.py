@@ -22,8 +22,8 @@ from rich.text import Text
 from anomalib_uniad.category import paths_of
 from anomalib_uniad.files import file_names, version_of
 from anomalib_uniad.metrics.category_metrics import Results
-from anomalib_uniad.metrics.distributed import gather_objects
 from anomalib_uniad.metrics.functional import Floats
+from anomalib_uniad.metrics.scores import gather_objects
 from anomalib_uniad.metrics.thresholds import Thresholds
 
 _ODD: Literal["backslashreplace"] = "backslashreplace"  # names of files need not be text
@@ -72,11 +72,7 @@ class Predictions:
             self._rows.append((str(path or ""), category, label, raw, score, used, decision))
 
     def table(self) -> pd.DataFrame:
-        """Return the rows of all processes; with several, each of them must call this.
-
-        Returns:
-            pd.DataFrame: The table, in the order of the images if there is one process, else by path.
-        """
+        """Return the rows of all processes, each of which must call this; by path if there are several processes."""
         parts = gather_objects(self._rows)
         self._rows = [row for rows in parts for row in rows]
         frame = pd.DataFrame(self._rows, columns=_PREDICTIONS)
@@ -107,21 +103,17 @@ class RunFiles:
             number += 1
             self._end = f"-{number}"
 
-    def write_metrics(self, results: Results, run: Mapping[str, Any], thresholds: Thresholds) -> Path:
+    def write_metrics(self, results: Results, run: Mapping[str, Any], thresholds: Thresholds) -> None:
         """Write the table as csv, markdown and json.
 
         Args:
             results (Results): Metrics of each category.
             run (Mapping[str, Any]): What the run was; columns of the csv, so that each row tells its origin.
             thresholds (Thresholds): Thresholds of categories, in raw scores.
-
-        Returns:
-            Path: The csv.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         frame = to_frame(results)
-        csv = self._path(self._stem, ".csv")
-        frame.assign(**run).to_csv(csv, index=False, mode="x", errors=_ODD)
+        frame.assign(**run).to_csv(self._path(self._stem, ".csv"), index=False, mode="x", errors=_ODD)
         lines = [to_markdown(frame), "", *(f"- {name}: {value}" for name, value in run.items() if value != ""), ""]
         if thresholds:
             table = pd.DataFrame([{"category": category, **levels} for category, levels in thresholds.items()])
@@ -143,28 +135,16 @@ class RunFiles:
         }
         text = json.dumps(document, indent=1, ensure_ascii=False)
         self._path(self._stem, ".json").write_text(text + "\n", encoding="utf-8", errors=_ODD)
-        return csv
 
     def write_predictions(self, predictions: pd.DataFrame) -> Path:
-        """Write a row per image.
-
-        Args:
-            predictions (pd.DataFrame): Table of :class:`Predictions`.
-
-        Returns:
-            Path: The csv.
-        """
+        """Write the table of :class:`Predictions`, and return the path of the csv."""
         self._folder.mkdir(parents=True, exist_ok=True)
         csv = self._path("predictions", ".csv")
         predictions.to_csv(csv, index=False, mode="x", errors=_ODD)
         return csv
 
     def write_curves(self, pictures: Mapping[str, bytes]) -> None:
-        """Write the pictures of the categories.
-
-        Args:
-            pictures (Mapping[str, bytes]): Category -> picture as PNG.
-        """
+        """Write pictures of curves (category -> PNG)."""
         folder = self._path("curves", "")
         folder.mkdir(parents=True, exist_ok=True)
         for category, name in file_names(list(pictures)).items():
@@ -175,15 +155,7 @@ class RunFiles:
 
 
 def to_frame(results: Results) -> pd.DataFrame:
-    """Turn results into a table.
-
-    Args:
-        results (Results): Metrics of each category.
-
-    Returns:
-        pd.DataFrame: One row per category and a last one for their mean. The columns are ``category``, one
-        per metric (NaN where it is undefined) and ``note``, which has the reasons for that.
-    """
+    """Turn results into a table: a row per category and one for the mean; undefined values are NaN, with a note."""
     rows: list[dict[str, Any]] = []
     for category in results.categories:
         values = {name: results.values.get((name, category)) for name in results.metrics}
@@ -197,16 +169,11 @@ def to_frame(results: Results) -> pd.DataFrame:
 
 
 def show(frame: pd.DataFrame, title: str) -> None:
-    """Write a table to the terminal, with the notes below it.
-
-    Args:
-        frame (pd.DataFrame): Table of :func:`to_frame`.
-        title (str): What is above it.
-    """
+    """Write a table of :func:`to_frame` to the terminal, with the notes below it."""
     console = Console(highlight=False)
-    # Nine metrics have to fit into 80 columns.
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=0)
-    _fill(table, frame.drop(columns="note"), [name.replace("_", "_\n", 1) for name in frame.columns])
+    values = frame.drop(columns="note")
+    _fill(table, values, [name.replace("_", "_\n", 1) for name in values])  # nine metrics fit into 80 columns
     for row in table.rows[-2:-1]:
         row.end_section = True
     console.print(table)
@@ -249,22 +216,16 @@ def describe_run(
     pixel_resolution: str = "model",
     raw: bool = True,
 ) -> dict[str, Any]:
-    """Describe a run, so that a row of its results can be understood without the rest.
+    """Describe a run in columns, so that each row of its results can be understood alone; ``""`` is unknown.
 
     Args:
         trainer (Any): Lightning trainer.
         pl_module (Any): The model.
         epochs (int | None): Epochs that the model was trained for, ``None`` if unknown.
         learned_from (str | None): On which images thresholds were learned, ``""`` if unknown; ``None`` if on none.
-        scope (str): Whether decisions are by one threshold, ``"global"``, or by that of the ``"category"``.
-            Defaults to ``"global"``.
-        pixel_resolution (str): At which size pixels were compared. Defaults to ``"model"``.
-        raw (bool): Whether the scores are those of the model itself, or as anomalib normalises them.
-            Defaults to ``True``.
-
-    Returns:
-        dict[str, Any]: model, dataset, epochs, thresholds, decisions, pixel_resolution, scores, seed, device,
-            versions and command; empty strings if unknown.
+        scope (str): Thresholds of decisions, ``"global"`` or ``"category"``. Defaults to ``"global"``.
+        pixel_resolution (str): Size at which pixels were compared. Defaults to ``"model"``.
+        raw (bool): Whether scores are as the model returns them, not normalised. Defaults to ``True``.
     """
     device = torch.device(getattr(pl_module, "device", "cpu"))
     gpu = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
@@ -303,7 +264,7 @@ def _note(reasons: Mapping[str, str]) -> str:
 
 
 def _fill(table: Table, frame: pd.DataFrame, headings: Sequence[str]) -> None:
-    for name, heading in zip(frame.columns, headings, strict=False):
+    for name, heading in zip(frame.columns, headings, strict=True):
         left = name in ("category", "note")
         table.add_column(Text(heading), justify="left" if left else "right", overflow="fold" if left else "ellipsis")
     for row in frame.itertuples(index=False):

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of one category, kept until they can be ranked."""
+"""Scores of one category, kept until they can be ranked, over all processes."""
 
 import tempfile
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 import cv2
 import numpy as np
 import torch
+from torchmetrics.utilities.distributed import gather_all_tensors
 
-from anomalib_uniad.metrics.distributed import gather_array, gather_objects, world_size
 from anomalib_uniad.metrics.functional import Floats, Ranking, rank
 
 Level = Literal["image", "pixel"]
@@ -148,3 +148,26 @@ class ScorePool:
             self._sizes.append(sizes)
         self.negatives += len(negatives)
         self._negatives.append(negatives)
+
+
+def world_size() -> int:
+    """Number of processes that evaluate together."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if distributed else 1
+
+
+def gather_array(array: np.ndarray, device: torch.device | None = None) -> np.ndarray:
+    """Concatenate arrays ``(n,)`` of all processes, over a device; ``n`` may differ, their type may not."""
+    if world_size() == 1:
+        return array
+    parts = gather_all_tensors(torch.from_numpy(array).to(device or "cpu"))
+    return np.concatenate([part.cpu().numpy() for part in parts])
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Collect small objects of all processes, in the order of the processes."""
+    if world_size() == 1:
+        return [value]
+    everywhere: list[Any] = [None] * world_size()
+    torch.distributed.all_gather_object(everywhere, value)
+    return everywhere

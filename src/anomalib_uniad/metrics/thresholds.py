@@ -22,14 +22,7 @@ _NAN = float("nan")
 
 
 def global_thresholds(post_processor: Any) -> dict[Level, float]:
-    """Return the thresholds by which anomalib's post-processor decides, in raw scores.
-
-    Args:
-        post_processor (Any): Post-processor of a model.
-
-    Returns:
-        dict[Level, float]: A threshold per level; NaN where there is none, or the class is not anomalib's.
-    """
+    """Return the thresholds by which anomalib's post-processor decides, NaN where there is none, or it is another."""
     found: dict[Level, float] = {"image": _NAN, "pixel": _NAN}
     if not isinstance(post_processor, PostProcessor) or not post_processor.enable_thresholding:
         return found
@@ -45,15 +38,7 @@ def global_thresholds(post_processor: Any) -> dict[Level, float]:
 
 
 def with_sensitivity(thresholds: Thresholds, post_processor: PostProcessor) -> Thresholds:
-    """Move learned thresholds of categories by anomalib's sensitivity.
-
-    Args:
-        thresholds (Thresholds): Thresholds as learned.
-        post_processor (PostProcessor): Post-processor of the model.
-
-    Returns:
-        Thresholds: Thresholds by which :func:`decide_by_category` decides.
-    """
+    """Move learned thresholds by anomalib's sensitivity: to those by which :func:`decide_by_category` decides."""
     return {
         category: {level: _with_sensitivity(value, level, post_processor) for level, value in levels.items()}
         for category, levels in thresholds.items()

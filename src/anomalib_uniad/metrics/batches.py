@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dataloaders and batches: which images to expect, which count, which cannot be read; part of a batch."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from anomalib.data import PredictDataset
+from lightning.pytorch.utilities import CombinedLoader
+from torch.utils.data import DistributedSampler, SequentialSampler
+
+from anomalib_uniad.category import categories_of, known_categories
+from anomalib_uniad.image_files import listed, look_at
+
+logger = logging.getLogger(__name__)
+
+
+class OwnImages:
+    """Counts the images of batches, without those that a process gets only to have as many as the others.
+
+    Lightning spreads images with a ``DistributedSampler``, which repeats some at the end where their number is not a
+    multiple of the number of processes. Counted twice, they would change metrics.
+
+    Args:
+        dataloaders (Sequence[Any]): Dataloaders of the trainer.
+    """
+
+    def __init__(self, dataloaders: Sequence[Any]) -> None:
+        self._left: list[int | None] = []  # None: the dataloader repeats no images
+        for loader in dataloaders:
+            sampler: Any = getattr(loader, "sampler", None)
+            repeats = isinstance(sampler, DistributedSampler) and not sampler.drop_last
+            own = range(sampler.rank, len(sampler.dataset), sampler.num_replicas) if repeats else ()
+            self._left.append(len(own) if repeats else None)
+
+    def count(self, batch_size: int, dataloader_idx: int = 0) -> int:
+        """Return how many images of the next batch, its first ones, are not repetitions."""
+        left = self._left[dataloader_idx] if dataloader_idx < len(self._left) else None
+        if left is None:
+            return batch_size
+        self._left[dataloader_idx] = max(left - batch_size, 0)
+        return min(left, batch_size)
+
+
+def flat(dataloaders: Any) -> list[Any]:
+    """Return dataloaders of the trainer as a list; they can be one, a list, a dictionary or ``None``."""
+    return CombinedLoader([dataloaders]).flattened
+
+
+def _samples(loaders: Sequence[Any]) -> list[pd.DataFrame]:
+    """Tables of anomalib's datasets."""
+    tables = [getattr(getattr(loader, "dataset", None), "samples", None) for loader in loaders]
+    return [table for table in tables if isinstance(table, pd.DataFrame)]
+
+
+def mask_paths(loaders: Sequence[Any]) -> dict[str, str]:
+    """Path of an image -> its mask, as strings."""
+    found: dict[str, str] = {}
+    for samples in _samples(loaders):
+        if "mask_path" in samples:
+            pairs = zip(samples.image_path, samples.mask_path, strict=True)
+            found.update({str(image): str(mask) for image, mask in pairs if isinstance(mask, str | Path) and str(mask)})
+    return found
+
+
+def expected_images(loaders: Sequence[Any], datamodule: Any) -> Mapping[str, int] | None:
+    """Number of images of each category; ``None`` unless there are several and one loader has each image once."""
+    samples = _samples(loaders)
+    sequential = len(loaders) == 1 and isinstance(getattr(loaders[0], "sampler", None), SequentialSampler)
+    if not sequential or not samples or len(known_categories(datamodule)) < 2:
+        return None
+    return Counter(categories_of(list(samples[0].image_path), datamodule))
+
+
+def leave_out_unreadable(dataloaders: Any) -> str:
+    """Leave images that cannot be read out of folders that are predicted; datasets of datamodules are not checked.
+
+    Returns:
+        str: What to say at the end; empty if all can be read.
+
+    Raises:
+        ValueError: If no image is left, or they are read by other processes, which have their list already.
+    """
+    new = [loader for loader in flat(dataloaders) if isinstance(getattr(loader, "dataset", None), PredictDataset)]
+    images = [str(path) for loader in new for path in loader.dataset.image_filenames]
+    bad, deep = look_at(images)
+    if deep:
+        logger.warning(
+            "%d images have more than 8 bits, of which anomalib cuts off everything above 255, for example %s. Convert "
+            "them to 8 bits, or use `anomalib-uniad predict`, which takes the higher 8 of 16 bits.",
+            len(deep),
+            deep[0],
+        )
+    if not bad:
+        return ""
+    message = f"{len(bad)} of {len(images)} images cannot be read: {listed(bad)}."
+    if len(bad) == len(images) or any(loader.num_workers for loader in new):
+        msg = f"{message} Nothing was predicted."
+        raise ValueError(msg)
+    logger.warning("%s They are left out.", message)
+    for loader in new:
+        loader.dataset.image_filenames = [path for path in loader.dataset.image_filenames if str(path) not in bad]
+    return f"{message} The others were predicted."
+
+
+def select(batch: Any, rows: Iterable[int]) -> Any:
+    """Return some images of a batch as a batch of the same class; it shares memory if the rows are consecutive."""
+    count, rows = len(batch), list(rows)
+    consecutive = bool(rows) and rows == list(range(rows[0], rows[-1] + 1))
+    values: dict[str, Any] = {}
+    for item in fields(batch):
+        value = getattr(batch, item.name)
+        if isinstance(value, torch.Tensor) and value.ndim and len(value) == count:
+            values[item.name] = value[rows[0] : rows[-1] + 1] if consecutive else value[rows]
+        elif isinstance(value, list) and len(value) == count:
+            values[item.name] = [value[row] for row in rows]
+    return batch.update(in_place=False, **values)
