@@ -4,6 +4,7 @@
 import numpy as np
 import torch
 from anomalib.data import ImageBatch
+from anomalib.post_processing import PostProcessor
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
@@ -42,6 +43,15 @@ def mixed(scale=1.0) -> list[ImageBatch]:
         for seed in range(4)
     ]
     return [*batches, make_batch(["a"], [1], 8, scale=scale), make_batch(["b"] * 4, [0, 1, 1, 0], 9, scale=scale)]
+
+
+def post_processor(image=(2.0, 1.0, 5.0), pixel=(3.0, 0.0, 6.0), **arguments) -> PostProcessor:
+    """Make one that has learned (threshold, minimum, maximum)."""
+    made = PostProcessor(**arguments)
+    for level, values in (("image", image), ("pixel", pixel)):
+        for name, value in zip((f"_{level}_threshold", f"{level}_min", f"{level}_max"), values, strict=True):
+            getattr(made, name).fill_(value)
+    return made
 
 
 class Replay(LightningModule):

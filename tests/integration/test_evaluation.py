@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from anomalib.data import PredictDataset
-from anomalib.models import Padim
+from anomalib.models import Padim, Patchcore
 from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from torch.utils.data import DataLoader
@@ -270,7 +270,6 @@ def test_no_thresholds_of_categories(data, tmp_path: Path) -> None:
     model = UniAD(**SMALL, evaluator=PerCategoryEvaluator(thresholds="category"))
     with pytest.raises(ValueError, match="the model has none of categories"):
         quiet_engine(tmp_path).test(model, datamodule=data)
-    assert "post_process_batch" not in vars(model.post_processor), "left as it was"
 
 
 @pytest.mark.parametrize("name", ["pixel_resolution", "thresholds"])
@@ -293,16 +292,17 @@ def test_original_resolution(data, trained, tmp_path: Path) -> None:
     assert (table.loc["bottle", pixel] != before.loc["bottle", pixel]).all()
 
 
-def test_any_model(data, tmp_path: Path) -> None:
-    """PaDiM with the evaluator of this package, whose thresholds then travel in its checkpoint too."""
-    model = Padim(
+@pytest.mark.parametrize(("cls", "arguments"), [(Padim, {"n_features": 8}), (Patchcore, {"num_neighbors": 1})])
+def test_any_model(data, tmp_path: Path, cls, arguments) -> None:
+    """PaDiM and PatchCore with the evaluator of this package, whose thresholds travel in their checkpoints too."""
+    model = cls(
         backbone="resnet18",
         layers=["layer1"],
         pre_trained=False,
-        n_features=8,
         pre_processor=Padim.configure_pre_processor(image_size=(32, 32)),
         evaluator=PerCategoryEvaluator(thresholds="category"),
         visualizer=False,
+        **arguments,
     )
     runner = quiet_engine(tmp_path, max_epochs=1)
     results = runner.train(model, datamodule=data)[0]
@@ -310,21 +310,27 @@ def test_any_model(data, tmp_path: Path) -> None:
     kept = torch.load(runner.best_model_path, weights_only=True)["category_thresholds"]
     table = pd.read_csv(Path(runner.trainer.default_root_dir) / "predictions.csv")
     assert (table.threshold == table.category.map(lambda name: kept[name]["image"])).all()
+    model.eval()
+    with torch.no_grad():
+        batches = [model.pre_processor.transform(batch.image) for batch in data.test_dataloader()]
+        scores = torch.cat([model.model(images).pred_score for images in batches])
+    assert table.raw_score.tolist() == pytest.approx(scores.ravel().tolist(), rel=1e-5)
 
 
+@pytest.mark.slow  # tests/unit/metrics/test_batches.py and the metrics of two processes are faster
 def test_two_processes_give_the_same_files(tmp_path: Path) -> None:
     """Each image counts once, although two processes have 20 each of 39 images."""
     command = [sys.executable, "-W", "ignore", evaluation_worker.__file__]
     path = os.pathsep.join([str(Path(evaluation_worker.__file__).parent), os.environ.get("PYTHONPATH", "")])
-    for processes in (1, 2):
-        done = subprocess.run(
-            [*command, str(processes), str(tmp_path / str(processes))],
-            env={**os.environ, "PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-        assert done.returncode == 0, done.stderr
+    evaluation_worker.main(1, tmp_path / "1")
+    done = subprocess.run(
+        [*command, "2", str(tmp_path / "2")],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
     for name in ("metrics.csv", "validation.csv"):
         one, two = (pd.read_csv(tmp_path / str(processes) / name) for processes in (1, 2))
         pd.testing.assert_frame_equal(one.drop(columns="command"), two.drop(columns="command"), rtol=1e-12)

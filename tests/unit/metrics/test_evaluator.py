@@ -4,12 +4,12 @@ import warnings
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from anomalib.metrics import AUPR, AUPRO, AUROC, Evaluator, F1Max, F1Score
 from anomalib.models.components import AnomalibModule
-from anomalib.post_processing import PostProcessor
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, roc_auc_score, roc_curve
 from torch.utils.data import DataLoader
@@ -18,7 +18,8 @@ from torchmetrics.utilities.compute import auc
 
 from anomalib_uniad.metrics import AP, PerCategoryEvaluator, seven_metrics
 from anomalib_uniad.metrics.category_metrics import CategoryMetrics
-from replay import METRICS, Replay, make_batch, mixed, run
+from anomalib_uniad.metrics.evaluator import RawOutputs
+from replay import METRICS, Replay, make_batch, mixed, post_processor, run
 
 IMAGE = {"fields": ["pred_score", "gt_label"], "prefix": "image_"}
 DEFAULT = list(METRICS)
@@ -216,14 +217,19 @@ class TestMaking:
         assert evaluator.compute_on_cpu is False
         assert not PerCategoryEvaluator.from_evaluator(Evaluator()).test_metrics
 
-    def test_takes_over_anomalibs_own_only(self):
+    def test_takes_over_anomalibs_own_only(self, caplog):
+        caplog.set_level(logging.INFO)
+
         class Other(Evaluator):
             pass
 
         for stock, taken in ((Evaluator(), True), (Other(), False), (None, False)):
             model = Replay(stock)
             trainer = SimpleNamespace(lightning_module=model, callbacks=[stock, "another"])
+            caplog.clear()
             PerCategoryEvaluator.take_over(trainer)
+            told = "Metrics are reported per category: evaluator of Replay replaced by PerCategoryEvaluator"
+            assert caplog.messages == [told] * taken
             assert (type(model.evaluator) is PerCategoryEvaluator) is taken
             assert trainer.callbacks == [model.evaluator, "another"]
             assert not taken or model.evaluator.log == model.log
@@ -309,17 +315,60 @@ class TestWiring:
         assert "There is no picture of 'a': no fonts" in caplog.text
         assert (tmp_path / "metrics.csv").is_file()
 
-    def test_models_are_left_as_they_were(self, tmp_path):
+    @pytest.mark.parametrize("own", [True, False])
+    def test_scores_are_those_before_any_post_processor(self, tmp_path, own):
+        class Other(Callback):
+            def on_test_batch_end(self, trainer, pl_module, outputs, *args):
+                outputs.update(pred_score=torch.zeros_like(outputs.pred_score))
+
+        class Processed(Replay):
+            post_processor = post_processor((0.0, 0.0, 1e-9), (0.0, 0.0, 1e-9)) if own else Other()
+
+            def configure_callbacks(self):
+                return [self.post_processor, self.evaluator]
+
+        expected = run(PerCategoryEvaluator(test_metrics=seven_metrics()), mixed(), tmp_path / "plain")
+        trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, logger=False, enable_progress_bar=False)
+        for _ in range(2):
+            model = Processed(PerCategoryEvaluator(test_metrics=seven_metrics()))
+            results = trainer.test(model, DataLoader(mixed(), batch_size=None), verbose=False)[0]
+            assert results == pytest.approx(expected)
+            assert sum(isinstance(callback, RawOutputs) for callback in trainer.callbacks) == 1
+        table, plain = (pd.read_csv(folder / "predictions.csv") for folder in (tmp_path, tmp_path / "plain"))
+        pd.testing.assert_series_equal(table.raw_score, plain.raw_score)
+        assert table.normalised_score.nunique() == 1
+
+    def test_nothing_is_kept_of_a_run_that_fails(self, tmp_path):
         class Failing(Replay):
             def test_step(self, batch, batch_idx):
-                raise RuntimeError("of the model")
+                if batch_idx == 2:
+                    raise RuntimeError("of the model")
+                return batch
 
-        model = Failing(PerCategoryEvaluator())
-        model.post_processor = PostProcessor()
+        evaluator = PerCategoryEvaluator()
         trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, logger=False, enable_progress_bar=False)
         with pytest.raises(RuntimeError, match="of the model"):
-            trainer.test(model, DataLoader(mixed(), batch_size=None), verbose=False)
-        assert "post_process_batch" not in vars(model.post_processor)
+            trainer.test(Failing(evaluator), DataLoader(mixed(), batch_size=None), verbose=False)
+        assert not evaluator._metrics._pools
+        assert evaluator._predictions.table().empty
+
+    def test_checkpoints_without_a_trainer(self):
+        evaluator, other = PerCategoryEvaluator(), PerCategoryEvaluator()
+        evaluator.category_thresholds = {"a": {"image": 0.5}}
+        loops = {"fit_loop": {"epoch_progress": {"current": {"ready": 3}}}}
+        for checkpoint, epochs in (
+            ({}, None),
+            ({"loops": loops}, 3),
+            ({"loops": loops, "training_summary": {"epochs": 7}}, 7),
+            ({"loops": loops, "training_summary": {"epochs": None}}, 3),
+        ):
+            for _ in range(2):
+                evaluator.on_save_checkpoint(None, None, checkpoint)
+                other.on_load_checkpoint(None, None, checkpoint)
+            assert other.category_thresholds == {"a": {"image": 0.5}}
+            assert other._loaded_epochs == epochs
+        other.on_load_checkpoint(None, None, {})
+        assert other.category_thresholds == {}
 
     def test_a_sanity_check_teaches_nothing(self):
         evaluator = PerCategoryEvaluator()

@@ -10,16 +10,7 @@ from sklearn.metrics import f1_score
 
 from anomalib_uniad.metrics.functional import f1_threshold, rank
 from anomalib_uniad.metrics.thresholds import decide_by_category, global_thresholds, with_sensitivity
-from replay import make_batch
-
-
-def post_processor(image=(2.0, 1.0, 5.0), pixel=(3.0, 0.0, 6.0), **arguments) -> PostProcessor:
-    """Make one that has learned (threshold, minimum, maximum)."""
-    made = PostProcessor(**arguments)
-    for level, values in (("image", image), ("pixel", pixel)):
-        for name, value in zip((f"_{level}_threshold", f"{level}_min", f"{level}_max"), values, strict=True):
-            getattr(made, name).fill_(value)
-    return made
+from replay import make_batch, post_processor
 
 
 def decided(made: PostProcessor, batch, scale=1.0):
