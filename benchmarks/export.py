@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from anomalib_uniad import UniAD
 from anomalib_uniad.model.components import NeighborMaskedAttention
-from harness import CPU, RESULTS, add_rows, origin, show
+from harness import CPU, RESULTS, add_rows, origin, quiet, show
 
 PaddingMode = Literal["zeros", "reflect"]
 
@@ -171,14 +171,14 @@ def check_backbone(
         trainer = Trainer(
             accelerator="cpu",
             max_epochs=1,
-            callbacks=[model.pre_processor],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             **model.trainer_arguments,
         )
-        trainer.fit(model, DataLoader([batch], batch_size=None))
+        with quiet():
+            trainer.fit(model, DataLoader([batch], batch_size=None))
         losses.append(trainer.callback_metrics["train_loss"].item())
     ((row),) = compare(model.eval(), [1])
     return {

@@ -90,7 +90,9 @@ def show(path: Path, columns: Sequence[str]) -> None:
     from anomalib_uniad.metrics.run_files import to_markdown  # heavy, and processes of their own need none
 
     frame = pd.read_csv(path, dtype={"category": str})
-    print(f"\n{path}:\n\n{to_markdown(frame[[name for name in columns if name in frame]])}")
+    shown = frame[[name for name in columns if name in frame]].astype(object)
+    shown = shown.map(lambda cell: "" if pd.isna(cell) else f"{cell:.4g}" if isinstance(cell, float) else cell)
+    print(f"\n{path}:\n\n{to_markdown(shown)}")
 
 
 # Measuring.
