@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from .decisions import count, decision_notes, decision_table
 from .runs import Run
 
 DECIMALS = 4  # of values in tables; values that are equal there are equally good
@@ -56,6 +57,8 @@ class Comparison:
     categories: list[str]  # of any run
     tables: list[Table]  # of each metric
     warnings: list[str]  # why numbers cannot be compared
+    decisions: pd.DataFrame  # of the runs that have some, see decision_table
+    decision_notes: list[str]  # which images are not counted
 
     @property
     def names(self) -> list[str]:
@@ -75,7 +78,7 @@ class Comparison:
         return PARTIAL if any(table.partial.any() for table in self.tables) else ""
 
 
-def compare(runs: Sequence[Run], metrics: Sequence[str] | None = None, decided: bool = False) -> Comparison:
+def compare(runs: Sequence[Run], metrics: Sequence[str] | None = None) -> Comparison:
     """Lay runs side by side: the metrics that are wanted (default: all) over the categories of any run."""
     known = list(dict.fromkeys(name for run in runs for name in run.metrics))
     wanted = known if metrics is None else list(dict.fromkeys(metrics))
@@ -86,7 +89,10 @@ def compare(runs: Sequence[Run], metrics: Sequence[str] | None = None, decided: 
         raise ValueError(msg)
     categories = list(dict.fromkeys(name for run in runs for name in run.categories))
     tables = [_table(runs, metric, categories) for metric in wanted]
-    return Comparison(list(runs), categories, tables, _warnings(runs, wanted, categories, decided))
+    counts = {run.name: count(run.predictions) for run in runs}
+    decisions = decision_table(counts, categories)
+    warnings = _warnings(runs, wanted, categories, decided=not decisions.empty)
+    return Comparison(list(runs), categories, tables, warnings, decisions, decision_notes(counts))
 
 
 def _table(runs: Sequence[Run], metric: str, categories: list[str]) -> Table:

@@ -2,12 +2,10 @@
 """Missed defects and false alarms in the predictions of a run."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
-
-from .runs import Run
 
 # How labels and decisions are written.
 NORMAL = {"0", "false", "normal", "good"}
@@ -15,12 +13,11 @@ DEFECTIVE = {"1", "true", "anomalous", "abnormal", "defective", "anomaly"}
 COUNTS = ["defective", "missed", "normal", "false_alarms", "open"]
 
 
-def read_predictions(run: Run) -> pd.DataFrame:
-    """Read ``category``, ``path``, ``label`` and ``decision`` of each image from ``predictions.csv`` of a run.
+def read_predictions(file: Path | None) -> pd.DataFrame:
+    """Read ``category``, ``path``, ``label`` and ``decision`` of each image from ``predictions.csv`` of a run, if any.
 
     Labels and decisions are ``True`` for defective, ``False`` for normal and ``None`` if unknown.
     """
-    file = run.beside("predictions", ".csv")
     rows = []
     try:
         if file is not None:
@@ -63,7 +60,7 @@ def count(predictions: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(flags, axis=1, keys=COUNTS).groupby(predictions["category"], sort=False).sum()
 
 
-def decision_table(counts: Mapping[str, pd.DataFrame], categories: list[str]) -> pd.DataFrame:
+def decision_table(counts: Mapping[str, pd.DataFrame], categories: Sequence[str]) -> pd.DataFrame:
     """Lay the counts of runs side by side.
 
     Rows are categories and, if there are several, ``all``; columns (run, ``missed``) and (run, ``false alarms``) of

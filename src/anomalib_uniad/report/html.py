@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A comparison as one page of html that loads nothing: styles and pictures are inside."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .comparison import Cell, Comparison
@@ -15,17 +14,10 @@ from .text import facts
 COLOURS = 6  # of runs, in style.css
 
 
-def to_html(
-    comparison: Comparison,
-    decisions: pd.DataFrame,
-    decision_notes: list[str],
-    predictions: Mapping[str, pd.DataFrame],
-    heatmaps: int,
-) -> str:
-    """Render a comparison as a page. Values are shown in percent with one decimal, in full on pointing.
+def to_html(comparison: Comparison, heatmaps: int) -> str:
+    """Render a comparison as a page, with some heatmaps per category.
 
-    ``decisions`` are as of :func:`~.decisions.decision_table`; ``predictions``, run -> those as of
-    :func:`~.decisions.read_predictions`, tell of which images ``heatmaps`` per category are chosen.
+    Values are shown in percent with one decimal, in full on pointing.
     """
     environment = Environment(
         loader=PackageLoader("anomalib_uniad.report", "."),
@@ -44,10 +36,10 @@ def to_html(
         means=_chart(row for row in means if row[1] != "category"),
         means_note=comparison.means_note,
         tables=[(table.metric, _chart(table.rows()), table.notes) for table in comparison.tables],
-        decided=list(decisions.columns.unique(level=0)),
-        decisions=decisions.reset_index().to_numpy().tolist(),
-        decision_notes=decision_notes,
-        categories=_pictures(comparison, predictions, heatmaps),
+        decided=list(comparison.decisions.columns.unique(level=0)),
+        decisions=comparison.decisions.reset_index().to_numpy().tolist(),
+        decision_notes=comparison.decision_notes,
+        categories=_pictures(comparison, heatmaps),
         facts={run.name: facts(run) for run in comparison.runs},
     )
 
@@ -92,16 +84,17 @@ def _chart(rows: Iterable[tuple[str, str, list[Cell]]]) -> dict[str, Any]:
     }
 
 
-def _pictures(comparison: Comparison, predictions: Mapping[str, pd.DataFrame], heatmaps: int) -> list[dict[str, Any]]:
+def _pictures(comparison: Comparison, heatmaps: int) -> list[dict[str, Any]]:
     """Curves, heatmaps and thresholds of each category that has any."""
     runs, categories = comparison.runs, comparison.categories
     curves = {(run.name, name): path for run in runs for name in categories if (path := find_curves(run, name))}
     images = {(run.name, name): find_heatmaps(run, name) for run in runs for name in categories}
     labels: dict[str, dict[tuple[str, str], bool]] = {name: {} for name in categories}
-    for frame in predictions.values():
-        for category, path, label in zip(frame["category"], map(Path, frame["path"]), frame["label"], strict=True):
+    for run in runs:
+        known = run.predictions[["category", "path", "label"]].itertuples(index=False)
+        for category, path, label in known:
             if label is not None and category in labels:
-                labels[category][path.parent.name, path.stem] = label
+                labels[category][Path(path).parent.name, Path(path).stem] = label
     chosen = {
         name: choose([found for run in runs if (found := images[run.name, name])], heatmaps, labels[name])
         for name in categories

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds and reads ``metrics.json`` or ``metrics.csv`` of a test."""
+"""Finds and reads the files of a test: ``metrics.json`` or ``metrics.csv``, and ``predictions.csv``."""
 
 import csv
 import json
@@ -9,6 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
+
+from .decisions import read_predictions
 
 
 @dataclass
@@ -24,6 +28,7 @@ class Run:
     reasons: dict[tuple[str, str], str] = field(default_factory=dict)  # (metric, category) -> why it is undefined
     images: dict[str, int] = field(default_factory=dict)  # category -> number of images, if known
     thresholds: dict[str, dict[str, float]] = field(default_factory=dict)  # category -> level -> its own threshold
+    predictions: pd.DataFrame = field(default_factory=lambda: read_predictions(None))  # labels and decisions of images
 
     def beside(self, name: str, suffix: str = "") -> Path | None:
         """Path of another file of the same test: with the number that its metrics have (metrics-1, curves-1)."""
@@ -45,7 +50,7 @@ def read_runs(paths: Sequence[Path], names: Sequence[str] | None = None) -> list
     runs = [_read(find_metrics(path)) for path in paths]
     wanted = names if names is not None else [run.about.get("model") or run.file.parent.name for run in runs]
     for run, name in zip(runs, unique(wanted), strict=True):
-        run.name = name
+        run.name, run.predictions = name, read_predictions(run.beside("predictions", ".csv"))
     return runs
 
 

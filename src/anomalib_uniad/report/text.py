@@ -18,8 +18,8 @@ from .runs import Run
 FACTS = ("model", "dataset", "seed", "epochs", "device", "thresholds", "pixel_resolution", "versions", "command")
 
 
-def to_markdown(comparison: Comparison, decisions: pd.DataFrame, decision_notes: Sequence[str] = ()) -> str:
-    """Render a comparison, and decisions as of :func:`~.decisions.decision_table`, as markdown."""
+def to_markdown(comparison: Comparison) -> str:
+    """Render a comparison as markdown."""
     parts = [f"# Report: {_escape(', '.join(comparison.names))}"]
     parts += [f"> **Warning.** {_escape(text)}" for text in comparison.warnings]
     sections = [("Means", "metric", comparison.means(), [comparison.means_note] if comparison.means_note else [])]
@@ -29,10 +29,11 @@ def to_markdown(comparison: Comparison, decisions: pd.DataFrame, decision_notes:
             [label, *(f"**{cell.text()}**" if cell.best else cell.text() for cell in cells)] for label, _, cells in rows
         ]
         parts += [f"## {_escape(title)}", _table([first, *comparison.names], texts), _list(notes)]
+    decisions = comparison.decisions
     if not decisions.empty:
         head = ["category", *map(", ".join, decisions.columns)]
         parts += ["## Decisions", "Missed of the defective images, false alarms of the normal ones."]
-        parts += [_table(head, decisions.reset_index().to_numpy().tolist()), _list(decision_notes)]
+        parts += [_table(head, decisions.reset_index().to_numpy().tolist()), _list(comparison.decision_notes)]
     parts.append("## Runs")
     for run in comparison.runs:
         parts += [f"### {_escape(run.name)}", _list(f"{name}: {text}" for name, text in facts(run))]

@@ -7,7 +7,6 @@ from pathlib import Path
 from anomalib_uniad.files import replacing
 
 from .comparison import Comparison, compare
-from .decisions import count, decision_notes, decision_table, read_predictions
 from .html import to_html
 from .runs import read_runs
 from .text import to_csv, to_markdown
@@ -45,16 +44,8 @@ def write_report(
         raise ValueError(msg)
     files = [output / name for name in NAMES]
     _check_output(output, files, overwrite)
-    runs = read_runs(paths, names)
-    predictions = {run.name: read_predictions(run) for run in runs}
-    counts = {name: count(frame) for name, frame in predictions.items()}
-    comparison = compare(runs, metrics, decided=any(len(of_run) for of_run in counts.values()))
-    decisions, notes = decision_table(counts, comparison.categories), decision_notes(counts)
-    texts = (
-        to_markdown(comparison, decisions, notes),
-        to_csv(comparison),
-        to_html(comparison, decisions, notes, predictions, heatmaps),
-    )
+    comparison = compare(read_runs(paths, names), metrics)
+    texts = to_markdown(comparison), to_csv(comparison), to_html(comparison, heatmaps)
     output.mkdir(parents=True, exist_ok=True)
     with replacing(*files) as partial:
         for path, text in zip(partial, texts, strict=True):

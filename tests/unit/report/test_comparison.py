@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,7 @@ from anomalib_uniad.report.comparison import Cell, Comparison, Table, compare
 from anomalib_uniad.report.decisions import COUNTS, decision_notes, decision_table
 from anomalib_uniad.report.runs import read_runs
 from anomalib_uniad.report.text import show, to_csv, to_markdown
-from runs import write_run
-
-NO_DECISIONS = decision_table({}, [])
+from runs import write_predictions, write_run
 
 
 def labels(table: Table) -> list[str]:
@@ -145,14 +144,15 @@ def test_warnings(tmp_path: Path, about: dict[str, Any], warning: str) -> None:
     values = {"a": {"image_F1Score": 0.5, "pixel_AP": 0.5}}
     found = comparison(tmp_path, values, values, about=[{}, about])
     assert any(warning in text for text in found.warnings), found.warnings
-    assert warning in to_markdown(found, NO_DECISIONS)
+    assert warning in to_markdown(found)
 
 
 def test_warnings_only_where_they_concern_something(tmp_path: Path) -> None:
     about = [{}, {"pixel_resolution": "original", "thresholds": "none", "dataset": ""}]
     values = {"a": {"image_AUROC": 0.5}}
     assert comparison(tmp_path, values, values, about=about).warnings == []
-    assert len(comparison(tmp_path, values, values, about=about, decided=True).warnings) == 1
+    write_predictions(tmp_path / "0", [("a/test/good/0.png", "a", 0, 0)])
+    assert len(comparison(tmp_path, values, values, about=about).warnings) == 1
 
 
 def test_different_categories_are_a_warning(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_different_categories_are_a_warning(tmp_path: Path) -> None:
 
 
 def test_markdown(tmp_path: Path) -> None:
-    text = to_markdown(comparison(tmp_path, {"a": 0.5, "b": 0.98765}, {"a": 0.25, "b": None}), NO_DECISIONS)
+    text = to_markdown(comparison(tmp_path, {"a": 0.5, "b": 0.98765}, {"a": 0.25, "b": None}))
     assert "# Report: A, B" in text
     table = text.split("## image_AUROC\n\n")[1].split("\n\n")[0]
     assert [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]] == [
@@ -196,7 +196,7 @@ def test_csv(tmp_path: Path) -> None:
 
 def test_names_are_safe_in_markdown(tmp_path: Path) -> None:
     found = comparison(tmp_path, {"<b>x</b>": 0.5, "a|b": 0.5, "*c*": 0.5, "[d](e)": 0.5, "metal_nut": 0.5, "_f_": 0.5})
-    text = to_markdown(found, NO_DECISIONS)
+    text = to_markdown(found)
     assert "<b>" not in text
     for line in text.splitlines():
         if line.startswith("|"):
@@ -228,9 +228,9 @@ def test_decisions(tmp_path: Path) -> None:
     ]
     notes = decision_notes({"A": counts, "B": counts.iloc[:0]})
     assert notes == ["A: 3 images without a label or a decision are left out."]
-    text = to_markdown(found, decisions, notes)
+    text = to_markdown(replace(found, decisions=decisions, decision_notes=notes))
     assert "## Decisions" in text
     assert "1 of 4" in text
     assert notes[0] in text
     assert decision_table({"A": counts.iloc[:0]}, ["a"]).empty
-    assert "## Decisions" not in to_markdown(found, NO_DECISIONS)
+    assert "## Decisions" not in to_markdown(found)

@@ -12,7 +12,6 @@ from PIL import Image
 from anomalib_uniad.files import file_names
 from anomalib_uniad.report import pictures
 from anomalib_uniad.report.comparison import compare
-from anomalib_uniad.report.decisions import count, decision_notes, decision_table, read_predictions
 from anomalib_uniad.report.html import to_html
 from anomalib_uniad.report.pictures import choose, data_uri, find_curves, find_heatmaps
 from anomalib_uniad.report.runs import read_runs
@@ -52,11 +51,7 @@ class Page(HTMLParser):
 
 
 def render(folders: list[Path], names: list[str] | None = None, heatmaps: int = 2) -> str:
-    runs = read_runs(folders, names)
-    comparison, predictions = compare(runs), {run.name: read_predictions(run) for run in runs}
-    counts = {name: count(frame) for name, frame in predictions.items()}
-    decisions = decision_table(counts, comparison.categories)
-    return to_html(comparison, decisions, decision_notes(counts), predictions, heatmaps)
+    return to_html(compare(read_runs(folders, names)), heatmaps)
 
 
 def full_run(folder: Path, values: dict[str, float], **about: Any) -> Path:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from anomalib_uniad.report.decisions import COUNTS, count, read_predictions
+from anomalib_uniad.report.decisions import COUNTS, count
 from anomalib_uniad.report.runs import find_metrics, read_runs, unique
 from runs import write_predictions, write_run
 
@@ -161,7 +161,7 @@ def test_decisions(tmp_path: Path, number: str) -> None:
     ]
     write_predictions(tmp_path, rows, number)
     (run,) = read_runs([tmp_path])
-    predictions = read_predictions(run)
+    predictions = run.predictions
     counts = count(predictions)
     assert list(counts.columns) == COUNTS
     assert counts.loc["bottle"].tolist() == [3, 1, 2, 1, 0]
@@ -175,21 +175,21 @@ def test_no_decisions(tmp_path: Path) -> None:
     write_run(tmp_path, VALUES, number="-1")
     write_predictions(tmp_path, [("a.png", "bottle", 1, 1)])  # of another test
     (run,) = read_runs([tmp_path])
-    assert read_predictions(run).empty
-    assert count(read_predictions(run)).empty
+    assert run.predictions.empty
+    assert count(run.predictions).empty
 
 
 def test_damaged_predictions(tmp_path: Path) -> None:
-    (run,) = read_runs([write_run(tmp_path, VALUES)])
+    write_run(tmp_path, VALUES)
     write_predictions(tmp_path, [("a.png", "bottle", "normal", "normal"), ("b.png", "bottle", "odd", "normal")])
     with pytest.raises(ValueError, match=r"predictions.csv is damaged: label in line 3 is 'odd'"):
-        read_predictions(run)
+        read_runs([tmp_path])
     write_predictions(tmp_path, [], header="path,category,label")
     with pytest.raises(ValueError, match=r"predictions.csv is damaged: it has no column decision"):
-        read_predictions(run)
+        read_runs([tmp_path])
     (tmp_path / "predictions.csv").write_text("category,label,decision\nbottle,normal\n")
     with pytest.raises(ValueError, match="line 2 has no decision"):
-        read_predictions(run)
+        read_runs([tmp_path])
 
 
 def test_files_of_an_evaluation(tmp_path: Path) -> None:
