@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,22 +16,14 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from .feature_store import CacheWriter, MemoryWriter
+
 logger = logging.getLogger(__name__)
 
 FeatureDtype = Literal["float32", "float16"]
 BATCH_SIZE = 16  # images that are embedded together
 NO_MASK = 255  # fills the mask of an image that has none
 UNKNOWN = -1  # label of an image that has none
-
-
-class ArrayWriter(Protocol):
-    """Where arrays go: memory or files."""
-
-    def start(self, name: str, shape: tuple[int, ...], dtype: str) -> None:
-        """Begin an array."""
-
-    def append(self, name: str, array: np.ndarray) -> None:
-        """Write the next rows of an array."""
 
 
 def _without_features(target: type) -> Any:
@@ -165,31 +157,27 @@ def compute_features(
     transform: Callable[..., Any] | None,
     model: nn.Module,
     device: torch.device,
-    writer: ArrayWriter,
+    writer: MemoryWriter | CacheWriter,
     dtype: FeatureDtype = "float32",
     masks: bool = False,
     num_workers: int = 0,
     progress: bool = False,
     check_space: Callable[[int, tuple[int, ...]], None] | None = None,
 ) -> None:
-    """Read the images of a dataset as the dataset does, and embed them.
+    """Read the images of a dataset as the dataset does, transform and embed them.
 
     Args:
         dataset (Any): An image dataset of anomalib.
         transform (Callable[..., Any] | None): What the pre-processor does with image and mask.
         model (nn.Module): Its ``extract`` turns images (B, 3, H, W) into features (B, C, h, w).
         device (torch.device): Where it is.
-        writer (ArrayWriter): Gets ``features``, ``labels`` and, if wanted, ``masks``; see :class:`CachedDataset`.
+        writer (MemoryWriter | CacheWriter): Gets the arrays of :meth:`CachedDataset.fill`.
         dtype (str): Type in which features are kept: "float32" or "float16". Defaults to ``"float32"``.
         masks (bool): Keep the masks as well. Defaults to ``False``.
         num_workers (int): Processes that read images. Defaults to ``0``.
         progress (bool): Show a progress bar. Defaults to ``False``.
         check_space (Callable[[int, tuple[int, ...]], None] | None): Gets the number of bytes and the shape of the
             features after the first batch, before anything is written; may raise. Defaults to ``None``.
-
-    Raises:
-        ValueError: If an item is no image, images have different sizes after all transforms, or float16 is too small
-            for the features.
     """
     # A generator of its own: the training must not see other random numbers because of this.
     generator = torch.Generator()

@@ -217,11 +217,7 @@ def _remove_filter(item: Any) -> None:
 
 
 def check_model(model: Any) -> None:
-    """Refuse models whose features can change, or that cannot extract them.
-
-    Raises:
-        ValueError: With what to do.
-    """
+    """Refuse models whose features can change, or that cannot extract them."""
     if not callable(getattr(model, "extract", None)) or not hasattr(model, "backbone"):
         msg = f"The feature cache needs a model with `backbone` and `extract`; {type(model).__name__} has not. {_OFF}"
         raise ValueError(msg)
@@ -231,11 +227,7 @@ def check_model(model: Any) -> None:
 
 
 def check_strategy(trainer: Trainer) -> None:
-    """Refuse strategies that split a model over devices: no process could extract features alone.
-
-    Raises:
-        ValueError: With what to do.
-    """
+    """Refuse strategies that split a model over devices: no process could extract features alone."""
     if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
         name = type(trainer.strategy).__name__
         msg = f"The feature cache works on one device and with DDP, not with {name}. {_OFF}"
@@ -243,14 +235,7 @@ def check_strategy(trainer: Trainer) -> None:
 
 
 def check_transfer(*owners: Any) -> None:
-    """Refuse what changes batches on their way to the device, which the cache would not see.
-
-    Args:
-        *owners (Any): Datamodule and model.
-
-    Raises:
-        ValueError: With what to do.
-    """
+    """Refuse datamodules and models that change batches on their way to the device."""
     for owner in owners:
         for hook in ("on_before_batch_transfer", "on_after_batch_transfer"):
             found = getattr(type(owner), hook, None)
@@ -263,11 +248,9 @@ def check_transfer(*owners: Any) -> None:
 
 
 def transform_of_images(trainer: Trainer, pl_module: LightningModule) -> Any:
-    """Get the transform that the trainer would apply to images: that of its pre-processor.
+    """Return the transform of the pre-processor, if the trainer runs it.
 
-    Raises:
-        ValueError: If the transform is random, or the pre-processor does something else with images than that, or
-            something with batches that bring their features.
+    Refuses random ones, and pre-processors that do something else with images, or anything with batches of features.
     """
     found: Any = getattr(pl_module, "pre_processor", None)
     if found is None or all(item is not found for item in trainer.callbacks):  # type: ignore[attr-defined]
@@ -293,15 +276,7 @@ def transform_of_images(trainer: Trainer, pl_module: LightningModule) -> Any:
 
 
 def check_dataset(dataset: Any, where: str) -> None:
-    """Refuse datasets that give no images, or not always the same.
-
-    Args:
-        dataset (Any): Dataset of a dataloader.
-        where (str): Which argument its augmentations come from.
-
-    Raises:
-        ValueError: With what to do.
-    """
+    """Refuse datasets that give no images, or not always the same; ``where`` its augmentations come from."""
     if not isinstance(dataset, AnomalibDataset) or isinstance(dataset, (AnomalibDepthDataset, AnomalibVideoDataset)):
         msg = f"The feature cache needs an image dataset of anomalib, not {type(dataset).__name__}. {_OFF}"
         raise ValueError(msg)
@@ -318,15 +293,7 @@ def check_dataset(dataset: Any, where: str) -> None:
 
 
 def check_loader(loader: Any, dataset: CachedDataset) -> None:
-    """Refuse dataloaders whose batches the cache cannot make.
-
-    Args:
-        loader (Any): What the datamodule gives the trainer.
-        dataset (CachedDataset): What it should read.
-
-    Raises:
-        ValueError: With what to do.
-    """
+    """Refuse what a datamodule gives the trainer if it does not make batches of the cached dataset."""
     if not isinstance(loader, DataLoader) or loader.batch_sampler is None:
         msg = f"The feature cache needs a torch DataLoader that makes batches, not {type(loader).__name__}. {_OFF}"
         raise ValueError(msg)
@@ -346,17 +313,9 @@ def _check_collate(found: Any, expected: Any) -> None:
 def check_space(
     needed: int, shape: tuple[int, ...], dtype: str, store: FeatureStore | None = None, processes: int = 1
 ) -> None:
-    """Say how much room the features need, and refuse to begin if there is not enough.
+    """Say how many bytes features of a shape need in a store or in memory, of which each process needs as much.
 
-    Args:
-        needed (int): Bytes.
-        shape (tuple[int, ...]): Shape of the features, images first.
-        dtype (str): Their type.
-        store (FeatureStore | None): Where they go; ``None`` is memory. Defaults to ``None``.
-        processes (int): Processes that train together; each has its own features in memory. Defaults to ``1``.
-
-    Raises:
-        OSError: If there is not enough room.
+    An OSError says if there is not enough room.
     """
     free: int | None
     if store is not None:
@@ -390,10 +349,5 @@ def available_memory() -> int | None:
 
 
 def gigabytes(size: int) -> str:
-    """Write a number of bytes for people.
-
-    Example:
-        >>> gigabytes(1_500_000_000), gigabytes(2_000_000)
-        ('1.50 GB', '2.0 MB')
-    """
+    """Format a number of bytes: 1.50 GB, 2.0 MB."""
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -43,19 +43,7 @@ DETERMINISTIC = frozenset(
 def key_parts(
     dataset: Any, transform: Any, model: nn.Module, dtype: str, device_type: str, masks: bool
 ) -> dict[str, Any]:
-    """Collect everything that the features of a dataset depend on.
-
-    Args:
-        dataset (Any): An image dataset of anomalib.
-        transform (Any): What the pre-processor does with its images.
-        model (nn.Module): See :func:`describe_extractor`.
-        dtype (str): Type in which the features are kept.
-        device_type (str): Where they are computed: "cpu", "cuda" and others differ in the last bits.
-        masks (bool): Whether masks are kept as well.
-
-    Returns:
-        dict[str, Any]: Plain data; the long list of files is in it as a digest.
-    """
+    """Collect everything that the features of a dataset depend on, as plain data; files as a digest."""
     return {
         "format": FORMAT_VERSION,
         "dataset": f"{type(dataset).__module__}.{type(dataset).__qualname__}",
@@ -66,45 +54,24 @@ def key_parts(
         "pre_processor": describe_transform(transform),
         "extractor": describe_extractor(model),
         "dtype": dtype,
-        "device": device_type,
+        "device": device_type,  # "cpu", "cuda" and others differ in the last bits
     }
 
 
 def key_of(parts: dict[str, Any]) -> str:
-    """Name of the cache that is made of these parts: 32 hexadecimal digits.
-
-    Args:
-        parts (dict[str, Any]): As of :func:`key_parts`.
-
-    Example:
-        >>> key_of({"format": 1}) == key_of({"format": 2})
-        False
-    """
+    """Return the name of the cache that is made of these parts: 32 hexadecimal digits."""
     return digest_of(parts)[:32]
 
 
 def digest_of(data: Any) -> str:
-    """Return the digest of plain data, 64 hexadecimal digits.
-
-    Args:
-        data (Any): What json can write.
-    """
+    """Return the digest of plain data, 64 hexadecimal digits."""
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def describe_files(dataset: Any, masks: bool) -> list[Any]:
-    """List the images of a dataset in order, with what shows that a file has changed.
+    """List image, label and, if wanted, masks of each image of a dataset, with what shows that a file has changed.
 
-    Args:
-        dataset (Any): An image dataset of anomalib. Its attribute ``content_key`` (str), if it has one, stands for
-            the contents of all images; otherwise size and time of modification of each file do.
-        masks (bool): Whether the masks count as well.
-
-    Returns:
-        list[Any]: Per image: the image, its label and, if wanted, its masks.
-
-    Raises:
-        ValueError: If a file is not there and there is no ``content_key``.
+    That is size and time of modification, or for all files the attribute ``content_key`` (str) of the dataset.
     """
     samples, content = dataset.samples, getattr(dataset, "content_key", None)
 
@@ -136,18 +103,7 @@ def describe_files(dataset: Any, masks: bool) -> list[Any]:
 
 
 def check_deterministic(transform: Any, where: str) -> None:
-    """Refuse transforms that may give something else the next time.
-
-    Args:
-        transform (Any): A transform, a container of transforms or None.
-        where (str): What the user calls it, for the message.
-
-    Raises:
-        ValueError: If a transform is not known to be deterministic; the message names it.
-
-    Example:
-        >>> check_deterministic(v2.Compose([v2.Resize(64), v2.Normalize([0.5], [0.5])]), "train_augmentations")
-    """
+    """Refuse transforms that may give something else the next time; ``where`` is what the user calls them."""
     if type(transform) in _CONTAINERS:
         for part in _parts(transform):
             check_deterministic(part, where)
@@ -162,12 +118,6 @@ def check_deterministic(transform: Any, where: str) -> None:
 
 def describe_transform(transform: Any) -> Any:
     """Describe a deterministic transform with all of its arguments; its ``repr`` leaves some out.
-
-    Args:
-        transform (Any): A transform that :func:`check_deterministic` accepts.
-
-    Returns:
-        Any: Plain data; equal for transforms that do the same.
 
     Example:
         >>> describe_transform(v2.Compose([v2.ToDtype(torch.float32, scale=True)]))
@@ -186,15 +136,7 @@ def describe_transform(transform: Any) -> Any:
 
 
 def describe_extractor(model: nn.Module) -> dict[str, Any]:
-    """Describe what turns images into features.
-
-    Args:
-        model (nn.Module): Has ``backbone``, the frozen network, and ``extract``; what it has of ``neck``,
-            ``image_size`` and ``grid_size`` counts as well.
-
-    Returns:
-        dict[str, Any]: Plain data.
-    """
+    """Describe what turns images into features: ``backbone``, and the model's ``neck`` and sizes, if it has them."""
     backbone: Any = model.backbone
     info = getattr(getattr(backbone, "features", None), "feature_info", None)
     return {
@@ -210,11 +152,7 @@ def describe_extractor(model: nn.Module) -> dict[str, Any]:
 
 
 def digest_weights(module: nn.Module) -> str:
-    """Return the digest of parameters and buffers, 64 hexadecimal digits.
-
-    Args:
-        module (nn.Module): Any module.
-    """
+    """Return the digest of all parameters and buffers, 64 hexadecimal digits."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 META = "meta.json"
 KIND = "anomalib-uniad features"
+REQUIRED = ("features", "labels")
 FILES = frozenset({META, "features.npy", "labels.npy", "masks.npy"})
 RESERVE = 256 * 2**20  # bytes that are left free on the disk
 _KEY = re.compile(r"[0-9a-f]{32}")
@@ -32,11 +33,7 @@ _UNFINISHED = re.compile(r"\.([0-9a-f]{32})\.[^.]+\.partial")
 
 
 class MemoryWriter:
-    """Keeps arrays in memory.
-
-    Attributes:
-        arrays (dict[str, np.ndarray]): Name -> array.
-    """
+    """Keeps arrays in memory: ``arrays``, name -> array."""
 
     def __init__(self) -> None:
         self.arrays: dict[str, np.ndarray] = {}
@@ -55,11 +52,7 @@ class MemoryWriter:
 
 
 class CacheWriter:
-    """Writes arrays into files of a folder.
-
-    Args:
-        folder (Path): An empty folder.
-    """
+    """Writes arrays into files of an empty folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -71,8 +64,7 @@ class CacheWriter:
         file = self._files[name] = (self.folder / f"{name}.npy").open("wb")
         header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
-        size = file.tell() + int(np.prod(shape)) * np.dtype(dtype).itemsize
-        self._arrays[name] = {"shape": list(shape), "dtype": dtype, "bytes": size}
+        self._arrays[name] = {"shape": list(shape), "dtype": dtype}
 
     def append(self, name: str, array: np.ndarray) -> None:
         """Write the next rows. Plain writes: a full disk kills a process that writes to mapped memory."""
@@ -80,11 +72,7 @@ class CacheWriter:
         self._files[name].write(array.reshape(-1).view(np.uint8).data)
 
     def finish(self, meta: dict[str, Any]) -> None:
-        """Bring everything to the disk, the description last.
-
-        Args:
-            meta (dict[str, Any]): The description, with the ``key`` of the cache; plain data.
-        """
+        """Bring everything to the disk, the description last; plain data with the ``key`` of the cache."""
         for file in self._files.values():
             _synchronise(file)
         self.close()
@@ -207,15 +195,7 @@ class FeatureStore:
 
     @contextlib.contextmanager
     def lock(self, key: str, say: Callable[[str], None] = logger.info) -> Iterator[None]:
-        """Be the only process that builds a cache; wait for another one that does.
-
-        Args:
-            key (str): Name of the cache.
-            say (Callable[[str], None]): Gets a message if there is something to wait for. Defaults to the log.
-
-        Raises:
-            OSError: If the directory cannot be written to.
-        """
+        """Be the only process that builds a cache; wait for another one that does."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             lock = self._file_lock(key)
@@ -319,24 +299,18 @@ def _map_arrays(folder: Path, key: str) -> dict[str, np.ndarray]:
     if meta.get("key") != key:
         msg = f"{META} is missing, cannot be read or belongs to another cache."
         raise ValueError(msg)
-    arrays = {}
     try:
-        for name, wanted in meta["arrays"].items():
-            file = folder / f"{name}.npy"
-            size = file.stat().st_size
-            # Private pages: torch warns about arrays that cannot be written to, and nothing goes back to the file.
-            array = np.load(file, mmap_mode="c") if size == wanted["bytes"] else None
-            if array is None or list(array.shape) != wanted["shape"] or array.dtype.name != wanted["dtype"]:
-                msg = f"{file.name} has {size} bytes; {META} says {wanted}."
+        # Private pages: torch warns about arrays that cannot be written to, and nothing goes back to the file.
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="c") for name in {*meta["arrays"], *REQUIRED}}
+        for name, array in arrays.items():
+            wanted = meta["arrays"][name]
+            if list(array.shape) != wanted["shape"] or array.dtype.name != wanted["dtype"]:
+                msg = f"{name}.npy has {array.shape}, {array.dtype.name}; {META} says {wanted}."
                 raise ValueError(msg)
-            arrays[name] = array
     # Other errors of the system, for example too many open files, say nothing about the cache.
-    except (FileNotFoundError, EOFError, KeyError, TypeError, AttributeError) as error:
+    except (FileNotFoundError, EOFError, KeyError, TypeError) as error:
         msg = f"{type(error).__name__}: {error}"
         raise ValueError(msg) from error
-    if not {"features", "labels"} <= arrays.keys():
-        msg = f"{META} lists only {sorted(arrays)}."
-        raise ValueError(msg)
     return arrays
 
 
