@@ -15,8 +15,9 @@ import pytest
 import torch
 from anomalib.data import Folder, ImageBatch, MVTecAD
 from anomalib.engine import Engine
+from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Callback
-from torchvision.transforms.v2 import RandomHorizontalFlip, Resize
+from torchvision.transforms.v2 import Compose, Normalize, RandomHorizontalFlip, Resize
 
 from anomalib_uniad import MultiCategory, UniAD
 from anomalib_uniad.training import feature_cache, feature_store
@@ -392,3 +393,14 @@ def test_the_arguments_of_the_model(root: Path, tmp_path: Path) -> None:
     entries = FeatureCache("disk", directory=tmp_path / "features").store.entries()
     assert {entry.meta["dataset"] for entry in entries} == {"MVTecAD, training", "MVTecAD, validation"}
     assert {entry.meta["arrays"]["features"]["dtype"] for entry in entries} == {"float16"}
+
+
+def test_a_pre_processor_of_anomalib(root: Path, tmp_path: Path) -> None:
+    """The model makes its own of it, which leaves batches of features alone."""
+    transform = Compose([Resize((64, 64)), Normalize([0.5] * 3, [0.5] * 3)])
+    traces = [
+        fit(tmp_path / mode, make_mvtec(root), feature_cache=mode, pre_processor=PreProcessor(transform))[0]
+        for mode in ("off", "memory")
+    ]
+    assert traces[1].seen == {("train", "CachedBatch"), ("val", "CachedBatch")}
+    assert traces[1].losses == pytest.approx(traces[0].losses, rel=1e-5)
