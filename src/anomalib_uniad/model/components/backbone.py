@@ -139,15 +139,13 @@ class Backbone(nn.Module):
         except (RuntimeError, AssertionError, ValueError) as error:
             msg = f"The backbone {self.name!r} cannot take images of {image_size}: {error}"
             raise ValueError(msg) from error
-        # Some transformers (Swin) give (B, H, W, C).
-        self.channels_last = all(
-            x.dim() == 4 and x.shape[-1] == c != x.shape[1] for x, c in zip(maps, self.channels, strict=True)
-        )
-        if not self.channels_last and any(
-            x.dim() != 4 or x.shape[1] != c for x, c in zip(maps, self.channels, strict=True)
-        ):
-            msg = f"The backbone {self.name!r} gives maps of {[tuple(x.shape) for x in maps]}, not (B, C, H, W)."
+        shapes = [tuple(x.shape) for x in maps]
+        channels_first = all(len(s) == 4 and s[1] == c for s, c in zip(shapes, self.channels, strict=True))
+        channels_last = all(len(s) == 4 and s[3] == c for s, c in zip(shapes, self.channels, strict=True))
+        if not channels_first and not channels_last:
+            msg = f"The backbone {self.name!r} gives maps of {shapes}, not (B, C, H, W)."
             raise ValueError(msg)
+        self.channels_last = not channels_first  # some transformers (Swin) give (B, H, W, C)
         self._drop_unused_blocks(sample, maps)
 
     def _drop_unused_blocks(self, sample: torch.Tensor, maps: list[torch.Tensor]) -> None:
@@ -217,19 +215,15 @@ def _out_indices(name: str, layers: Sequence[int] | Sequence[str]) -> list[int]:
 def _create_pretrained(name: str, indices: list[int]) -> Any:
     try:
         return _create(name, pretrained=True, out_indices=indices)
-    except ValueError as error:
-        reason: Exception = error
-    except OSError as error:  # requests, urllib and huggingface_hub errors are OSErrors
-        reason = error
-    except Exception as error:
-        if not type(error).__module__.startswith(("huggingface_hub", "httpx", "httpcore", "requests")):
+    except Exception as error:  # errors of requests, urllib and huggingface_hub are OSErrors, most of them
+        from_hub = type(error).__module__.startswith(("huggingface_hub", "httpx", "httpcore", "requests"))
+        if not isinstance(error, (ValueError, OSError)) and not from_hub:
             raise
-        reason = error
-    msg = (
-        f"The pretrained weights of the backbone {name!r} could not be fetched from the model hub "
-        f"({type(reason).__name__}: {reason}). Without a hub: give a local file with backbone_weights=FILE "
-        "(safetensors or torch, timm's parameter names); copy the hub's cache from another machine; use "
-        "backbone=resnet10_synthetic, which comes with this package; or, when a checkpoint is loaded next and "
-        "brings the weights, set pre_trained=false."
-    )
-    raise ConnectionError(msg) from reason
+        msg = (
+            f"The pretrained weights of the backbone {name!r} could not be fetched from the model hub "
+            f"({type(error).__name__}: {error}). Without a hub: give a local file with backbone_weights=FILE "
+            "(safetensors or torch, timm's parameter names); copy the hub's cache from another machine; use "
+            "backbone=resnet10_synthetic, which comes with this package; or, when a checkpoint is loaded next and "
+            "brings the weights, set pre_trained=false."
+        )
+        raise ConnectionError(msg) from error

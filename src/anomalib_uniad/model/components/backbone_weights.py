@@ -6,7 +6,6 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -17,6 +16,9 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     Args:
         path (Path): safetensors or torch.
 
+    Returns:
+        dict[str, torch.Tensor]: Name -> tensor.
+
     Raises:
         FileNotFoundError: If it is not there.
         ValueError: If it cannot be read.
@@ -25,23 +27,16 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         msg = f"backbone_weights: there is no file {str(path)!r}."
         raise FileNotFoundError(msg)
     try:
-        state: Any
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)  # executes nothing of the file
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError, ImportError) as error:
-        reason: Exception = error
-    except Exception as error:  # pickle.UnpicklingError and its relatives
-        reason = error
-    else:
+        state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
         if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
             state = state["state_dict"]
-        if isinstance(state, dict) and state and all(isinstance(x, torch.Tensor) for x in state.values()):
-            return state
-        reason = TypeError("it does not hold a mapping of names to tensors")
-    msg = f"backbone_weights: {str(path)!r} cannot be read as safetensors or torch weights: {reason}"
-    raise ValueError(msg) from reason
+        if not isinstance(state, dict) or not state or not all(isinstance(x, torch.Tensor) for x in state.values()):
+            msg = "it does not hold a mapping of names to tensors"
+            raise TypeError(msg)
+    except Exception as error:  # of pickle, zipfile, safetensors and torch
+        msg = f"backbone_weights: {str(path)!r} cannot be read as safetensors or torch weights: {error}"
+        raise ValueError(msg) from error
+    return state
 
 
 def load_weights(features: nn.Module, state: dict[str, torch.Tensor], name: str, path: Path) -> None:
