@@ -197,6 +197,15 @@ def industrial(rows: pd.DataFrame) -> str:
     return f"Image / pixel AUROC in percent:\n\n{markdown(crossed(rows, 'category', 'method', auroc_pair, head))}"
 
 
+def three_methods(results: Path) -> str:
+    """The table of the README: AUROC of UniAD, PaDiM and PatchCore."""
+    rows = read(results, "industrial")
+    return industrial(rows[rows["method"].isin(["UniAD, small, strides 4 to 32", "PaDiM", "PatchCore"])])
+
+
+TABLES["three_methods"] = three_methods
+
+
 @table
 def industrial_epochs(rows: pd.DataFrame) -> str:
     """AUROC per epoch and method."""

@@ -204,7 +204,7 @@ def test_commands_take_the_imported_checkpoint(tmp_path: Path, monkeypatch, caps
 
 
 def test_thresholds_can_be_learned(tmp_path: Path, monkeypatch) -> None:
-    """As the README says; the number of epochs stays."""
+    """As docs/thresholds.md says; the number of epochs stays."""
     monkeypatch.chdir(tmp_path)
     make_mvtec_like(tmp_path / "mydata", good=6, bad=6)
     model = UniAD.from_official(small_official(tmp_path))

@@ -25,7 +25,7 @@ from small import SMALL, quiet_engine
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.onnx, openvino and nncf warn about themselves
 
 PORTS = Path(__file__).parents[2] / "results" / "ports.csv"
-README = Path(__file__).parents[2] / "README.md"
+DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
 TINY: dict[str, Any] = {**SMALL, "layers": (0, 1)}  # strides 2 and 4: exports take seconds
 
 
@@ -229,7 +229,7 @@ def test_without_input_size_sides_that_are_fixed_are_the_models(tmp_path: Path, 
 
 
 def test_ports(trained, tmp_path: Path) -> None:
-    """Names, types and shapes for servers are those that the README tells."""
+    """Names, types and shapes for servers are those that the docs tell."""
     path = export(trained, tmp_path, compression_type="fp16")
     model = ov.Core().read_model(path)
     metadata = ModelMetadata.read(model, path)
@@ -243,11 +243,11 @@ def test_ports(trained, tmp_path: Path) -> None:
     assert rows == pd.read_csv(PORTS)[["kind", "name", "type", "shape"]].to_dict("records")
 
 
-def test_snippets_of_the_readme(trained, exported: Path, monkeypatch, capsys) -> None:
+def test_snippets_of_the_docs(trained, exported: Path, monkeypatch, capsys) -> None:
     """As they stand there, with the exported file and an image beside them."""
     shutil.copy(next(trained[1].root.rglob("*.png")), exported.parent / "new.png")
     monkeypatch.chdir(exported.parent)
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", DEPLOYMENT.read_text(encoding="utf-8"), re.DOTALL)
     snippets = [block for block in blocks if '"model.xml"' in block]
     assert len(snippets) == 2
     for snippet in snippets:
