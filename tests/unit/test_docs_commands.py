@@ -19,6 +19,7 @@ from anomalib_uniad import CIFAR10, MetaFile, MultiCategory, UniAD, cli
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
+PICTURE = ROOT / "tools" / "readme_picture.py"
 # Programs of others, which have no parser here.
 OTHERS = {".ci/run", "cd", "docker", "git", "mkdocs", "mypy", "pip", "pre-commit", "pytest", "ruff"}
 MODULES_OF_OTHERS = {"build", "pip"}
@@ -53,12 +54,13 @@ def in_comments(text: str) -> str:
 
 def commands() -> dict[Command, str]:
     """Every command -> where it stands."""
-    found = {}
+    found: dict[Command, str] = {}
     for name, text in TEXTS.items():
         for block in blocks(text, "bash"):
             found = dict.fromkeys(split(block), name) | found  # named by the first page that has them: the README
-    for file in [*sorted((ROOT / "configs").rglob("*.yaml")), ROOT / "tools" / "readme_picture.py"]:
-        found |= dict.fromkeys(split(in_comments(file.read_text(encoding="utf-8"))), str(file.relative_to(ROOT)))
+    for file in [*sorted((ROOT / "configs").rglob("*.yaml")), *sorted((ROOT / "examples").glob("*.py")), PICTURE]:
+        text = in_comments(file.read_text(encoding="utf-8"))
+        found = dict.fromkeys(split(text), str(file.relative_to(ROOT))) | found
     return found
 
 
