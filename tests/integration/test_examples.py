@@ -91,7 +91,8 @@ def test_compare_with_patchcore(folder: Path) -> None:
 def test_import_official_checkpoint(folder: Path) -> None:
     arch = json.loads(json.dumps(ARCH))
     arch[0] |= {"type": "models.backbones.resnet18", "kwargs": {"outlayers": [1, 2], "outstrides": [4, 8]}}
-    arch[2]["kwargs"] |= {"feature_size": [4, 4], "nhead": 2, "neighbor_mask": {"neighbor_size": [3, 3]}}
+    sizes = {"hidden_dim": 16, "nhead": 2, "num_encoder_layers": 1, "num_decoder_layers": 1, "dim_feedforward": 32}
+    arch[2]["kwargs"] |= {"feature_size": [4, 4], "neighbor_mask": {"neighbor_size": [3, 3]}, **sizes}
     keys = small_keys(backbone=shapes_of("resnet18"), channels=64 + 128)
     file = write_official(folder / "ckpt.pth.tar", generate(keys, seed=0), arch)
     imported = main_of("import_official_checkpoint")(str(file), "mydata")
