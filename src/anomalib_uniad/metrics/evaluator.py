@@ -199,6 +199,7 @@ class PerCategoryEvaluator(Evaluator):
         self._table = pd.DataFrame()
         self._pixel_size: str = self.pixel_resolution
         self._curves: dict[str, bytes] = {}
+        self._raw_outputs.take()
 
     @classmethod
     def from_evaluator(cls, evaluator: Evaluator) -> "PerCategoryEvaluator":
@@ -388,8 +389,8 @@ class PerCategoryEvaluator(Evaluator):
         if self.pixel_resolution == "model" and batch.anomaly_map is not None:
             self._pixel_size = "model {} x {}".format(*batch.anomaly_map.shape[-2:])
         if self._several:
-            own = {name: value for name, value in raw._asdict().items() if value is not None}
-            batch = batch.update(in_place=False, **own)
+            known = {name: value for name, value in raw._asdict().items() if value is not None}
+            batch = batch.update(in_place=False, **known)
         self._update(batch, count)  # last, as it draws a category that is complete
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -406,8 +407,13 @@ class PerCategoryEvaluator(Evaluator):
             if self._results.metrics:
                 epochs = self._loaded_epochs or trainer.current_epoch or None
                 run = describe_run(
-                    *(trainer, pl_module, epochs, self._thresholds_from),
-                    *(self.thresholds, self._pixel_size, self._several),
+                    trainer,
+                    pl_module,
+                    epochs,
+                    self._thresholds_from,
+                    scope=self.thresholds,
+                    pixel_resolution=self._pixel_size,
+                    raw=self._several,
                 )
                 show(to_frame(self._results), " on ".join(filter(None, (run["model"], run["dataset"]))))
                 files.write_metrics(self._results, run, self.category_thresholds)
