@@ -71,6 +71,7 @@ def test_thresholds(checkpoint: str, capsys) -> None:
     assert "cable: threshold of images" in out
 
 
+@pytest.mark.slow
 def test_export_and_predict(checkpoint: str, folder: Path) -> None:
     rows = main_of("export_and_predict")(checkpoint, "mydata")
     assert {row["category"] for row in rows} == {"bottle", "cable"}
@@ -78,6 +79,7 @@ def test_export_and_predict(checkpoint: str, folder: Path) -> None:
     assert all((folder / "predictions" / row["heatmap"]).is_file() for row in rows)
 
 
+@pytest.mark.slow
 def test_compare_with_patchcore(folder: Path) -> None:
     small = Patchcore.configure_pre_processor((64, 64))
     patchcore = Patchcore(backbone="resnet18", layers=["layer2"], pre_trained=False, pre_processor=small)

@@ -37,7 +37,7 @@ def predict(
         output: Folder for predictions.csv and heatmaps.
         category: Decide by the threshold of this category, which the model must have; "auto" takes the last folder in
             an image's path that has the name of one. Default: by the model's own threshold.
-        heatmaps: Write heatmaps/<path of the image>.png, the image with its anomaly map over it.
+        heatmaps: Write `heatmaps/<path of the image>.png`, the image with its anomaly map over it.
         overwrite: Replace files that are there; heatmaps of images that are not predicted now stay.
         device: OpenVINO's name of the device, for example CPU, GPU or AUTO.
         precision_hint: Precision of the computation. "f32" gives the numbers of torch; "bf16" is faster on processors
