@@ -206,6 +206,29 @@ def three_methods(results: Path) -> str:
 TABLES["three_methods"] = three_methods
 
 
+def highlights(results: Path) -> str:
+    """The README's list of speeds, each with a link to its table."""
+    latency = read(results, "inference_speed").groupby("variant")["latency_ms"].median()
+    step = read(results, "training_speed").set_index("variant")["seconds_per_step"]
+    gpu = read(results, "training_gpu").query("batch_size == 8").sort_values("seconds_per_step").iloc[0]
+    metrics = read(results, "evaluation_speed").query("images == 1725").set_index("method")["processor_seconds"]
+    lines = (
+        f"an image takes {latency['f32']:.0f} ms in OpenVINO, {latency['torch']:.0f} ms in torch "
+        "([inference](docs/evidence/inference-speed.md)), and maps are equal to "
+        f"{read(results, 'export_parity')['map'].max():.0e} of their range "
+        "([exported models](docs/evidence/exported-models.md))",
+        f"a training step with cached features in bfloat16 takes {step['UniAD with cache, bf16']:.2f} s, that of "
+        f"straightforward code {step['plain loop']:.2f} s; on one {gpu['device']}, 1,000 epochs of as many images as "
+        f"MVTec AD's take {gpu['minutes_for_1000_epochs']:.0f} minutes ([training](docs/evidence/training-speed.md))",
+        f"seven metrics of 1,725 images take {metrics['per_category']:.1f} s of one processor, in scikit-learn "
+        f"{metrics['sklearn']:.0f} s ([metrics](docs/evidence/metrics.md))",
+    )
+    return "\n".join(f"- {line}" for line in lines)
+
+
+TABLES["highlights"] = highlights
+
+
 @table
 def industrial_epochs(rows: pd.DataFrame) -> str:
     """AUROC per epoch and method."""
