@@ -29,7 +29,7 @@ def categories_of(image_paths: Sequence[str | PurePath | None], datamodule: Any 
     Returns:
         list[str]: B categories; ``"unknown"`` where there is no path to look at.
 
-    Example:
+    Examples:
         >>> categories_of(["data/bottle/test/good/000.png", "cable/good/000.png", None])
         ['bottle', 'cable', 'unknown']
     """
@@ -62,7 +62,7 @@ def known_categories(datamodule: Any) -> list[str]:
     Returns:
         list[str]: The categories; empty if the datamodule does not tell.
 
-    Example:
+    Examples:
         >>> from types import SimpleNamespace
         >>> known_categories(SimpleNamespace(category="bottle"))
         ['bottle']
@@ -81,7 +81,7 @@ def known_categories(datamodule: Any) -> list[str]:
 def category_from_path(path: str | PurePath) -> str:
     """Return the fourth part of a path from its end, as UniAD's authors do; empty if it has fewer parts.
 
-    Example:
+    Examples:
         >>> category_from_path("data/bottle/test/good/000.png")
         'bottle'
     """
@@ -92,7 +92,7 @@ def category_from_path(path: str | PurePath) -> str:
 def find_category(path: str | PurePath, known: Container[str]) -> str:
     """Return the last folder of a path that has the name of a known category; empty if none has.
 
-    Example:
+    Examples:
         >>> find_category("line_3/bottle/2024-05-01/000.png", {"bottle", "cable"})
         'bottle'
     """

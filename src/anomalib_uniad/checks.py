@@ -67,7 +67,7 @@ def repeat(name: str, value: Any, kind: type, count: int) -> tuple[Any, ...]:
     Raises:
         ValueError: If it is something else.
 
-    Example:
+    Examples:
         >>> repeat("image_size", 224, int, 2)
         (224, 224)
     """

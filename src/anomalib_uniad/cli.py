@@ -239,7 +239,7 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args (list[str] | None): Arguments; ``None`` is those of the process. Defaults to ``None``.
 
-    Example:
+    Examples:
         >>> main(["cache", "ls", "--directory", "/not/there"])
         There are no feature caches in /not/there.
     """

@@ -32,7 +32,7 @@ def replacing(*paths: Path) -> Iterator[list[Path]]:
     Yields:
         list[Path]: Temporary paths in the same folders, to write to; each must exist in the end.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> target = Path(tempfile.mkdtemp()) / "table.csv"
         >>> with replacing(target) as (path,):
@@ -63,7 +63,7 @@ def file_names(categories: Sequence[str]) -> dict[str, str]:
         dict[str, str]: Category -> name without suffix: its own name if it has letters, digits, dots, hyphens, spaces
         and underscores only. No two are equal, also where upper and lower case are not told apart.
 
-    Example:
+    Examples:
         >>> file_names(["metal_nut", "a/b", "a|b", "..", "Con", "con"])
         {'metal_nut': 'metal_nut', 'a/b': 'a_b', 'a|b': 'a_b_', '..': '_.', 'Con': 'Con_', 'con': 'con__'}
     """

@@ -52,7 +52,7 @@ def look_at(paths: Sequence[str | Path]) -> tuple[dict[str, str], list[str]]:
 def listed(files: Mapping[str, str]) -> str:
     """The first files and their reasons, for a message.
 
-    Example:
+    Examples:
         >>> listed({"a.png": "it is empty"})
         'a.png (it is empty)'
     """

@@ -105,7 +105,7 @@ def grouped(names: Sequence[str]) -> list[str]:
     Returns:
         list[str]: A line per module; blocks and layers with a number share one, with the number of tensors.
 
-    Example:
+    Examples:
         >>> grouped(["a._fc.weight", "a._fc.bias", "a._blocks.22.bn.weight", "a._blocks.23.bn.weight", "b"])
         ['a._blocks.22 to 23: 2 tensors', 'a._fc: bias, weight', 'b']
     """

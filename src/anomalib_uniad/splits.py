@@ -15,7 +15,7 @@ def validates_test_images(datamodule: Any) -> bool:
     Returns:
         bool: Whether its validation set and its test set have an image in common.
 
-    Example:
+    Examples:
         >>> from types import SimpleNamespace
         >>> import pandas as pd
         >>> images = SimpleNamespace(samples=pd.DataFrame({"image_path": ["a.png"]}))
@@ -43,7 +43,7 @@ def describe_validation(datamodule: Any) -> str:
     Returns:
         str: For example ``"test images (same_as_test)"``; empty if the datamodule does not tell.
 
-    Example:
+    Examples:
         >>> from types import SimpleNamespace
         >>> import pandas as pd
         >>> val, test = (SimpleNamespace(samples=pd.DataFrame({"image_path": [path]})) for path in ("a.png", "b.png"))
@@ -71,7 +71,7 @@ def check_ratios(**ratios: Any) -> None:
     Raises:
         ValueError: If one is not a number between 0 and 1.
 
-    Example:
+    Examples:
         >>> check_ratios(val_split_ratio=0.5)
         >>> check_ratios(val_split_ratio=1.5)
         Traceback (most recent call last):

@@ -65,7 +65,7 @@ class CIFAR10(AnomalibDataModule):
         ValueError: If there are no normal classes, or no others, one is unknown or given twice, the split mode has
             no images to split, or its ratio is not between 0 and 1.
 
-    Example:
+    Examples:
         >>> datamodule = CIFAR10(normal_classes="airplane, ship")
         >>> datamodule.normal_classes
         (0, 8)

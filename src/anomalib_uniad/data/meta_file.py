@@ -82,7 +82,7 @@ class MetaFile(MultiCategoryDataModule):
     Raises:
         ValueError: If arguments are wrong or do not fit together.
 
-    Example:
+    Examples:
         >>> from anomalib_uniad.data import MetaFile
         >>> datamodule = MetaFile("data/MVTec-AD/mvtec_anomaly_detection", "data/MVTec-AD/train.json")  # doctest: +SKIP
         >>> datamodule.categories[:2]  # doctest: +SKIP

@@ -132,7 +132,7 @@ def raise_problems(records: Iterable[Record]) -> None:
 def show(value: Any) -> str:
     """Write a value for a message, on one line and not too long.
 
-    Example:
+    Examples:
         >>> show({"a": [1, "two"]})
         "{'a': [1, 'two']}"
     """
@@ -142,7 +142,7 @@ def show(value: Any) -> str:
 def parse_json(data: bytes) -> Any:
     """Parse JSON in UTF-8, and refuse what Python's parser accepts beyond it: repeated keys, NaN and infinities.
 
-    Example:
+    Examples:
         >>> parse_json(b'{"label": 1}')
         {'label': 1}
         >>> parse_json(b'{"label": 1, "label": 0}')

@@ -68,7 +68,7 @@ class MultiCategory(MultiCategoryDataModule):
         ValueError: If the source is unknown or has no categories, an argument is set that it does not have,
             the root is a file, or a category is missing, given twice or not a string.
 
-    Example:
+    Examples:
         >>> from anomalib_uniad.data import MultiCategory
         >>> datamodule = MultiCategory("MVTecAD", root="./datasets/MVTecAD", categories=["bottle", "cable"])
         >>> datamodule.categories

@@ -42,7 +42,7 @@ class ModelMetadata:
         training (dict[str, Any]): Dataset, number of images, epochs, seed. Defaults to ``{}``.
         precision (str | None): For example ``"FP32"`` or ``"INT8"``. Defaults to ``None``.
 
-    Example:
+    Examples:
         >>> metadata = ModelMetadata(model="UniAD", image_size=(224, 224), thresholds={"image": 12.5})
         >>> metadata.to_properties()
         {'model': 'UniAD', 'image_size': '[224, 224]', 'thresholds': '{"image": 12.5}'}

@@ -51,7 +51,7 @@ class Predictor:
     Args:
         compiled (Compiled): The model.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> from anomalib_uniad.inference.compiled import compile_file
         >>> from anomalib_uniad.inference.images import find_images

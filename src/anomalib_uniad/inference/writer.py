@@ -102,7 +102,7 @@ def heatmap_names(images: Sequence[PurePath]) -> list[PurePath]:
     Returns:
         list[PurePath]: Relative paths of the heatmaps, all different also on file systems that ignore case.
 
-    Example:
+    Examples:
         >>> names = heatmap_names([PurePath("good/a.jpg"), PurePath("b.png"), PurePath("b.bmp")])
         >>> [name.as_posix() for name in names]
         ['good/a.png', 'b.png.png', 'b.bmp.png']

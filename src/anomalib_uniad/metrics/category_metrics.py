@@ -43,7 +43,7 @@ class AP(AUPR):
     Raises:
         ValueError: If there are no fields.
 
-    Example:
+    Examples:
         >>> AP(fields=["pred_score", "gt_label"], prefix="image_").name
         'image_AP'
     """
@@ -61,7 +61,7 @@ def seven_metrics() -> list[AnomalibMetric]:
         list[AnomalibMetric]: image AUROC, AP, F1max; pixel AUROC, AP, F1max, AUPRO; undefined, not an error, where
             a model returns no scores or maps.
 
-    Example:
+    Examples:
         >>> [metric.name for metric in seven_metrics()][3:]
         ['pixel_AUROC', 'pixel_AP', 'pixel_F1Max', 'pixel_AUPRO']
     """

@@ -88,7 +88,7 @@ def thin(x: Floats, y: Floats, count: int = 1000) -> tuple[Floats, Floats]:
     Half of the points that stay are evenly spaced in ``x`` and half along the curve, which keeps steep parts. Both ends
     of a long straight part stay, so corners do not move. At most twice ``count`` points stay.
 
-    Example:
+    Examples:
         >>> x, y = thin(np.arange(10_001), np.arange(10_001), count=10)
         >>> x.tolist()
         [0, 2500, 5000, 7500, 10000]

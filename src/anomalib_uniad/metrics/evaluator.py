@@ -82,7 +82,7 @@ class PerCategoryEvaluator(Evaluator):
 
     ``image_AUROC`` is the mean over the categories, ``image_AUROC/bottle`` the value of one; likewise for all
     metrics. If there is only one category, only ``image_AUROC`` is logged, as by anomalib's evaluator. The
-    category of an image comes from :func:`anomalib_uniad.category.categories_of`.
+    category of an image comes from ``anomalib_uniad.category.categories_of``.
 
     AUROC, AP, F1max and AUPRO are exact, without bins, and computed category by category, so that memory is bounded
     by the largest category. With several processes, each image counts once.
@@ -127,7 +127,7 @@ class PerCategoryEvaluator(Evaluator):
         TypeError: If the metrics are not metrics of anomalib.
         ValueError: If ``pixel_resolution`` or ``thresholds`` is neither of its values, or two metrics have one name.
 
-    Example:
+    Examples:
         >>> from anomalib.metrics import AUROC, F1Max
         >>> evaluator = PerCategoryEvaluator(test_metrics=[
         ...     AUROC(fields=["pred_score", "gt_label"], prefix="image_"),

@@ -2,7 +2,7 @@
 """Exact metrics of scores against binary targets, all from one sort.
 
 AUROC, average precision, F1max and AUPRO change only where a positive is passed when a threshold sinks from the highest
-score to the lowest. :func:`rank` counts, at each score that a positive has, what is above it; that takes one sort of
+score to the lowest. ``rank`` counts, at each score that a positive has, what is above it; that takes one sort of
 the negatives without their indices, which is several times as fast as one with them, and each metric is then a sum over
 a few counts.
 """
@@ -57,7 +57,7 @@ def rank(positives: Floats, negatives: Floats, weights: Floats | None = None) ->
     Returns:
         Ranking: The counts.
 
-    Example:
+    Examples:
         >>> ranking = rank(np.array([0.9, 0.4]), np.array([0.4, 0.1]))
         >>> ranking.true_positives, ranking.false_positives, ranking.above
         (array([1, 2]), array([0, 1]), array([0, 0]))
@@ -103,7 +103,7 @@ def auroc(ranking: Ranking) -> float:
     Returns:
         float: The area, from 0 to 1.
 
-    Example:
+    Examples:
         >>> auroc(rank(np.array([0.9, 0.4]), np.array([0.4, 0.1])))
         0.875
     """
@@ -121,7 +121,7 @@ def average_precision(ranking: Ranking) -> float:
     Returns:
         float: The average, from 0 to 1.
 
-    Example:
+    Examples:
         >>> round(average_precision(rank(np.array([0.9, 0.4]), np.array([0.5, 0.1]))), 4)
         0.8333
     """
@@ -139,7 +139,7 @@ def f1_max(ranking: Ranking) -> float:
     Returns:
         float: The score, from 0 to 1.
 
-    Example:
+    Examples:
         >>> f1_max(rank(np.array([0.9, 0.4]), np.array([0.5, 0.1])))
         0.8
     """
@@ -159,7 +159,7 @@ def f1_threshold(ranking: Ranking) -> float:
     Returns:
         float: The threshold; NaN without any samples. Nothing is below a score of -inf, which stays normal.
 
-    Example:
+    Examples:
         >>> f1_threshold(rank(np.array([0.9, 0.6]), np.array([0.5, 0.1])))
         0.55
     """
@@ -187,7 +187,7 @@ def aupro(ranking: Ranking, fpr_limit: float = 0.3) -> float:
     Returns:
         float: The area as a part of the largest possible one, from 0 to 1.
 
-    Example:
+    Examples:
         >>> aupro(rank(np.array([0.9, 0.4]), np.array([0.5, 0.1]), np.array([1.0, 1.0])), fpr_limit=1.0)
         0.75
     """
@@ -216,7 +216,7 @@ def roc_curve(ranking: Ranking) -> tuple[Floats, Floats]:
     Returns:
         tuple[Floats, Floats]: False and true positive rates ``(2T + 2,)``, ascending.
 
-    Example:
+    Examples:
         >>> roc_curve(rank(np.array([0.9]), np.array([0.5])))
         (array([0., 0., 0., 1.]), array([0., 0., 1., 1.]))
     """

@@ -192,7 +192,7 @@ def to_markdown(frame: pd.DataFrame) -> str:
     Returns:
         str: Lines of markdown, without one at the end.
 
-    Example:
+    Examples:
         >>> print(to_markdown(pd.DataFrame({"category": ["bottle"], "image_AUROC": [0.98765]})))
         | category | image_AUROC |
         |----------|-------------|

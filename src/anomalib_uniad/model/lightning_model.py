@@ -147,7 +147,7 @@ class UniAD(AnomalibModule):
         FileNotFoundError: If ``backbone_weights`` is not there.
         ConnectionError: If pretrained weights are wanted and the model hub cannot be reached.
 
-    Example:
+    Examples:
         >>> from anomalib_uniad import UniAD
         >>> model = UniAD(backbone="resnet18", pre_trained=False, image_size=128, neighbor_size=3)
         >>> model.model.grid_size

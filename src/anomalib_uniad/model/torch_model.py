@@ -94,7 +94,7 @@ class ReconstructionTransformer(nn.Module):
 class UniADModel(nn.Module):
     """UniAD: frozen backbone, neck, jitter, reconstruction, anomaly map and score.
 
-    The arguments are those of :class:`anomalib_uniad.UniAD`, which documents them.
+    The arguments are those of ``anomalib_uniad.UniAD``, which documents them.
 
     Raises:
         ValueError: If an argument is out of its range; the message names it.

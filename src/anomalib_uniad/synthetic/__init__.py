@@ -4,7 +4,7 @@
 Six categories: three objects and assemblies with a fixed layout and a jittered pose, a turned part, and two
 textures. Everything comes from :class:`numpy.random.Generator`, so equal seeds give equal bytes.
 
-Example:
+Examples:
     >>> import numpy as np
     >>> from anomalib_uniad.synthetic import PRODUCTS
     >>> image, mask = PRODUCTS["washer"].render(np.random.default_rng(0), defect="rust")

@@ -49,7 +49,7 @@ class SyntheticProducts(MVTecAD):
     Raises:
         ValueError: If there is no such category.
 
-    Example:
+    Examples:
         >>> from anomalib_uniad.synthetic.synthetic_products import SyntheticProducts
         >>> datamodule = SyntheticProducts(category="washer", num_workers=0)
         >>> datamodule.category

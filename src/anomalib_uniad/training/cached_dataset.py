@@ -56,7 +56,7 @@ class CachedDataset(AnomalibDataset):
     Args:
         source (AnomalibDataset): The dataset of images.
 
-    Example:
+    Examples:
         >>> import pandas as pd
         >>> source = AnomalibDataset()
         >>> source._samples = pd.DataFrame({"image_path": ["a.png", "b.png", "c.png"]})

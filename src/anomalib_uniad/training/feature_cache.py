@@ -57,7 +57,7 @@ class FeatureCache(Callback):
             could change from epoch to epoch, or if something in it cannot work with the cache.
         OSError: When a training starts, if there is not enough space.
 
-    Example:
+    Examples:
         >>> FeatureCache("disk", dtype="float16", directory="features").store.entries()
         []
     """

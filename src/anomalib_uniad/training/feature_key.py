@@ -119,7 +119,7 @@ def check_deterministic(transform: Any, where: str) -> None:
 def describe_transform(transform: Any) -> Any:
     """Describe a deterministic transform with all of its arguments; its ``repr`` leaves some out.
 
-    Example:
+    Examples:
         >>> describe_transform(v2.Compose([v2.ToDtype(torch.float32, scale=True)]))
         [{'ToDtype': {'dtype': 'torch.float32', 'scale': True}}]
     """

@@ -113,7 +113,7 @@ class FeatureStore:
         directory (Path | str | None): The directory; ``None`` is ``anomalib-uniad/features`` in ``$XDG_CACHE_HOME`` or
             ``~/.cache``. Defaults to ``None``.
 
-    Example:
+    Examples:
         >>> FeatureStore("/not/there").entries()
         []
     """

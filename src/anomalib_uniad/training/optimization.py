@@ -95,7 +95,7 @@ def learning_rate_factor(
     Returns:
         Callable[[int], float]: The function.
 
-    Example:
+    Examples:
         >>> factor = learning_rate_factor("cosine", steps_per_epoch=10, total_steps=100, warmup_steps=4)
         >>> [round(factor(step), 3) for step in (0, 3, 50, 100)]
         [0.25, 0.998, 0.5, 0.0]

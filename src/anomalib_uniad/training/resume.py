@@ -39,7 +39,7 @@ class EpochSeed(Callback):
     Raises:
         ValueError: If ``seed`` is negative.
 
-    Example:
+    Examples:
         >>> trainer = Trainer(callbacks=[EpochSeed(seed=0)], accelerator="cpu", logger=False)
     """
 
@@ -99,7 +99,7 @@ class ResumeCheckpoint(Checkpoint):
     Raises:
         ValueError: If ``interval_minutes`` is not positive.
 
-    Example:
+    Examples:
         >>> ResumeCheckpoint(interval_minutes=30).interval_minutes
         30
     """

@@ -24,7 +24,7 @@ def neighbor_mask(grid_size: tuple[int, int], neighbor_size: tuple[int, int]) ->
     Raises:
         ValueError: If a token would see nothing, because the window around it covers the whole grid.
 
-    Example:
+    Examples:
         >>> neighbor_mask((1, 4), (1, 3)).int()
         tensor([[0, 0, 1, 1],
                 [0, 0, 0, 1],

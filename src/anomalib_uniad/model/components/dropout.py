@@ -19,7 +19,7 @@ def keep_mask(like: torch.Tensor, probability: float) -> torch.Tensor:
     Returns:
         torch.Tensor: 1 where kept, 0 where dropped.
 
-    Example:
+    Examples:
         >>> mask = keep_mask(torch.empty(1000, 1000), 0.1)
         >>> bool((mask.mean() - 0.9).abs() < 0.002)
         True

@@ -5,7 +5,7 @@ Importing this module registers ``resnet10_synthetic`` with timm. From then on e
 a timm backbone can use it by name, offline. The weights come from procedurally generated images only; see
 ``README.md`` beside this file for how they were made and what they are good for.
 
-Example:
+Examples:
     >>> import timm, torch
     >>> import anomalib_uniad.synthetic.backbone
     >>> backbone = timm.create_model(
