@@ -63,9 +63,8 @@ def read_recipe(recipe: Path) -> tuple[UniAD, Any]:
     return cli.model.eval(), cli.datamodule
 
 
-def load(recipe: Path, checkpoint: Path, **arguments: Any) -> tuple[UniAD, Features, Row]:
+def load(datamodule: Any, checkpoint: Path, **arguments: Any) -> tuple[UniAD, Features, Row]:
     """A trained model with other arguments in place of those of the checkpoint, the test images, epochs and seed."""
-    _, datamodule = read_recipe(recipe)
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     given = {**content["hyper_parameters"], "pre_trained": False, **arguments}
     model = UniAD(**{**given, "evaluator": False, "visualizer": False, "post_processor": False}).eval()
@@ -125,7 +124,8 @@ def score_pool(
         sizes: Sides of the pool, in pixels.
         output_dir: Folder of the csv file.
     """
-    model, test, about = load(recipe, checkpoint)
+    _, datamodule = read_recipe(recipe)
+    model, test, about = load(datamodule, checkpoint)
     with torch.no_grad():
         maps = model.model.predict(test.features).anomaly_map
     rows = [{"size": size, **row, **about} for size in sizes for row in test.auroc(AnomalyScore("max", size)(maps))]
@@ -144,7 +144,8 @@ def float16_features(recipe: Path, checkpoint: Path, output_dir: Path = RESULTS)
         checkpoint: What the recipe trained.
         output_dir: Folder of the csv file.
     """
-    model, test, about = load(recipe, checkpoint)
+    _, datamodule = read_recipe(recipe)
+    model, test, about = load(datamodule, checkpoint)
     rows = []
     for dtype in (torch.float32, torch.float16):
         with torch.no_grad():
@@ -168,11 +169,12 @@ def border(recipe: Path, zeros: Path, reflect: Path, output_dir: Path = RESULTS)
         reflect: Checkpoint of the training with backbone_padding_mode reflect.
         output_dir: Folder of the files.
     """
+    _, datamodule = read_recipe(recipe)
     rows: list[Row] = []
     maps: dict[tuple[str, str], np.ndarray] = {}
     for trained, path in zip(MODES, (zeros, reflect), strict=True):
         for tested in MODES:
-            model, test, about = load(recipe, path, backbone_padding_mode=tested)
+            model, test, about = load(datamodule, path, backbone_padding_mode=tested)
             with torch.no_grad():
                 prediction = model.model.predict(test.features)
             ring = border_ring(tuple(prediction.anomaly_map.shape[2:]), model.hparams["feature_stride"])

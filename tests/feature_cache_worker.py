@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One of two processes that train together from cached features; prints what it saw as JSON.
+"""Two processes that train together from cached features; each writes what it saw as JSON.
 
-Usage: ``python feature_cache_worker.py <rank> <port> <data> <directory>``.
+Usage: ``python feature_cache_worker.py <port> <data> <folder>``.
 """
 
 import json
 import os
 import sys
 import warnings
+from pathlib import Path
 
 warnings.simplefilter("ignore")
 
@@ -31,11 +32,10 @@ class Seen(Callback):
         self.kinds.add(type(batch).__name__)
 
 
-def main(rank: int, port: str, data: str, directory: str) -> None:
+def main(rank: int, port: str, data: str, folder: Path) -> None:
     """Train for two epochs."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
     os.environ |= {"NODE_RANK": "0", "RANK": str(rank)}
-    torch.set_num_threads(1)
     seen, extract = Seen(), UniADModel.extract
 
     def counted(self, images):
@@ -52,7 +52,7 @@ def main(rank: int, port: str, data: str, directory: str) -> None:
         neighbor_size=3,
         seed=1,
         feature_cache="disk",
-        feature_cache_dir=directory,
+        feature_cache_dir=folder / "features",
         resume_interval=0,
         visualizer=False,
     )
@@ -72,8 +72,11 @@ def main(rank: int, port: str, data: str, directory: str) -> None:
     trainer.fit(model, datamodule=datamodule)
     weight = float(model.model.transformer.output_projection.weight.sum())
     result = {"paths": seen.paths, "extracted": seen.extracted, "kinds": sorted(seen.kinds), "weight": weight}
-    sys.stdout.write("\n" + json.dumps(result) + "\n")
+    (folder / f"{rank}.json").write_text(json.dumps(result))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), *sys.argv[2:])
+    torch.set_num_threads(1)
+    # Forked: what takes seconds to import is imported once.
+    arguments = (*sys.argv[1:3], Path(sys.argv[3]))
+    torch.multiprocessing.start_processes(main, arguments, nprocs=2, start_method="fork")

@@ -222,7 +222,11 @@ def test_wrong_value() -> None:
 @pytest.mark.parametrize("source", [UniAD, Padim])
 def test_thresholds_of_a_checkpoint_are_those_of_its_training(root: Path, tmp_path: Path, source: type) -> None:
     def fresh() -> Any:
-        return small_model(5) if source is UniAD else Padim("resnet18", pre_trained=False, visualizer=False)
+        if source is UniAD:
+            return small_model(5)
+        pre_processor = Padim.configure_pre_processor((32, 32))
+        arguments = {"n_features": 8, "pre_trained": False, "pre_processor": pre_processor, "visualizer": False}
+        return Padim("resnet18", ["layer1"], **arguments)
 
     runner = engine(tmp_path, max_epochs=1)
     runner.fit(fresh(), datamodule=data(root))

@@ -3,7 +3,6 @@
 
 import errno
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -19,6 +18,7 @@ from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Callback
 from torchvision.transforms.v2 import Compose, Normalize, RandomHorizontalFlip, Resize
 
+import feature_cache_worker
 from anomalib_uniad import MultiCategory, UniAD
 from anomalib_uniad.training import feature_cache, feature_store
 from anomalib_uniad.training.cached_dataset import CachedDataset
@@ -340,21 +340,10 @@ def test_two_processes_build_one_cache(tmp_path: Path) -> None:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
-    script = Path(__file__).parents[1] / "feature_cache_worker.py"
-    workers = []
-    for rank in range(2):
-        command = [sys.executable, str(script), str(rank), str(port), str(data), str(tmp_path / "features")]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        with (tmp_path / f"{rank}.err").open("w") as log:
-            workers.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment))
-    try:
-        outputs = [worker.communicate(timeout=180)[0] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()  # does nothing to one that has ended
-    errors = "\n".join((tmp_path / f"{rank}.err").read_text()[-3000:] for rank in range(2))
-    assert [worker.returncode for worker in workers] == [0, 0], errors
-    first, second = (json.loads(output.splitlines()[-1]) for output in outputs)
+    command = [sys.executable, feature_cache_worker.__file__, str(port), str(data), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first["kinds"] == second["kinds"] == ["CachedBatch"]
     # Each process trains on its half in each epoch, and both end with the same weights.
     for epoch in range(2):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from anomalib.engine import Engine
 from anomalib.metrics import AUROC
+from anomalib.models.components.base.export_mixin import ExportMixin
 from torch import nn
 
 from anomalib_uniad import MultiCategory, UniAD
@@ -127,6 +128,23 @@ def export(trained: tuple[Path, MultiCategory], folder: Path, kind: str = "openv
 
 
 @pytest.fixture(scope="module")
+def onnx(trained, tmp_path_factory) -> Path:
+    return export(trained, tmp_path_factory.mktemp("onnx"), "onnx")
+
+
+@pytest.fixture
+def exported_once(onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's part of an export, which takes seconds, is that of the ONNX file; all that follows is done."""
+
+    def copy(self: Any, export_root: str, model_file_name: str, input_size: None, **arguments: Any) -> Path:
+        assert (model_file_name, input_size, arguments) == (onnx.stem, None, {"opset_version": 18})
+        shutil.copytree(onnx.parent, export_root, dirs_exist_ok=True)
+        return Path(export_root, onnx.name)
+
+    monkeypatch.setattr(ExportMixin, "to_onnx", copy)
+
+
+@pytest.fixture(scope="module")
 def exported(trained, tmp_path_factory) -> Path:
     return export(trained, tmp_path_factory.mktemp("exported"))
 
@@ -153,9 +171,8 @@ def test_metadata_of_openvino(trained, exported: Path) -> None:
     check_metadata(metadata, trained[0])
 
 
-def test_metadata_of_onnx(trained, tmp_path: Path) -> None:
-    path = export(trained, tmp_path, "onnx")
-    check_metadata(ModelMetadata.read(ov.Core().read_model(path), path), trained[0])
+def test_metadata_of_onnx(trained, onnx: Path) -> None:
+    check_metadata(ModelMetadata.read(ov.Core().read_model(onnx), onnx), trained[0])
 
 
 def test_metadata_of_torch(trained, tmp_path: Path) -> None:
@@ -164,6 +181,7 @@ def test_metadata_of_torch(trained, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("exported_once")
 def test_weights_in_int8(trained, tmp_path: Path) -> None:
     path = export(trained, tmp_path, compression_type="int8")
     metadata = ModelMetadata.read(ov.Core().read_model(path), path)
@@ -171,6 +189,7 @@ def test_weights_in_int8(trained, tmp_path: Path) -> None:
     check_metadata(metadata, trained[0])
 
 
+@pytest.mark.usefixtures("exported_once")
 @pytest.mark.parametrize("compression", ["int8_ptq", pytest.param("int8_acq", marks=pytest.mark.slow)])
 def test_int8(trained, tmp_path: Path, compression: str) -> None:
     path = export(
@@ -228,6 +247,7 @@ def test_without_input_size_sides_that_are_fixed_are_the_models(tmp_path: Path, 
     assert ov.Core().read_model(path).input().partial_shape == ov.PartialShape(shape)
 
 
+@pytest.mark.usefixtures("exported_once")
 def test_ports(trained, tmp_path: Path) -> None:
     """Names, types and shapes for servers are those that the docs tell."""
     path = export(trained, tmp_path, compression_type="fp16")
