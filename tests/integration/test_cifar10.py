@@ -36,24 +36,30 @@ def train(root: Path, folder: Path, **arguments) -> tuple[dict, UniAD]:
     return runner.train(trained, datamodule=data(root))[0], trained
 
 
-def test_train_and_test(root: Path, tmp_path: Path) -> None:
-    results, trained = train(root, tmp_path)
+@pytest.fixture(scope="module")
+def plain(root: Path, tmp_path_factory) -> tuple[dict, UniAD, Path]:
+    folder = tmp_path_factory.mktemp("plain")
+    return *train(root, folder), folder
+
+
+def test_train_and_test(plain: tuple[dict, UniAD, Path]) -> None:
+    results, trained, folder = plain
     image = {name for name in METRICS if name.startswith("image")}
     assert results.keys() == image, "in one pool, and nothing of pixels"
     assert trained.model.backbone.strides == [2, 4, 8, 16, 32]
-    table = pd.read_csv(tmp_path / "UniAD" / "CIFAR10" / "latest" / "metrics.csv", keep_default_na=False)
+    table = pd.read_csv(folder / "UniAD" / "CIFAR10" / "latest" / "metrics.csv", keep_default_na=False)
     assert table["category"].tolist() == ["CIFAR10", "mean"]
     assert table["note"][0] == f"{', '.join(name for name in METRICS if name not in image)}: no masks"
     assert table["thresholds"][0] == "test images (same_as_test)"
     assert float(table["image_AUROC"][0]) == pytest.approx(results["image_AUROC"])
 
 
-def test_cached_features_are_those_of_the_images(root: Path, tmp_path: Path) -> None:
-    results, plain = train(root, tmp_path / "plain")
+def test_cached_features_are_those_of_the_images(root: Path, plain: tuple[dict, UniAD, Path], tmp_path: Path) -> None:
+    results, trained, _ = plain
     for mode in ("memory", "disk"):
         cached, other = train(root, tmp_path / mode, feature_cache=mode, feature_cache_dir=tmp_path / "features")
         assert cached == pytest.approx(results, abs=1e-5)
-        for (name, value), (_, same) in zip(plain.named_parameters(), other.named_parameters(), strict=True):
+        for (name, value), (_, same) in zip(trained.named_parameters(), other.named_parameters(), strict=True):
             torch.testing.assert_close(same, value, atol=1e-4, rtol=1e-4, msg=name)
     assert len(list((tmp_path / "features").rglob("features*"))) >= 2, "of training and validation images"
 
@@ -88,6 +94,7 @@ def test_no_room_for_images(tmp_path: Path) -> None:
 
 
 def test_other_models(root: Path, tmp_path: Path) -> None:
-    padim = Padim("resnet18", layers=["layer1"], pre_trained=False, n_features=8, visualizer=False)
+    small = {"pre_trained": False, "n_features": 8, "pre_processor": Padim.configure_pre_processor((32, 32))}
+    padim = Padim("resnet18", layers=["layer1"], visualizer=False, **small)
     results = quiet_engine(tmp_path, max_epochs=1).train(padim, datamodule=data(root))[0]
     assert {name for name in results if name.startswith("image")} == {"image_AUROC", "image_F1Score"}

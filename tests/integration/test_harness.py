@@ -162,6 +162,7 @@ def test_export(fitted, data: MultiCategory, tmp_path: Path, export_type: Export
     assert tuple(torch.as_tensor(prediction.anomaly_map).shape[-2:]) == IMAGE_SIZE
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_openvino_agrees_and_keeps_the_mask(fitted, tmp_path: Path) -> None:
     import openvino

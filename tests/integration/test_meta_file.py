@@ -33,20 +33,25 @@ def train(folder: Path, datamodule, **arguments) -> tuple[UniAD, dict[str, float
     return model, results[0]
 
 
-def test_uniad(root: Path, tmp_path: Path) -> None:
-    _, expected = train(tmp_path / "a", make(MultiCategory, root))
-    datamodule = make(MetaFile, root)
-    _, results = train(tmp_path / "b", datamodule)
+@pytest.fixture(scope="module")
+def plain(root: Path, tmp_path_factory) -> tuple[Path, MetaFile, dict[str, float]]:
+    folder, datamodule = tmp_path_factory.mktemp("plain"), make(MetaFile, root)
+    return folder, datamodule, train(folder, datamodule)[1]
+
+
+def test_uniad(root: Path, plain: tuple[Path, MetaFile, dict[str, float]], tmp_path: Path) -> None:
+    folder, datamodule, results = plain
+    _, expected = train(tmp_path, make(MultiCategory, root))
     assert results == expected
     assert {"image_AUROC", "image_AUROC/bottle", "pixel_AUROC/cable"} <= results.keys()
-    run = tmp_path / "b" / "UniAD" / "line_3" / "v0"
+    run = folder / "UniAD" / "line_3" / "v0"
     assert list(pd.read_csv(run / "metrics.csv")["category"]) == ["bottle", "cable", "mean"]
     images = {path.relative_to(run / "images").as_posix() for path in (run / "images").rglob("*.png")}
     assert images == {Path(path).relative_to(root).as_posix() for path in datamodule.test_data.samples.image_path}
 
 
-def test_feature_cache(root: Path, tmp_path: Path) -> None:
-    _, expected = train(tmp_path / "off", make(MetaFile, root))
+def test_feature_cache(root: Path, plain: tuple[Path, MetaFile, dict[str, float]], tmp_path: Path) -> None:
+    expected = plain[2]
     for mode in ("memory", "disk"):
         cached = {"feature_cache": mode, "feature_cache_dir": tmp_path / "features"}
         _, results = train(tmp_path / mode, make(MetaFile, root), **cached)

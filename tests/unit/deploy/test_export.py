@@ -2,11 +2,13 @@
 """What exported files say about a model, and of which size their input is."""
 
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
 import torch
+from anomalib.models.components.base.export_mixin import ExportMixin
 from anomalib.post_processing import PostProcessor
 
 from anomalib_uniad import UniAD
@@ -75,3 +77,28 @@ def test_properties_of_an_onnx_file(tmp_path) -> None:
 )
 def test_a_side_that_is_not_dynamic_is_fixed(arguments: dict[str, Any], fixed: bool) -> None:
     assert fixes_size(arguments) == fixed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "size"),
+    [
+        ({}, None),
+        ({"dynamic_shapes": None}, (64, 96)),
+        ({"dynamic_axes": {"input": {0: "batch", 3: "width"}}}, (64, 96)),
+        ({"dynamic_shapes": None, "input_size": (72, 90)}, (72, 90)),
+    ],
+)
+def test_sides_that_are_fixed_are_the_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], size: tuple[int, int] | None
+) -> None:
+    """anomalib would take the 32 x 32 pixels with which it probes models."""
+    asked: list[tuple[int, int] | None] = []
+
+    def to_onnx(self: Any, export_root: Path, model_file_name: str, input_size: Any, **others: Any) -> Path:
+        asked.append(input_size)
+        onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], [])), export_root / "model.onnx")
+        return export_root / "model.onnx"
+
+    monkeypatch.setattr(ExportMixin, "to_onnx", to_onnx)
+    UniAD(**{**SMALL, "image_size": (64, 96)}).to_onnx(tmp_path, **arguments)
+    assert asked == [size]
