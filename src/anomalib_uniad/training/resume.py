@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from anomalib_uniad.checks import check_at_least
 from anomalib_uniad.files import replacing
 
 
@@ -44,9 +45,8 @@ class EpochSeed(Callback):
     """
 
     def __init__(self, seed: int | None = None) -> None:
-        if seed is not None and seed < 0:
-            msg = f"seed must be at least 0 or None, got {seed}."
-            raise ValueError(msg)
+        if seed is not None:
+            check_at_least("seed", seed, 0)
         self.seed = seed
         self._base_seed = 0
 
@@ -56,6 +56,22 @@ class EpochSeed(Callback):
         if stage == "fit":
             drawn = int(torch.randint(2**62, ())) if self.seed is None else self.seed
             self._base_seed = trainer.strategy.broadcast(drawn)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuse to resume from the middle of an epoch of version 0.1.0, which seeded steps instead of epochs.
+
+        Raises:
+            ValueError: If the checkpoint is its ``resume.ckpt``; the message says what to do.
+        """
+        del pl_module
+        if trainer.state.fn != TrainerFn.FITTING or "ExactResume" not in checkpoint["callbacks"]:
+            return
+        if not checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]:
+            msg = (
+                f"{trainer.ckpt_path} was written by anomalib-uniad 0.1.0 between two batches, where this version "
+                "cannot resume a training: resume it with 0.1.0, continue from a model.ckpt, or start again."
+            )
+            raise ValueError(msg)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the seed."""

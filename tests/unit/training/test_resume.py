@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from anomalib_uniad.training.resume import EpochSeed, ResumeCheckpoint
 
@@ -47,8 +48,25 @@ def test_seed_of_the_checkpoint(trainer: Trainer) -> None:
     assert given.state_dict() == {"seed": 8}
 
 
+@pytest.mark.parametrize("at_the_end", [False, True])
+def test_checkpoint_of_0_1_0(trainer: Trainer, at_the_end: bool) -> None:
+    """Its resume.ckpt is from between two batches, its model.ckpt from the end of an epoch."""
+    loops = {"fit_loop": {"epoch_loop.batch_progress": {"is_last_batch": at_the_end}}}
+    checkpoint = {"callbacks": {"ExactResume": {"seed": 5, "position": {"epoch": 1, "batch": 1}}}, "loops": loops}
+    trainer.state.fn = TrainerFn.TESTING
+    EpochSeed().on_load_checkpoint(trainer, None, checkpoint)
+    trainer.state.fn = TrainerFn.FITTING
+    if at_the_end:
+        EpochSeed().on_load_checkpoint(trainer, None, checkpoint)
+    else:
+        with pytest.raises(
+            ValueError, match=r"0\.1\.0.*resume it with 0\.1\.0, continue from a model\.ckpt, or start again"
+        ):
+            EpochSeed().on_load_checkpoint(trainer, None, checkpoint)
+
+
 def test_wrong_arguments() -> None:
-    with pytest.raises(ValueError, match="seed must be at least 0 or None, got -1"):
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
         EpochSeed(seed=-1)
     for wrong in (0, -1.5, float("nan")):
         with pytest.raises(ValueError, match=f"greater than 0, got {wrong}"):
