@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The category of an image. Batches carry paths but no categories, so whoever needs one asks here.
+"""The category of an image. Batches carry paths but no categories: this is the only place that finds one by the other.
 
 Imports neither torch nor anomalib.
 """

@@ -24,7 +24,7 @@ def version_of(package: str) -> str | None:
 def replacing(*paths: Path) -> Iterator[list[Path]]:
     """Write files under temporary names beside them, and rename all of them in the end.
 
-    Nobody sees half of a file: after an exception, the files are what they were before.
+    After an exception, all files are as they were before.
 
     Args:
         *paths (Path): Files to write; existing ones are replaced.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether image files can be read to their end, without decoding more than that takes."""
+"""Checks that image files can be read to their end, with as little decoding as possible."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +33,7 @@ def read_whole(image: Image.Image) -> None:
 
 
 def look_at(paths: Sequence[str | Path]) -> tuple[dict[str, str], list[str]]:
-    """Find the files that cannot be read as images, and those that anomalib reads otherwise than one might expect.
+    """Find the files that cannot be read as images, and those with more than 8 bits, which anomalib cuts off.
 
     Args:
         paths (Sequence[str | Path]): The files.

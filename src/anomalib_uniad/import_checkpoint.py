@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a checkpoint of the authors' code to one that anomalib takes."""
+"""Converts checkpoints of the authors' code to Lightning checkpoints."""
 
 import logging
 import re

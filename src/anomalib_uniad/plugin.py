@@ -82,7 +82,7 @@ def _warn(message: str) -> None:
 
 
 class _Finder:
-    """Finds nothing itself; has the real loaders of the watched modules tell when they are done."""
+    """Wraps the loaders of the watched modules, to be notified when these are executed."""
 
     def __init__(self, waiting: dict[str, str]) -> None:
         self.waiting = waiting
@@ -116,7 +116,7 @@ class _Finder:
 
 
 class _Loader:
-    """The real loader, which afterwards tells the finder."""
+    """Wraps the real loader, and notifies the finder once the module is executed."""
 
     def __init__(self, loader: Any, finder: _Finder) -> None:
         self.loader = loader

@@ -25,7 +25,7 @@ _LEAK = " A test image must not be used for training."
 
 
 class _Seen(NamedTuple):
-    """What a file turned out to be: why it cannot be read, width and height, whether a mask marks anything."""
+    """Result of reading a file: why it cannot be read, width and height, whether a mask marks anything."""
 
     reason: str = ""
     size: tuple[int, int] = (0, 0)
@@ -190,7 +190,7 @@ def _look(path: str, is_mask: bool, whole: bool) -> _Seen:
 
 
 def _file(path: str) -> object:
-    """Return what is the same for all names of a file."""
+    """Identity of a file, the same for all its names."""
     stat = os.stat(path)  # noqa: PTH116
     return (stat.st_dev, stat.st_ino) if stat.st_ino else os.path.realpath(path)  # some file systems have no numbers
 

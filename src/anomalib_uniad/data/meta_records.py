@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the text of meta files to records, which keep what is wrong with them."""
+"""Parses meta files into records; each record keeps its problems."""
 
 import difflib
 import json
@@ -289,7 +289,7 @@ def _fill(record: Record, content: Any, keys: _Keys) -> None:
         refuse(f'is {show(content)}, not an object such as {{"{keys.image}": ..., "{keys.label}": 0, ...}}.')
         return
     absent = [key for key in keys if key not in content]
-    for key in content:  # keys that nobody knows are left alone, unless they look as if others were meant
+    for key in content:  # unknown keys are ignored, unless they look like a misspelt one
         if key not in keys and (close := difflib.get_close_matches(key.lower(), absent, n=1, cutoff=0.8)):
             refuse(f"the key {show(key)} is unknown: should it be {close[0]!r}?")
     for key in absent:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layout of MVTec AD: categories in a folder, and the mistakes that anomalib's reader stumbles over."""
+"""The layout of MVTec AD: finds categories, and refuses what anomalib's reader would misread."""
 
 import os
 from collections import Counter, defaultdict
@@ -123,7 +123,7 @@ def _of_other_types(place: tuple[str, ...], names: Sequence[str]) -> Iterator[st
 
 
 def _misplaced(folder: Path, place: tuple[str, ...], names: Sequence[str]) -> Iterator[str]:
-    """Tell about images that are not in a folder where they belong, as far as anomalib does not ignore them."""
+    """Report images outside of the folders of the layout, except those that anomalib ignores."""
     if place == ("train", "good") or (len(place) == 2 and place[0] in ("test", "ground_truth")):
         return
     # anomalib takes the last two folders of each image for its split and label, at whatever depth.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX files: which facts about the model are in them, and of which size their input is."""
+"""Metadata and input size of exported ONNX files."""
 
 import math
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ def metadata_of(
     category_thresholds: Mapping[str, Mapping[Level, float]],
     training_summary: Mapping[str, Any],
 ) -> ModelMetadata:
-    """Collect what an exported file says about a model; what is not known, or not learned yet, is left out.
+    """Collect the metadata of a model for its exported file, without values that are unknown or not learned yet.
 
     Args:
         model (str): Name of its class.

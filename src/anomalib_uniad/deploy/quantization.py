@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""INT8: what is refused, which operations are quantised, with which images, and how accuracy is measured."""
+"""INT8: checks before the export, operations that are quantised, calibration images, accuracy control."""
 
 import copy
 import logging
@@ -314,7 +314,7 @@ def calibration_images(
 
 
 def _without_augmentations(dataset: AnomalibDataset) -> AnomalibDataset:
-    """The same images as they are; the dataset itself stays the user's."""
+    """A copy of the dataset without augmentations."""
     plain = copy.copy(dataset)
     plain.augmentations = None
     return plain

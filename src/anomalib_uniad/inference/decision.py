@@ -138,7 +138,7 @@ class Decider:
         return (shown - shown.min()) / (np.ptp(shown) or 1)
 
     def _of_model(self, output: Output) -> tuple[float | None, float | None, float | None, bool | None]:
-        """Raw and normalised score, threshold and decision without a category."""
+        """Raw and normalised score, threshold and decision of the model, without a category."""
         score, metadata = output.score, self._metadata
         if score is None:
             return None, None, None, None

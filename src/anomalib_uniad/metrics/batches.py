@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dataloaders and batches: which images to expect, which count, which cannot be read; part of a batch."""
+"""Dataloaders and batches: expected images, repeated ones, unreadable ones; rows of a batch."""
 
 import logging
 from collections import Counter

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 from anomalib.data import InferenceBatch
@@ -17,6 +17,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from anomalib_uniad.category import categories_of, find_category, known_categories, paths_of
+from anomalib_uniad.checks import check_choice
 from anomalib_uniad.metrics.batches import OwnImages, expected_images, flat, leave_out_unreadable, mask_paths, select
 from anomalib_uniad.metrics.category_metrics import CategoryMetrics, Results, seven_metrics
 from anomalib_uniad.metrics.functional import Ranking, f1_threshold
@@ -152,13 +153,8 @@ class PerCategoryEvaluator(Evaluator):
         category: str | None = None,
         pictures: bool = True,
     ) -> None:
-        for name, value, choices in (
-            ("pixel_resolution", pixel_resolution, ("model", "original")),
-            ("thresholds", thresholds, ("global", "category")),
-        ):
-            if value not in choices:
-                msg = f"{name} is {value!r}, but must be one of {', '.join(map(repr, choices))}."
-                raise ValueError(msg)
+        check_choice("pixel_resolution", pixel_resolution, get_args(PixelResolution))
+        check_choice("thresholds", thresholds, get_args(ThresholdScope))
         if val_metrics is None:
             val_metrics = seven_metrics()[:1]
         if test_metrics is None:

@@ -485,7 +485,7 @@ class UniAD(AnomalibModule):
 
     @property
     def metadata(self) -> ModelMetadata:
-        """What an exported file says about the model."""
+        """Metadata of the model for exported files."""
         return metadata_of(
             type(self).__name__, self.input_size, self.post_processor, self.category_thresholds, self.training_summary
         )
@@ -505,7 +505,7 @@ class UniAD(AnomalibModule):
             model_file_name (str): As of anomalib. Defaults to ``"model"``.
             input_size (tuple[int, int] | None): Height and width of the images; ``None`` is any, or the model's own
                 where the other arguments fix one of them. Defaults to ``None``.
-            precision (str): What the metadata say of it. Defaults to ``"FP32"``.
+            precision (str): Precision that the metadata name. Defaults to ``"FP32"``.
             **kwargs (Any): As of anomalib; ``opset_version`` is 18 if it is not given.
 
         Returns:

@@ -133,12 +133,12 @@ def _open(files: Sequence[Path], normalised: bool, image_size: tuple[int, int]) 
         if file.suffix == ".pt":
             models.append(TorchModel(TorchInferencer(file, device="cpu").model, file))
             continue
-        exact = ExportedModel(file, normalised)
-        if exact.image_size not in {None, image_size}:
-            msg = f"{file} is of images of {exact.image_size} pixels, the checkpoint of {image_size}."
+        in_f32 = ExportedModel(file, normalised)
+        if in_f32.image_size not in {None, image_size}:
+            msg = f"{file} is of images of {in_f32.image_size} pixels, the checkpoint of {image_size}."
             raise ValueError(msg)
         default = ExportedModel(file, normalised, "auto")
-        models += [exact] if default.computed_in == exact.computed_in else [exact, default]
+        models += [in_f32] if default.computed_in == in_f32.computed_in else [in_f32, default]
     return models
 
 

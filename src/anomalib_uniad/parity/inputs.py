@@ -13,6 +13,7 @@ from anomalib.data import AnomalibDataModule
 from anomalib.deploy import CompressionType
 
 import anomalib_uniad.data
+from anomalib_uniad.checks import check_at_least
 from anomalib_uniad.model import UniAD
 
 SUFFIXES = (".xml", ".onnx", ".pt")
@@ -47,9 +48,7 @@ def check(
             if not path.is_file():
                 msg = f"There is no file {path}."
                 raise FileNotFoundError(msg)
-    if timed_images < 1:
-        msg = f"timed_images must be at least 1, got {timed_images}."
-        raise ValueError(msg)
+    check_at_least("timed_images", timed_images, 1)
     if data is None:
         msg = "The folder of the test images is missing: give it with --data FOLDER."
         raise ValueError(msg)

@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from anomalib_uniad.checks import check_at_least
 from anomalib_uniad.files import replacing
 
 from .comparison import Comparison, compare
@@ -39,9 +40,7 @@ def write_report(
         OSError: If a run is not there, or files are that would be overwritten.
         ValueError: If a file of a run is damaged, or an argument does not fit the runs.
     """
-    if heatmaps < 0:
-        msg = f"heatmaps must be 0 or more, got {heatmaps}."
-        raise ValueError(msg)
+    check_at_least("heatmaps", heatmaps, 0)
     files = [output / name for name in NAMES]
     _check_output(output, files, overwrite)
     comparison = compare(read_runs(paths, names), metrics)

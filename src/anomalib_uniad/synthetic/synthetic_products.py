@@ -115,7 +115,7 @@ def generate_category(root: Path, category: str, progress: tqdm | None = None) -
 
 
 def _is_generated(folder: Path) -> bool:
-    """Tell whether a category is there; refuse to guess what anything else at its place is."""
+    """Tell whether a category is there; an error if something else is at its place."""
     if all((folder / part).is_dir() for part in ("train/good", "test", "ground_truth")):
         return True
     if folder.exists():

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens around the training step: cached features, learning-rate schedules, exact resumption."""
+"""Feature cache, resume, checkpoint selection, optimizer: for any Lightning module with a backbone."""

@@ -6,7 +6,7 @@ import errno
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from lightning.pytorch.core.hooks import DataHooks
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
+
+from anomalib_uniad.checks import check_choice
 
 from .cached_dataset import CachedBatch, CachedDataset, FeatureDtype, compute_features
 from .feature_key import check_deterministic, describe_files, digest_of, digest_weights, key_of, key_parts
@@ -68,12 +70,8 @@ class FeatureCache(Callback):
         dtype: FeatureDtype = "float32",
         directory: str | Path | None = None,
     ) -> None:
-        if mode not in {"memory", "disk"}:
-            msg = f"The mode of the feature cache must be 'memory' or 'disk', got {mode!r}."
-            raise ValueError(msg)
-        if dtype not in {"float32", "float16"}:
-            msg = f"The dtype of the feature cache must be 'float32' or 'float16', got {dtype!r}."
-            raise ValueError(msg)
+        check_choice("mode", mode, ("memory", "disk"))
+        check_choice("dtype", dtype, get_args(FeatureDtype))
         self.mode = mode
         self.dtype: FeatureDtype = dtype
         self.store = FeatureStore(directory)

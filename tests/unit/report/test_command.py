@@ -66,7 +66,7 @@ def test_nothing_is_overwritten(runs: list[str], tmp_path: Path) -> None:
         (["odd"], r"^report: odd/metrics.json is damaged: Expecting value"),
         (["UniAD/v0", "--metrics", "[F1]"], r"^report: No run has the metric F1: choose from image_AUROC, pixel_AP"),
         (["UniAD/v0", "Padim", "--names", "[A]"], r"^report: names has 1 names \(A\) for 2 runs"),
-        (["UniAD/v0", "--heatmaps", "-1"], r"^report: heatmaps must be 0 or more, got -1"),
+        (["UniAD/v0", "--heatmaps", "-1"], r"^report: heatmaps must be at least 0, got -1"),
         (["UniAD/v0", "--output", "file"], r"^report: file is a file: give a folder as output"),
         (["Padim"], r"^report: Padim/v0/predictions.csv is damaged: it has no column decision"),
     ],

@@ -171,7 +171,7 @@ def test_pre_processors_that_do_more_are_refused() -> None:
 
 
 def test_arguments_of_the_callback() -> None:
-    with pytest.raises(ValueError, match="must be 'memory' or 'disk', got 'off'"):
+    with pytest.raises(ValueError, match="mode must be one of 'memory', 'disk', got 'off'"):
         feature_cache.FeatureCache("off")
-    with pytest.raises(ValueError, match="must be 'float32' or 'float16', got 'bfloat16'"):
+    with pytest.raises(ValueError, match="dtype must be one of 'float32', 'float16', got 'bfloat16'"):
         feature_cache.FeatureCache("memory", "bfloat16")
