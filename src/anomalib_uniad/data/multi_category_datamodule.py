@@ -18,6 +18,8 @@ from anomalib.data import AnomalibDataModule, AnomalibDataset
 from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 
+from anomalib_uniad.image_files import listed, look_at
+
 logger = logging.getLogger(__name__)
 
 
@@ -70,6 +72,23 @@ class MultiCategoryDataModule(AnomalibDataModule):
     def val_dataloader(self) -> EVAL_DATALOADERS:
         """Dataloader of the validation images; none if there is no validation set."""
         return super().val_dataloader() if hasattr(self, "val_data") else []
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Say which files cannot be read, if a run ended because one could not: Pillow's errors do not name it.
+
+        Args:
+            exception (BaseException): Error of the run; if files are damaged, its message gets their names.
+        """
+        if not isinstance(exception, (OSError, SyntaxError)):  # the latter is Pillow's for damaged PNG files
+            return
+        sets = [getattr(self, name) for name in ("train_data", "val_data", "test_data") if hasattr(self, name)]
+        columns = [data.samples[name] for data in sets for name in ("image_path", "mask_path") if name in data.samples]
+        paths = sorted({path for column in columns for path in column if isinstance(path, str) and path})
+        damaged, _ = look_at(paths)
+        if damaged:
+            # In the message, as what is logged here is followed by a long traceback.
+            text = f"{len(damaged)} of {len(paths)} files cannot be read: {listed(damaged)}."
+            exception.args = (f"{str(exception).rstrip()}. {text}",)
 
     def _setup(self, _stage: str | None = None) -> None:
         temporary = _TemporaryFolder()

@@ -47,8 +47,14 @@ from .torch_model import PositionEmbedding, UniADModel
 FeatureCacheMode = Literal["off", "memory", "disk"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 
-# Arguments that change predictions, but neither names nor shapes of the weights.
-_INVISIBLE_IN_WEIGHTS = (
+# Arguments that a model and its checkpoint have to share. Most change predictions, but neither names nor shapes of the
+# weights; for the first ones, torch would list all tensors that do not fit.
+_SAME_IN_CHECKPOINT = (
+    "hidden_dim",
+    "num_encoder_layers",
+    "num_decoder_layers",
+    "feedforward_dim",
+    "position_embedding",
     "backbone_padding",
     "backbone_padding_mode",
     "image_size",
@@ -461,12 +467,16 @@ class UniAD(AnomalibModule):
         """Take over the summary of the training and the thresholds of categories.
 
         Raises:
-            ValueError: If the checkpoint is of a model with other arguments that the weights do not show; the message
+            ValueError: If the checkpoint is of another model than UniAD, or of one with other arguments; the message
                 lists them.
         """
         if self._trained_weights.keep(self, checkpoint):
             return
         super().on_load_checkpoint(checkpoint)
+        weights = checkpoint.get("state_dict", {})
+        if weights and not any(name.startswith("model.transformer.") for name in weights):
+            msg = "The checkpoint is not of UniAD: it has no weights of its transformer."
+            raise ValueError(msg)
         _check_same_model(checkpoint.get("hyper_parameters", {}), self.hparams)
         self.training_summary = dict(checkpoint.get("training_summary", {}))
         self._loaded_thresholds = checkpoint.get("category_thresholds", {})
@@ -603,14 +613,14 @@ def _check_training(arguments: Mapping[str, Any]) -> None:
 
 
 def _check_same_model(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint whose model was built with other arguments, where the weights do not show it."""
+    """Refuse a checkpoint whose model was built with other arguments."""
 
     def plain(value: Any) -> Any:
         return tuple(value) if isinstance(value, (list, tuple)) else value
 
     different = [
         f"{name}: {saved[name]} in the checkpoint, {given[name]} in the model"
-        for name in _INVISIBLE_IN_WEIGHTS
+        for name in _SAME_IN_CHECKPOINT
         if name in saved and plain(saved[name]) != plain(given[name])
     ]
     if different:

@@ -2,6 +2,7 @@
 import copy
 import gc
 import pickle
+import re
 from pathlib import Path
 
 import anomalib.data
@@ -219,3 +220,17 @@ def test_trainer_sets_up_once(root):
     first = datamodule.val_data.samples.image_path.tolist()
     datamodule.setup(TrainerFn.TESTING)
     assert datamodule.val_data.samples.image_path.tolist() == first
+
+
+def test_a_failed_run_names_the_files_that_cannot_be_read(tmp_path):
+    root = make_mvtec_like(tmp_path / "products", ["bottle", "cable"])
+    damaged = sorted((root / "cable" / "train" / "good").glob("*.png"))[0]
+    damaged.write_bytes(damaged.read_bytes()[:-40])
+    datamodule = make(root)
+    error = OSError("image file is truncated\n")  # as Pillow's, with the end that a worker of a dataloader adds
+    datamodule.on_exception(error)  # Lightning calls it
+    text = rf"image file is truncated\. 1 of \d+ files cannot be read: {re.escape(str(damaged))} \(.+\)\."
+    assert re.fullmatch(text, str(error))
+    other = ValueError("another error")
+    datamodule.on_exception(other)
+    assert str(other) == "another error"

@@ -99,7 +99,9 @@ def test_recipe_of_the_paper() -> None:
     assert "max_epochs" not in model.trainer_arguments
 
 
-@pytest.mark.parametrize(("name", "other"), [("neighbor_size", 5), ("neighbor_mask", False), ("image_score", "mean")])
+@pytest.mark.parametrize(
+    ("name", "other"), [("neighbor_size", 5), ("neighbor_mask", False), ("image_score", "mean"), ("hidden_dim", 32)]
+)
 def test_checkpoint_of_another_model_is_refused(name: str, other: object) -> None:
     model = UniAD(**{**SMALL, "image_size": 128})
     checkpoint = {"hyper_parameters": dict(model.hparams), "state_dict": model.state_dict()}
@@ -107,6 +109,12 @@ def test_checkpoint_of_another_model_is_refused(name: str, other: object) -> Non
     model.on_load_checkpoint(checkpoint)
     with pytest.raises(ValueError, match=rf"of another model.*{name}: .* in the checkpoint, .* in the model"):
         UniAD(**{**SMALL, "image_size": 128, name: other}).on_load_checkpoint(checkpoint)
+
+
+def test_checkpoint_of_another_method_is_refused() -> None:
+    checkpoint = {"hyper_parameters": {"backbone": "resnet18"}, "state_dict": {"model.memory_bank": torch.zeros(3, 4)}}
+    with pytest.raises(ValueError, match="The checkpoint is not of UniAD"):
+        UniAD(**SMALL).on_load_checkpoint(checkpoint)
 
 
 def test_checkpoints_keep_thresholds_of_categories_and_the_summary() -> None:
