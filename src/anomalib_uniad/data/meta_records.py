@@ -185,7 +185,7 @@ def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> None:
-    msg = f"has {name}, which is no JSON."
+    msg = f"has {name}, which is not valid JSON."
     raise InvalidJSONError(msg)
 
 

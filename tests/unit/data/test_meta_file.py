@@ -354,7 +354,7 @@ class TestRefused:
                 to_lines(TEST).replace(b'"label": 1', b'"label": 0, "label": 1', 1),
                 r"line 3: the key 'label' is there twice",
             ),
-            (to_lines(changed(TEST, 2, x=float("nan"))), r"line 3: has NaN, which is no JSON"),
+            (to_lines(changed(TEST, 2, x=float("nan"))), r"line 3: has NaN, which is not valid JSON"),
             (
                 changed(TEST, 2, filename="masks/bottle_0.png", maskname=None),
                 r"line 3: clsname is missing, and 'masks/bottle_0\.png' has fewer than 4 parts .*: add clsname",
@@ -562,7 +562,7 @@ class TestAderRefused:
                 r"meta\.json, test/bottle: is \{\}, not a list of records",
             ),
             ({**to_ader(TRAIN, TEST), "test": {"bottle": [0]}}, r"meta\.json, test/bottle/0: is 0, not an object"),
-            ('{"train":\n{"a": [{"x": [NaN]}]},\n"test": {}}', r"line 2: has NaN, which is no JSON"),
+            ('{"train":\n{"a": [{"x": [NaN]}]},\n"test": {}}', r"line 2: has NaN, which is not valid JSON"),
             ('{"train":\n{"a": [], "a": []},\n"test": {}, "test": {}}', r"line 2: the key 'a' is there twice"),
         ],
     )
