@@ -31,11 +31,13 @@ def main(root: str, epochs: int = 100, uniad: UniAD | None = None, patchcore: Pa
         root: Folder of the products.
         epochs: Epochs of UniAD; PatchCore has one.
         uniad: Another UniAD than one with the fast recipe.
-        patchcore: Another PatchCore than one with anomalib's defaults.
+        patchcore: Another PatchCore than one with anomalib's defaults and images of UniAD's size.
     """
     if uniad is None:
         uniad = UniAD(dropout=0.0, learning_rate=1e-3, lr_decay_epoch=int(0.8 * epochs), feature_cache="memory", seed=0)
-    runs = [run(uniad, root, epochs), run(patchcore or Patchcore(), root, 1)]
+    if patchcore is None:  # with images of the same size, so that pixel metrics can be compared
+        patchcore = Patchcore(pre_processor=Patchcore.configure_pre_processor(uniad.input_size))
+    runs = [run(uniad, root, epochs), run(patchcore, root, 1)]
     anomalib_uniad(["report", *runs, "--output", "report", "--overwrite", "true"])
     return Path("report")
 
