@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from anomalib_uniad.checks import check_at_least
 from anomalib_uniad.files import replacing, version_of
 
 RESULTS = Path("results")
@@ -261,9 +262,7 @@ def quiet() -> Iterator[None]:
 def at_least(least: float, **values: float) -> None:
     """Raise a ValueError that names the argument if a value is too small."""
     for name, value in values.items():
-        if value < least:
-            msg = f"{name} must be at least {least:g}, got {value}."
-            raise ValueError(msg)
+        check_at_least(name, value, least)
 
 
 # Images to work on.

@@ -25,12 +25,6 @@ def _grid(size: int) -> tuple[Field, Field]:
     return rows, columns
 
 
-def _unit(field: NDArray) -> Field:
-    """Stretch a field to [0, 1]."""
-    low, high = float(field.min()), float(field.max())
-    return ((field - low) / max(high - low, 1e-6)).astype(np.float32)
-
-
 def _equalized(field: NDArray) -> Field:
     """Squash a field of roughly normal values to [0, 1], keeping its contrast fixed."""
     return (1 / (1 + np.exp(-2 * (field - field.mean()) / (field.std() + 1e-6)))).astype(np.float32)
