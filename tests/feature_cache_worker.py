@@ -6,6 +6,7 @@ Usage: ``python feature_cache_worker.py <port> <data> <folder>``.
 
 import json
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -34,6 +35,7 @@ class Seen(Callback):
 
 def main(rank: int, port: str, data: str, folder: Path) -> None:
     """Train for two epochs."""
+    signal.alarm(120)  # ends a process that waits for ever, also in C++
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
     os.environ |= {"NODE_RANK": "0", "RANK": str(rank)}
     seen, extract = Seen(), UniADModel.extract

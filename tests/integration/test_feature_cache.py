@@ -341,7 +341,7 @@ def test_two_processes_build_one_cache(tmp_path: Path) -> None:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
     command = [sys.executable, feature_cache_worker.__file__, str(port), str(data), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first["kinds"] == second["kinds"] == ["CachedBatch"]
