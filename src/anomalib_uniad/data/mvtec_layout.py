@@ -85,8 +85,7 @@ def _problems(folder: Path) -> Iterator[str]:
         yield from _of_other_types(place, names)
     for place, names in sorted(files.items()):
         yield from _misplaced(folder, place, names)
-    has_files = any(path.is_file() for path in (folder / "train").rglob("*"))
-    if has_files and not links and not any(place[:1] == ("train",) for place in files):
+    if has_files(folder / "train") and not links and not any(place[:1] == ("train",) for place in files):
         yield "train/good has no images. Put the normal images for training there."
     yield from _mask_problems(files)
 
