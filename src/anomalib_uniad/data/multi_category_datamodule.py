@@ -81,6 +81,8 @@ class MultiCategoryDataModule(AnomalibDataModule):
         """
         if not isinstance(exception, (OSError, SyntaxError)):  # the latter is Pillow's for damaged PNG files
             return
+        if getattr(exception, "errno", None) is not None:  # from the system, as of a full disk; Pillow's have none
+            return
         sets = [getattr(self, name) for name in ("train_data", "val_data", "test_data") if hasattr(self, name)]
         columns = [data.samples[name] for data in sets for name in ("image_path", "mask_path") if name in data.samples]
         paths = sorted({path for column in columns for path in column if isinstance(path, str) and path})
