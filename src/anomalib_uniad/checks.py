@@ -4,6 +4,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from anomalib_uniad.errors import InputError
+
 
 def check_at_least(name: str, value: float, lowest: float) -> None:
     """Refuse a value that is too small, or not a number.
@@ -18,7 +20,7 @@ def check_at_least(name: str, value: float, lowest: float) -> None:
     """
     if not value >= lowest:  # nor NaN
         msg = f"{name} must be at least {lowest}, got {value}."
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 def check_fraction(name: str, value: float) -> None:
@@ -33,7 +35,7 @@ def check_fraction(name: str, value: float) -> None:
     """
     if not 0 <= value <= 1:
         msg = f"{name} must lie in [0, 1], got {value}."
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
@@ -49,7 +51,7 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     """
     if value not in choices:
         msg = f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}."
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 def repeat(name: str, value: Any, kind: type, count: int) -> tuple[Any, ...]:
@@ -74,5 +76,5 @@ def repeat(name: str, value: Any, kind: type, count: int) -> tuple[Any, ...]:
     values = (value,) * count if not isinstance(value, Sequence) or isinstance(value, str) else tuple(value)
     if len(values) != count or any(type(item) is not kind for item in values):
         msg = f"{name} must be one {kind.__name__} or {count} of them, got {value!r}."
-        raise ValueError(msg)
+        raise InputError(msg)
     return values

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from anomalib_uniad.deploy.official import OfficialCheckpoint
+from anomalib_uniad.errors import DiskError, ExistingFileError, InputError, MissingFileError
 from anomalib_uniad.files import replacing
 from anomalib_uniad.model import UniAD
 
@@ -127,20 +128,20 @@ def _check_output(output: Path, config: Path, overwrite: bool) -> None:
     """Refuse to write where something is, or where nothing can be written, before any work."""
     if output.suffix != ".ckpt":
         msg = f"The name of the checkpoint must end in .ckpt, as anomalib expects; got {str(output)!r}."
-        raise ValueError(msg)
+        raise InputError(msg)
     if not output.parent.is_dir():
         msg = f"There is no folder {str(output.parent)!r} for {output.name}; create it first."
-        raise FileNotFoundError(msg)
+        raise MissingFileError(msg)
     for path in (output, config):
         if path.is_dir():
             msg = f"{str(path)!r} is a folder; choose another name."
-            raise FileExistsError(msg)
+            raise ExistingFileError(msg)
         if path.exists() and not overwrite:
             msg = f"{str(path)!r} exists; choose another name, or replace it with overwrite."
-            raise FileExistsError(msg)
+            raise ExistingFileError(msg)
     try:
         with tempfile.NamedTemporaryFile(dir=output.parent):
             pass
     except OSError as error:
         msg = f"Nothing can be written to the folder {str(output.parent.resolve())!r}: {error.strerror or error}."
-        raise OSError(msg) from error
+        raise DiskError(msg) from error

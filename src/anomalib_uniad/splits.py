@@ -3,6 +3,8 @@
 
 from typing import Any
 
+from anomalib_uniad.errors import InputError
+
 _DRAWN = {"from_test", "from_train", "synthetic"}  # by chance, by a ratio and a seed
 
 
@@ -75,12 +77,12 @@ def check_ratios(**ratios: Any) -> None:
         >>> check_ratios(val_split_ratio=0.5)
         >>> check_ratios(val_split_ratio=1.5)
         Traceback (most recent call last):
-        ValueError: val_split_ratio is 1.5, it has to be a number between 0 and 1, such as 0.5.
+        anomalib_uniad.errors.InputError: val_split_ratio is 1.5, it has to be a number between 0 and 1, such as 0.5.
     """
     for name, ratio in ratios.items():
         if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio < 1:
             msg = f"{name} is {ratio!r}, it has to be a number between 0 and 1, such as 0.5."
-            raise ValueError(msg)
+            raise InputError(msg)
 
 
 def _mode(datamodule: Any) -> str:

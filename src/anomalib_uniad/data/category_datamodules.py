@@ -40,6 +40,7 @@ from anomalib.data.datasets.image import (
 )
 
 from anomalib_uniad.data.mvtec_layout import find_categories
+from anomalib_uniad.errors import InputError
 
 # Categories of anomalib's datasets, which are needed when the dataset is not there yet.
 _CATEGORIES: dict[type[AnomalibDataModule], Sequence[str]] = {
@@ -76,16 +77,16 @@ def source_class(source: str) -> type[AnomalibDataModule]:
         found = getattr(import_module(module or "anomalib.data"), name, None)
     except ImportError as error:
         msg = f"The source {source!r} cannot be imported: {error}. {_usable()}"
-        raise ValueError(msg) from error
+        raise InputError(msg) from error
     if not (inspect.isclass(found) and issubclass(found, AnomalibDataModule)):
         msg = f"Unknown source {source!r}. {_usable()}"
-        raise ValueError(msg)
+        raise InputError(msg)
     if issubclass(found, AnomalibVideoDataModule):
         msg = f"The source {source!r} is made of videos; MultiCategory joins images. {_usable()}"
-        raise ValueError(msg)
+        raise InputError(msg)
     if "category" not in arguments_of(found):
         msg = f"The source {source!r} has no argument `category`, so it has no categories to join. {_usable()}"
-        raise ValueError(msg)
+        raise InputError(msg)
     return found
 
 

@@ -21,6 +21,7 @@ from torchvision.datasets.utils import check_integrity
 from torchvision.transforms.v2 import Transform
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
+from anomalib_uniad.errors import DiskError, ExistingFileError, InputError, MissingFileError
 from anomalib_uniad.files import replacing
 from anomalib_uniad.splits import check_ratios
 
@@ -106,7 +107,7 @@ class CIFAR10(AnomalibDataModule):
                 f"CIFAR10 has no val_split_mode {self.val_split_mode.value!r}: its images are no files. "
                 "Choose same_as_test, from_test, from_train or none."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         self.root = Path(resolve_dataset_root(root, "CIFAR10")).expanduser()
         self.normal_classes = _labels(normal_classes)
         self.verify = verify
@@ -128,7 +129,7 @@ class CIFAR10(AnomalibDataModule):
                 datasets.CIFAR10(self.root, download=True)
             except (OSError, RuntimeError) as error:
                 msg = f"{missing} The download failed: {error}."
-                raise FileNotFoundError(msg) from error
+                raise MissingFileError(msg) from error
         model = getattr(self.trainer, "lightning_module", None)
         if getattr(model, "visualizer", None) is not None:
             CIFAR10Dataset(self.root, self.normal_classes, Split.TEST, self.verify).write_images()
@@ -173,7 +174,7 @@ class CIFAR10Dataset(AnomalibDataset):
         normal = frame["class_index"].isin(list(normal_classes))
         if not normal.any():
             msg = f"There is no {split} image of the normal classes {list(normal_classes)} in {root}."
-            raise ValueError(msg)
+            raise InputError(msg)
         frame["label_index"] = np.where(normal, LabelName.NORMAL, LabelName.ABNORMAL).astype(int)
         frame["label"] = np.where(normal, "normal", "anomalous")
         names = zip(frame["class_name"], frame["position"], strict=True)
@@ -216,7 +217,7 @@ class CIFAR10Dataset(AnomalibDataset):
                     same = False
                 if not same:
                     msg = f"{path} is not the image of CIFAR-10 that it is to show in heatmaps. Move its folder away."
-                    raise FileExistsError(msg)
+                    raise ExistingFileError(msg)
                 continue
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -227,7 +228,7 @@ class CIFAR10Dataset(AnomalibDataset):
                     f"Heatmaps need {path}, which cannot be written: {error}. Turn them off "
                     "(--model.visualizer false), or copy the data set to a folder that can be written to."
                 )
-                raise OSError(msg) from error
+                raise DiskError(msg) from error
 
     def __deepcopy__(self, memo: dict) -> "CIFAR10Dataset":
         """Copy all but the images, which nobody changes: anomalib copies datasets to split them."""
@@ -248,14 +249,14 @@ def _labels(classes: Any) -> tuple[int, ...]:
         label = int(label) if isinstance(label, str) and label.isdecimal() else label
         if not _is_label(label):
             msg = f"Unknown class {item!r} in normal_classes: classes are 0 to 9, or {', '.join(CLASSES)}."
-            raise ValueError(msg)
+            raise InputError(msg)
         labels.append(int(label))
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
         msg = f"Classes given twice in normal_classes: {', '.join(CLASSES[label] for label in twice)}."
-        raise ValueError(msg)
+        raise InputError(msg)
     if not 0 < len(labels) < len(CLASSES):
         msg = f"normal_classes must be 1 to {len(CLASSES) - 1} of the {len(CLASSES)} classes, got {len(labels)}."
-        raise ValueError(msg)
+        raise InputError(msg)
     return tuple(labels)
 
 
@@ -266,7 +267,7 @@ def _check_files(root: Path, verify: bool) -> None:
     """
     if root.exists() and not root.is_dir():
         msg = f"The root {root} is a file: set `root` to the folder that has {_FOLDER} in it."
-        raise ValueError(msg)
+        raise InputError(msg)
     source, folder = datasets.CIFAR10, root / _FOLDER
     files = {**dict(source.train_list), **dict(source.test_list), source.meta["filename"]: source.meta["md5"]}
     there = [name for name in files if (folder / name).is_file()]
@@ -277,13 +278,13 @@ def _check_files(root: Path, verify: bool) -> None:
             "something else. Move the folder away to have it downloaded again, or, if you know where it comes from and "
             "trust that, set `verify` to false to read it as it is."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     if missing := sorted(set(files) - set(there)):
         msg = (
             f"CIFAR-10 is not complete in {folder}: there is no {', '.join(missing)}. Download {source.url} and unpack "
             f"it in {root}, so that it has the folder {_FOLDER}."
         )
-        raise FileNotFoundError(msg)
+        raise MissingFileError(msg)
 
 
 def _read(root: Path, train: bool, verify: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -296,18 +297,18 @@ def _read(root: Path, train: bool, verify: bool) -> tuple[np.ndarray, np.ndarray
     (names,) = _load(meta, datasets.CIFAR10.meta["key"])
     if names != list(CLASSES):
         msg = f"The classes in {meta} are {names!r}; those of CIFAR-10 are {list(CLASSES)}."
-        raise ValueError(msg)
+        raise InputError(msg)
     images, labels = [], []
     for name, _ in datasets.CIFAR10.train_list if train else datasets.CIFAR10.test_list:
         file = root / _FOLDER / name
         pixels, given = _load(file, "data", "labels")
         if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (3072,):
             msg = f"The data in {file} are no images of CIFAR-10: they have to be an array (n, 3072) of bytes."
-            raise ValueError(msg)
+            raise InputError(msg)
         if not isinstance(given, list) or len(given) != len(pixels) or not all(map(_is_label, given)):
             count = len(pixels)
             msg = f"The labels in {file} have to be whole numbers from 0 to 9, one for each of its {count} images."
-            raise ValueError(msg)
+            raise InputError(msg)
         images.append(pixels)
         labels.extend(given)
     stacked = np.concatenate(images).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
@@ -326,7 +327,7 @@ def _load(file: Path, *keys: str) -> list[Any]:
         return [content[key] for key in keys]
     except Exception as error:  # damaged pickles raise anything
         msg = f"{file} cannot be read as CIFAR-10: {error!r}."
-        raise ValueError(msg) from error
+        raise InputError(msg) from error
 
 
 class _ArrayUnpickler(pickle.Unpickler):

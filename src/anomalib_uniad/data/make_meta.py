@@ -8,6 +8,7 @@ from anomalib.data import MVTecADDataset
 from anomalib.data.utils import Split
 
 from anomalib_uniad.data.mvtec_layout import check_layout, find_categories
+from anomalib_uniad.errors import ExistingFileError, InputError, MissingFileError
 from anomalib_uniad.files import replacing
 
 
@@ -36,14 +37,14 @@ def make_meta(folder: Path, output: Path | None = None, overwrite: bool = False)
     there = [str(file) for file in files if file.exists() or file.is_symlink()]
     if there and not overwrite:
         msg = f"{' and '.join(there)} would be overwritten: choose another output folder, or set overwrite to true."
-        raise FileExistsError(msg)
+        raise ExistingFileError(msg)
     if not folder.is_dir():
         msg = f"{folder} is {'a file' if folder.exists() else 'not there'}: give the folder with the images."
-        raise FileNotFoundError(msg)
+        raise MissingFileError(msg)
     categories = [folder] if (folder / "train").is_dir() else find_categories(folder)
     if not categories:
         msg = f"Found no categories in {folder}: they need images in <category>/train/good."
-        raise ValueError(msg)
+        raise InputError(msg)
     check_layout(categories[0].parent, [category.name for category in categories])
     train, test = (
         [line for category in categories for line in _lines(folder, category, split)]
@@ -51,7 +52,7 @@ def make_meta(folder: Path, output: Path | None = None, overwrite: bool = False)
     )
     if not train or not test:
         msg = f"{folder} has no images for {'training' if not train else 'testing'}, so nothing is written."
-        raise ValueError(msg)
+        raise InputError(msg)
     output.mkdir(parents=True, exist_ok=True)
     with replacing(*files) as partial:
         for path, lines in zip(partial, (train, test), strict=True):
@@ -67,7 +68,7 @@ def _lines(root: Path, category: Path, split: Split) -> list[str]:
         name = (category / Path(path).relative_to(real)).relative_to(root).as_posix()
         if not name.isprintable():
             msg = f"The name {name!r} has control characters or is not UTF-8: rename the file."
-            raise ValueError(msg)
+            raise InputError(msg)
         return name
 
     lines = []

@@ -8,18 +8,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import torch
 from anomalib import TaskType
-from anomalib.data import AnomalibDataModule, AnomalibDataset, ImageItem
-from anomalib.data.utils import LabelName, Split, TestSplitMode, ValSplitMode, read_image, read_mask
+from anomalib.data import AnomalibDataModule, AnomalibDataset
+from anomalib.data.utils import Split, TestSplitMode, ValSplitMode
 from anomalib.utils.path import generate_output_filename
 from torchvision.transforms.v2 import Transform
-from torchvision.tv_tensors import Mask
 
+from anomalib_uniad.data.image_dataset import ImageFileDataset
 from anomalib_uniad.data.meta_images import check_copies, check_images, check_use, find_files, report_categories
-from anomalib_uniad.data.meta_records import Record, raise_problems, read_meta_files
+from anomalib_uniad.data.meta_records import read_meta_files
 from anomalib_uniad.data.multi_category_datamodule import MultiCategoryDataModule, read_sets
+from anomalib_uniad.data.records import Record, raise_problems
+from anomalib_uniad.errors import InputError
 from anomalib_uniad.splits import check_ratios
 
 logger = logging.getLogger(__name__)
@@ -129,10 +129,10 @@ class MetaFile(MultiCategoryDataModule):
         )
         if self.test_split_mode == TestSplitMode.NONE:
             msg = "test_split_mode is 'none', but the test images are listed: it has to be 'from_dir' or 'synthetic'."
-            raise ValueError(msg)
+            raise InputError(msg)
         if self.val_split_mode == ValSplitMode.FROM_DIR:
             msg = "val_split_mode is 'from_dir', but there is no meta file of validation images: split them off."
-            raise ValueError(msg)
+            raise InputError(msg)
         self.root = Path(root).expanduser().resolve()
         self.verify_images = verify_images
         self.per_category_metrics = per_category_metrics
@@ -208,7 +208,7 @@ class MetaFile(MultiCategoryDataModule):
         synthetic = self.val_split_mode == ValSplitMode.SYNTHETIC
         if synthetic and any(record.label == 1 and record.split == Split.TRAIN for record in records):
             msg = "val_split_mode is 'synthetic', which needs training images without defects; there are others."
-            raise ValueError(msg)
+            raise InputError(msg)
         whole = [r for r in records if r.split == Split.TEST and r.label == 1 and not r.masks]
         if whole and _tested_with_masks(records):
             text = "%d defective test images have no mask (first: %s): all of their pixels count as defective"
@@ -225,8 +225,8 @@ class MetaFile(MultiCategoryDataModule):
         task = TaskType.SEGMENTATION if _tested_with_masks(self._records) else TaskType.CLASSIFICATION
         own = [record for record in self._records if record.category == category]
         datamodule = MetaFileCategory(
-            MetaFileDataset([record for record in own if record.split == Split.TRAIN], task),
-            MetaFileDataset([record for record in own if record.split == Split.TEST], task),
+            ImageFileDataset([record for record in own if record.split == Split.TRAIN], task),
+            ImageFileDataset([record for record in own if record.split == Split.TEST], task),
             test_split_mode=self.test_split_mode,
             test_split_ratio=self.test_split_ratio,
             val_split_mode=self.val_split_mode,
@@ -241,74 +241,16 @@ def _tested_with_masks(records: Sequence[Record]) -> bool:
     return any(record.masks for record in records if record.split == Split.TEST)
 
 
-class MetaFileDataset(AnomalibDataset):
-    """Images of meta files.
-
-    Args:
-        records (Sequence[Record]): What the files list.
-        task (TaskType): Segmentation with masks, classification without.
-        augmentations (Transform | None): Augmentations of image and mask. Defaults to ``None``.
-    """
-
-    def __init__(self, records: Sequence[Record], task: TaskType, augmentations: Transform | None = None) -> None:
-        super().__init__(augmentations=augmentations)
-        masks = [record.paths[1:] for record in records]
-        samples = pd.DataFrame(
-            {
-                "image_path": [record.paths[0] for record in records],
-                "split": [record.split.value for record in records],
-                "label": [record.label_name for record in records],
-                "label_index": pd.Series([record.label for record in records], dtype=int),
-                # One path, as in anomalib, or a list of several.
-                "mask_path": pd.Series(
-                    [list(paths) if len(paths) > 1 else next(iter(paths), None) for paths in masks], dtype=object
-                ),
-            }
-        )
-        samples.attrs["task"] = task.value
-        self.samples = samples
-
-    def __getitem__(self, index: int) -> ImageItem:
-        """Get an image with its label and, if there are masks, its mask.
-
-        Args:
-            index (int): Row of the samples.
-
-        Returns:
-            ImageItem: Image (3, H, W), mask (H, W).
-        """
-        row = self.samples.iloc[index]
-        masks = row.mask_path if isinstance(row.mask_path, list) else [row.mask_path] if row.mask_path else []
-        image: Any = read_image(row.image_path, as_tensor=True)
-        mask = self._mask(masks, row.label_index, image.shape[-2:]) if self.task == TaskType.SEGMENTATION else None
-        if self.augmentations:
-            image, mask = self.augmentations(image, mask) if mask is not None else (self.augmentations(image), None)
-        return ImageItem(
-            image=image,
-            gt_mask=mask,
-            gt_label=torch.tensor(row.label_index),
-            image_path=row.image_path,
-            mask_path=masks[0] if masks else None,
-        )
-
-    def _mask(self, masks: Sequence[str], label: int, size: torch.Size) -> Mask:
-        """Unite masks; without any, all of a defective image is defective."""
-        if not masks:
-            return Mask(torch.full(size, int(label == LabelName.ABNORMAL), dtype=torch.uint8))
-        read = [torch.as_tensor(read_mask(path, as_tensor=True)).reshape(size).bool() for path in masks]
-        return Mask(torch.stack(read).any(dim=0).to(torch.uint8))
-
-
 class MetaFileCategory(AnomalibDataModule):
     """Images of one category, split by anomalib; the test images stay as they are listed.
 
     Args:
-        train (MetaFileDataset): Training images.
-        test (MetaFileDataset): Test images.
+        train (ImageFileDataset): Training images.
+        test (ImageFileDataset): Test images.
         **split (Any): Arguments of anomalib's datamodules for splits.
     """
 
-    def __init__(self, train: MetaFileDataset, test: MetaFileDataset, **split: Any) -> None:
+    def __init__(self, train: ImageFileDataset, test: ImageFileDataset, **split: Any) -> None:
         super().__init__(train_batch_size=1, eval_batch_size=1, num_workers=0, **split)
         self._listed = train, test
 

@@ -14,7 +14,7 @@ from anomalib.data.utils import Split
 from PIL import Image
 from tqdm import tqdm
 
-from anomalib_uniad.data.meta_records import Record, show
+from anomalib_uniad.data.records import Record, show
 from anomalib_uniad.image_files import CUT_OFF, read_whole
 
 logger = logging.getLogger(__name__)

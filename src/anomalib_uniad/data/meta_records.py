@@ -3,56 +3,16 @@
 
 import difflib
 import json
-import reprlib
 from bisect import bisect_left
 from codecs import BOM_UTF8
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from anomalib.data.utils import Split
 
 from anomalib_uniad.category import category_from_path
-
-SHOWN = 20  # problems that a message lists; of the others it says how many there are
-
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = 500
-
-
-@dataclass
-class Record:
-    """One entry of a meta file, and what is wrong with it.
-
-    Attributes:
-        file (Path): The meta file.
-        where (str): "line 3", or "train/bottle/3" in ADer's format, counted from 0 there.
-        split (Split): Training or test.
-        image (str): Path of the image as written; empty if there is none.
-        label (int | None): 0 (normal) or 1 (defective); ``None`` if what is written is a problem.
-        label_name (str): Name of the label; "good" or "defective" if that is not written.
-        masks (tuple[str, ...]): Paths of the masks as written.
-        category (str): Its category.
-        paths (tuple[str, ...]): Absolute paths of the image and its masks, once they are found.
-        problems (list[str]): What is wrong with it.
-    """
-
-    file: Path
-    where: str
-    split: Split
-    image: str = ""
-    label: int | None = None
-    label_name: str = ""
-    masks: tuple[str, ...] = ()
-    category: str = ""
-    paths: tuple[str, ...] = ()
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def place(self) -> str:
-        """Where it stands, for messages."""
-        return f"{self.file}, {self.where}"
+from anomalib_uniad.data.records import Record, show
+from anomalib_uniad.errors import InputError, MissingFileError
 
 
 class InvalidJSONError(ValueError):
@@ -94,10 +54,10 @@ def read_meta_files(
     """
     if ader_meta is not None and (train_meta is not None or test_meta is not None):
         msg = "ADer's meta.json lists training and test images: set ader_meta, or train_meta and test_meta."
-        raise ValueError(msg)
+        raise InputError(msg)
     if not root.is_dir():
         msg = f"The root {root} is {'a file' if root.exists() else 'not there'}: set it to the folder of the images."
-        raise FileNotFoundError(msg)
+        raise MissingFileError(msg)
     if ader_meta is not None:
         files = [Path(ader_meta).expanduser()]
     else:
@@ -108,35 +68,13 @@ def read_meta_files(
             f"There is no meta file {' and no '.join(missing)}. Paths of meta files are relative to the working "
             f"directory ({Path.cwd()}), not to the root; `anomalib-uniad make-meta` writes them."
         )
-        raise FileNotFoundError(msg)
+        raise MissingFileError(msg)
     if len(files) == 1:
         return _read_ader(files[0])
     if files[0].samefile(files[1]):
         msg = f"train_meta and test_meta are the same file, {files[0]}."
-        raise ValueError(msg)
+        raise InputError(msg)
     return [*_read_lines(files[0], Split.TRAIN), *_read_lines(files[1], Split.TEST)]
-
-
-def raise_problems(records: Iterable[Record]) -> None:
-    """Raise a ``ValueError`` with all problems of records, in their order; nothing if there are none."""
-    found = [(record, text) for record in records for text in record.problems]
-    if not found:
-        return
-    files = ", ".join(dict.fromkeys(str(record.file) for record, _ in found))
-    lines = "".join(f"\n- {record.place}: {text}" for record, text in found[:SHOWN])
-    more = f"\n- ... and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    msg = f"{len(found)} problem{'' if len(found) == 1 else 's'} in {files}:{lines}{more}"
-    raise ValueError(msg)
-
-
-def show(value: Any) -> str:
-    """Write a value for a message, on one line and not too long.
-
-    Examples:
-        >>> show({"a": [1, "two"]})
-        "{'a': [1, 'two']}"
-    """
-    return _short.repr(value)
 
 
 def parse_json(data: bytes) -> Any:

@@ -19,6 +19,7 @@ from anomalib_uniad.data.category_datamodules import (
 )
 from anomalib_uniad.data.multi_category_datamodule import MultiCategoryDataModule, read_sets, replace_prefix
 from anomalib_uniad.data.mvtec_layout import check_layout, has_files, has_mvtec_layout
+from anomalib_uniad.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -183,7 +184,7 @@ class MultiCategory(MultiCategoryDataModule):
         names = requested or self._listed
         if not names:
             msg = f"{self._class.__name__} needs a category: set `categories`."
-            raise ValueError(msg)
+            raise InputError(msg)
         return self._make(names[0])
 
     def _find_root(self, requested: Sequence[str] | None) -> Path | None:
@@ -194,7 +195,7 @@ class MultiCategory(MultiCategoryDataModule):
         root = Path(root).expanduser().resolve()
         if root.exists() and not root.is_dir():
             msg = f"The root {root} is a file: set `root` to the folder with the categories."
-            raise ValueError(msg)
+            raise InputError(msg)
         if "root" in arguments_of(self._class):
             self._arguments["root"] = root
         return root
@@ -214,7 +215,7 @@ class MultiCategory(MultiCategoryDataModule):
             categories = sorted({*found, *self._listed}) if prepares_missing else list(found) or self._listed
             if not categories:
                 msg = f"Found no categories in {self.root}: set `categories`, or `root` to the folder with them."
-                raise ValueError(msg)
+                raise InputError(msg)
             return categories
         # anomalib's classes download all categories into an empty root, AutoVI each one where it is missing.
         can_come = not found or prepares_missing or issubclass(self._class, AutoVI)
@@ -228,11 +229,11 @@ class MultiCategory(MultiCategoryDataModule):
         """Refuse a root that is a level too deep or too high: the dataset would be downloaded into it."""
         if (root / "train").is_dir():
             msg = f"{root} seems to be a category: the root is the folder above it, {root.parent}."
-            raise ValueError(msg)
+            raise InputError(msg)
         for folder in sorted(root.iterdir()):
             if not folder.name.startswith(".") and any(has_files(folder / name) for name in self._listed):
                 msg = f"There are categories in {folder}, where {self._class.__name__} does not look for them."
-                raise ValueError(msg)
+                raise InputError(msg)
 
     def _check_present(self) -> None:
         """Refuse categories that are not on disk, or not as the wrapped class reads them."""
@@ -259,7 +260,7 @@ class MultiCategory(MultiCategoryDataModule):
         msg = f"There is no category {category!r} in {self.root}. There are: {', '.join(there) or 'none'}."
         if self.root is not None and not self.root.exists():
             msg += " These would be downloaded or created, as this folder does not exist."
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 def _accepted(
@@ -274,14 +275,14 @@ def _accepted(
         if name in {*arguments_of(AnomalibDataModule), "root", "category"}:
             own = "categories" if name == "category" else name
             msg = f"Set {own!r} of MultiCategory itself, not {name!r} in `source_args`."
-            raise ValueError(msg)
+            raise InputError(msg)
     chosen |= further
     accepted = arguments_of(cls)
     for name in chosen:
         if name not in accepted:
             has = ", ".join(accepted)
             msg = f"{cls.__name__} has no argument {name!r}; leave it out. It has {has}."
-            raise ValueError(msg)
+            raise InputError(msg)
     return chosen
 
 
@@ -295,11 +296,11 @@ def _names(categories: Sequence[str] | str | None) -> list[str] | None:
     for name in names:
         if not isinstance(name, str):
             msg = f"Categories are strings, got {name!r}; in YAML, write it in quotes."
-            raise ValueError(msg)
+            raise InputError(msg)
     if not names or "" in names:
         msg = f"`categories` is empty or has an empty name: {names}. Leave it out to have all categories."
-        raise ValueError(msg)
+        raise InputError(msg)
     if twice := sorted({name for name in names if names.count(name) > 1}):
         msg = f"Categories given twice: {', '.join(twice)}."
-        raise ValueError(msg)
+        raise InputError(msg)
     return names

@@ -9,6 +9,8 @@ from pathlib import Path
 from anomalib.data import AnomalibDataModule, MVTecAD
 from anomalib.data.datasets.image.mvtecad import CATEGORIES, IMG_EXTENSIONS
 
+from anomalib_uniad.errors import InputError, MissingFileError
+
 # Types of images that people have but that anomalib's reader leaves out, in lower case.
 _OTHER_TYPES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
 _SPLITS = ("train", "test", "ground_truth")
@@ -57,7 +59,7 @@ def check_layout(root: Path, categories: Sequence[str]) -> None:
     if not any((root / category).is_dir() for category in categories):
         state = f"has none of the categories {', '.join(categories)}" if root.exists() else "does not exist"
         msg = f"{root} {state}: correct `root`, or call `prepare_data` first if the dataset can be downloaded."
-        raise FileNotFoundError(msg)
+        raise MissingFileError(msg)
     problems = [f"{category}: {text}" for category in categories for text in _problems(root / category)]
     if problems:
         lines = "".join(f"\n- {problem}" for problem in problems)
@@ -65,7 +67,7 @@ def check_layout(root: Path, categories: Sequence[str]) -> None:
             f"{root} cannot be read in the layout of MVTec AD (PNG images in <category>/train/good, "
             f"<category>/test/good and <category>/test/<defect>, masks in <category>/ground_truth/<defect>):{lines}"
         )
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 def _problems(folder: Path) -> Iterator[str]:

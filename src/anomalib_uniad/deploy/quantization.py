@@ -21,6 +21,7 @@ from torchvision.transforms.v2 import functional as transforms
 from torchvision.tv_tensors import Mask
 
 from anomalib_uniad.checks import check_fraction
+from anomalib_uniad.errors import InputError, MissingFileError, MissingPackageError
 
 from .export import OUTPUTS
 
@@ -64,13 +65,13 @@ def check_quantization(
     """
     if not module_available("nncf"):
         msg = 'INT8 needs NNCF: pip install "anomalib-uniad[openvino]".'
-        raise ModuleNotFoundError(msg, name="nncf")
+        raise MissingPackageError(msg, name="nncf")
     if compression == CompressionType.INT8:
         return
     name = compression.name  # as on the command line
     if datamodule is None:
         msg = f"compression_type={name} measures activations on images: give a datamodule (--data on the command line)."
-        raise ValueError(msg)
+        raise InputError(msg)
     known = post_processor if isinstance(post_processor, PostProcessor) else None
     if known is not None and known.enable_normalization:
         ends = (known.image_min, known.image_max, known.pixel_min, known.pixel_max)
@@ -80,7 +81,7 @@ def check_quantization(
                 "a validation. This one has not: run engine.validate(model, datamodule) with the checkpoint, then "
                 "engine.trainer.save_checkpoint(...), and export that; or export a model with post_processor=False."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
     if compression == CompressionType.INT8_ACQ:
         check_fraction("max_drop", max_drop)
         if metric is not None and not isinstance(metric, Metric):
@@ -96,15 +97,15 @@ def check_quantization(
                 "The F1 score, which accuracy control measures by default, needs decisions, and this model's "
                 "post_processor makes none. Give another metric, for example AUROC of pred_score."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
     try:
         datamodule.setup("fit")  # without prepare_data, which would download a public data set to a misspelt folder
     except FileNotFoundError as error:
         msg = f"compression_type={name} takes training images that are there, and downloads none: {error}"
-        raise FileNotFoundError(msg) from error
+        raise MissingFileError(msg) from error
     if compression == CompressionType.INT8_ACQ and not len(getattr(datamodule, "val_data", [])):
         msg = f"Accuracy is measured on validation images, of which {datamodule.name} has none: set val_split_mode."
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 def compress_weights(model: "openvino.Model") -> "openvino.Model":
@@ -145,7 +146,7 @@ def quantize(
 
     if unknown := sorted(set(without) - set(CHOICES)):
         msg = f"There is no choice {', '.join(unknown)}: without takes {', '.join(CHOICES)}."
-        raise ValueError(msg)
+        raise InputError(msg)
     images = calibration_images(model, datamodule, size, painted=RECTANGLES not in without)
     options, advanced = _options(model, without)
     return nncf.quantize(model, _dataset(images), subset_size=len(images), advanced_parameters=advanced, **options)

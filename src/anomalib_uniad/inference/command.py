@@ -8,6 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from anomalib_uniad.errors import InputError
+
 if TYPE_CHECKING:
     from .decision import Decider
     from .images import ImageFile
@@ -89,7 +91,7 @@ def _predict(
         _say(f"{device} cannot compute in bf16 here; the model runs in f32.", stderr=True)
     if heatmaps and "anomaly_map" not in compiled.outputs:
         msg = f"{model} puts out no anomaly map: leave the heatmaps out with --heatmaps false."
-        raise ValueError(msg)
+        raise InputError(msg)
     decider = Decider(
         compiled.metadata, "pred_label" in compiled.outputs, "pred_score" in compiled.raw_outputs, category
     )

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import openvino as ov
 from openvino.preprocess import PrePostProcessor
 
+from anomalib_uniad.errors import InputError, MissingFileError
+
 from .metadata import ModelMetadata
 
 PrecisionHint = Literal["f32", "bf16", "auto"]
@@ -62,19 +64,19 @@ def compile_file(
     """
     if threads < 0:
         msg = f"threads must be positive, or 0 for OpenVINO's choice, got {threads}."
-        raise ValueError(msg)
+        raise InputError(msg)
     file = _check_files(file)
     core = ov.Core()
     available = core.available_devices
     known = {*_VIRTUAL_DEVICES, *available, *(name.split(".")[0] for name in available)}  # GPU.1 is one of GPU
     if device not in known and device.split(":")[0] not in _VIRTUAL_DEVICES:
         msg = f"There is no device {device!r}; this machine has {', '.join(available)}, and there is AUTO."
-        raise ValueError(msg)
+        raise InputError(msg)
     try:
         model = core.read_model(file)
     except RuntimeError as error:
         msg = f"{file} is not a model that OpenVINO can read: {_last_line(error)}"
-        raise ValueError(msg) from error
+        raise InputError(msg) from error
     metadata = ModelMetadata.read(model, file)
     outputs = {name: index for index, output in enumerate(model.outputs) for name in output.names}
     _check_ports(file, model, outputs)
@@ -92,7 +94,7 @@ def compile_file(
             f"{file} takes images of {alone} pixels alone, which is less than the {inside} that the model works with: "
             "export it again with an --input_size that is not smaller, or without."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     model = _with_images_as_input(model, ov.Type.f32 if size else ov.Type.u8)
     model.reshape(ov.PartialShape([batch_size, *(size or (-1, -1)), 3]))
     config: dict[str, Any] = {"PERFORMANCE_HINT": performance_hint}
@@ -104,7 +106,7 @@ def compile_file(
         compiled = core.compile_model(model, device, config)
     except RuntimeError as error:
         msg = f"OpenVINO cannot compile {file} for {device} with {config}: {_last_line(error)}"
-        raise ValueError(msg) from error
+        raise InputError(msg) from error
     return Compiled(compiled, batch_size, size, outputs, raw_outputs, metadata)
 
 
@@ -123,29 +125,29 @@ def _check_files(file: Path) -> Path:
     if not file.is_file():
         what = f"{file} is a folder" if file.is_dir() else f"There is no model {file}"
         msg = f"{what}: give the model.xml or model.onnx that `anomalib export` has written."
-        raise FileNotFoundError(msg)
+        raise MissingFileError(msg)
     if file.suffix not in {".xml", ".onnx"}:
         msg = f"{file} must be an .xml or .onnx file; make one with `anomalib export --export_type openvino`."
-        raise ValueError(msg)
+        raise InputError(msg)
     weights = file.with_suffix(".bin")
     if file.suffix == ".xml" and not weights.is_file():
         msg = f"There is no {weights}: the weights have to be beside {file.name}."
-        raise FileNotFoundError(msg)
+        raise MissingFileError(msg)
     with file.open("rb") as opened:
         if file.suffix == ".xml" and b"<net" not in opened.read(4096):
             msg = f"{file} is not a model that OpenVINO can read: it does not begin as one."
-            raise ValueError(msg)
+            raise InputError(msg)
     return file
 
 
 def _check_ports(file: Path, model: ov.Model, outputs: dict[str, int]) -> None:
     if "pred_score" not in outputs:
         msg = f"{file} is not a model of anomalib: it has no output pred_score, but {', '.join(sorted(outputs))}."
-        raise ValueError(msg)
+        raise InputError(msg)
     shapes = [port.partial_shape for port in model.inputs]
     if len(shapes) != 1 or shapes[0].rank != ov.Dimension(4) or shapes[0][1] != ov.Dimension(3):
         msg = f"{file} must have one input (B, 3, H, W), but has {', '.join(map(str, shapes))}."
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 def _with_images_as_input(model: ov.Model, element_type: ov.Type) -> ov.Model:

@@ -7,6 +7,7 @@ from pathlib import PurePath
 import numpy as np
 
 from anomalib_uniad.category import find_category
+from anomalib_uniad.errors import InputError
 
 from .metadata import ModelMetadata
 from .predictor import Output
@@ -83,7 +84,7 @@ class Decider:
                 f"No folder in the path {path} has the name of a category of the model ({names}): give the category "
                 "instead of 'auto'."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         self._threshold_of(category)
         return category
 
@@ -125,7 +126,7 @@ class Decider:
         shown, metadata = output.anomaly_map, self._metadata
         if shown is None:
             msg = f"There is no anomaly map of {output.file.path}."
-            raise ValueError(msg)
+            raise InputError(msg)
         of_category = metadata.category_thresholds.get(self.category_of(output.file.path), {}).get("pixel")
         if self.normalised and shown.min() >= 0 and shown.max() <= 1:
             width = metadata.range_of("pixel")
@@ -154,7 +155,7 @@ class Decider:
         rounding = 0.02 + 0.01 * abs(raw or 0) / self._width  # generous, for bf16
         if raw is not None and abs(np.clip((raw - self._center) / self._width + 0.5, 0, 1) - score) > rounding:
             msg = f"The model normalises a score of {raw:g} to {score:g}, which its metadata 'normalization' does not."
-            raise ValueError(msg)
+            raise InputError(msg)
         anomalous = output.label
         if anomalous is None:
             anomalous = score > 1 - metadata.normalization.get("image_sensitivity", 0.5)
@@ -163,18 +164,18 @@ class Decider:
     def _check_range(self, score: float) -> None:
         if self.known:
             msg = f"The model puts out a score of {score:g}, which its metadata says is normalised to [0, 1]."
-            raise ValueError(msg)
+            raise InputError(msg)
 
     def _threshold_of(self, category: str) -> float:
         thresholds = {name: of["image"] for name, of in self._metadata.category_thresholds.items() if "image" in of}
         if category not in thresholds:
             there = f"it has those of {', '.join(thresholds)}" if thresholds else "it has none of any category"
             msg = f"The model has no threshold of the category {category!r}: {there}."
-            raise ValueError(msg)
+            raise InputError(msg)
         threshold = self._metadata.moved(thresholds[category], "image")
         if self.normalised and (self._width is None or self._center is None):
             msg = "The thresholds of categories are raw scores, but the metadata lacks how scores are normalised."
-            raise ValueError(msg)
+            raise InputError(msg)
         if self._width is not None and self._center is not None and not self._has_raw_score:
             low, high = self._center - self._width / 2, self._center + self._width / 2
             if not low <= threshold < high:
@@ -182,5 +183,5 @@ class Decider:
                     f"The threshold {threshold:g} of the category {category!r} is outside of what the model's scores "
                     f"can tell apart, {low:g} to {high:g}."
                 )
-                raise ValueError(msg)
+                raise InputError(msg)
         return threshold

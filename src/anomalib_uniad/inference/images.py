@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds, reads and resizes images."""
+"""Finds and resizes images."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -9,9 +9,10 @@ from pathlib import Path, PurePath
 import numpy as np
 from PIL import Image
 
+from anomalib_uniad.errors import InputError, MissingFileError
+from anomalib_uniad.image_files import EXTENSIONS
+
 TABLE, HEATMAPS = "predictions.csv", "heatmaps"  # files of a prediction
-# Those of anomalib, which are torchvision's; a test compares them.
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def find_images(sources: Sequence[Path], leave_out: Path | None = None) -> list[
             images = [ImageFile(source / path, prefix / path) for path in sorted(_search(source, leave_out))]
         elif not source.exists():
             msg = f"There is no file or folder {source}."
-            raise FileNotFoundError(msg)
+            raise MissingFileError(msg)
         elif _is_image(source):
             images = [ImageFile(source, PurePath(source.name))]
         else:
@@ -61,7 +62,7 @@ def find_images(sources: Sequence[Path], leave_out: Path | None = None) -> list[
         if not images:
             what = "The folder {} has no images" if source.is_dir() else "The file {} is not an image"
             msg = f"{what.format(source)}: their names end in {', '.join(EXTENSIONS)}."
-            raise ValueError(msg)
+            raise InputError(msg)
         resolved = {image: image.path.resolve() for image in images}
         found += [image for image in images if resolved[image] not in earlier]
         earlier |= set(resolved.values())
@@ -90,31 +91,6 @@ def _search(folder: Path, leave_out: Path | None) -> Iterator[Path]:
         yield from ((here / name).relative_to(folder) for name in files if _is_image(here / name))
 
 
-def read_image(path: Path) -> np.ndarray:
-    """Read an image as RGB.
-
-    Grey, palette, CMYK and transparent images are converted by Pillow as in anomalib; transparency is dropped. The
-    orientation in EXIF data is ignored, as in anomalib: models are trained on pixels as they are stored. Animated files
-    give their first frame. 16 bit grey is reduced to its higher eight bits, as Pillow does for 16 bit colours, so that
-    65,535 becomes 255 (anomalib clips values above 255, which leaves next to nothing).
-
-    Args:
-        path (Path): The file.
-
-    Returns:
-        np.ndarray: ``(H, W, 3)``, uint8.
-
-    Raises:
-        ValueError: If the file cannot be read, for any reason; the message tells it.
-    """
-    try:
-        with Image.open(path) as image:
-            return _rgb(image)
-    except Exception as error:  # Pillow's decoders raise all kinds on damaged files
-        msg = " ".join(f"{error or type(error).__name__}".replace(repr(str(path)), "it").split())
-        raise ValueError(msg) from error
-
-
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize as UniAD does inside files that take any size: bilinear with antialiasing.
 
@@ -135,18 +111,3 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in EXTENSIONS and path.is_file()
-
-
-def _rgb(image: Image.Image) -> np.ndarray:
-    if image.mode == "F":
-        msg = "its pixels are floating point numbers, whose range is unknown; convert it to 8 or 16 bit"
-        raise ValueError(msg)
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.int64)  # (H, W); in mode "I" 16 bit in 32
-        if values.min() < 0 or values.max() > 65535:
-            msg = f"its pixels are 32 bit numbers ({values.min()} to {values.max()}); convert it to 8 or 16 bit"
-            raise ValueError(msg)
-        return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
-    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
-        image = image.convert("RGBA")  # the same colours, without a warning
-    return np.asarray(image.convert("RGB"))

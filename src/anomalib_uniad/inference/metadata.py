@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from anomalib_uniad.errors import InputError
+
 if TYPE_CHECKING:
     import openvino
 
@@ -90,7 +92,7 @@ class ModelMetadata:
                     values[name] = read(json.loads(properties[name], parse_constant=_refuse))
                 except ValueError as error:
                     msg = f"{file}: the metadata {name!r} is malformed: {error}."
-                    raise ValueError(msg) from error
+                    raise InputError(msg) from error
         return cls(**values)
 
     def write(self, model: "openvino.Model") -> None:
@@ -150,32 +152,32 @@ def _encode(name: str, value: Any) -> str:
         return json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
         msg = f"The metadata {name!r} cannot be written: {error}; got {value!r}."
-        raise ValueError(msg) from error
+        raise InputError(msg) from error
 
 
 def _refuse(constant: str) -> None:
     msg = f"{constant} is not a number"
-    raise ValueError(msg)
+    raise InputError(msg)
 
 
 def _size(value: Any) -> tuple[int, int]:
     if not (isinstance(value, list) and len(value) == 2 and all(type(side) is int and side > 0 for side in value)):
         msg = f"it must be [height, width] in pixels, got {value!r}"
-        raise ValueError(msg)
+        raise InputError(msg)
     return value[0], value[1]
 
 
 def _names(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         msg = f"it must be a list of names, got {value!r}"
-        raise ValueError(msg)
+        raise InputError(msg)
     return tuple(value)
 
 
 def _mapping(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         msg = f"it must be an object, got {value!r}"
-        raise ValueError(msg)
+        raise InputError(msg)
     return value
 
 
@@ -183,10 +185,10 @@ def _numbers(value: Any, keys: tuple[str, ...]) -> dict[str, float]:
     for key, number in _mapping(value).items():
         if key not in keys:
             msg = f"it may have {', '.join(keys)}, not {key!r}"
-            raise ValueError(msg)
+            raise InputError(msg)
         if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
             msg = f"{key} must be a number, got {number!r}"
-            raise ValueError(msg)
+            raise InputError(msg)
     return {key: float(number) for key, number in value.items()}
 
 
@@ -203,7 +205,7 @@ def _thresholds_of(category: str, value: Any) -> dict[str, float]:
         return _thresholds(value)
     except ValueError as error:
         msg = f"{category!r}: {error}"
-        raise ValueError(msg) from error
+        raise InputError(msg) from error
 
 
 def _normalization(value: Any) -> dict[str, float]:
@@ -212,7 +214,7 @@ def _normalization(value: Any) -> dict[str, float]:
         low, high = numbers.get(f"{level}_min"), numbers.get(f"{level}_max")
         if (low is None) != (high is None) or (low is not None and high is not None and low > high):
             msg = f"{level}_min and {level}_max belong together and in this order, got {low} and {high}"
-            raise ValueError(msg)
+            raise InputError(msg)
     return numbers
 
 

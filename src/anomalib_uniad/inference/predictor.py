@@ -10,8 +10,10 @@ from queue import SimpleQueue
 import numpy as np
 import openvino as ov
 
+from anomalib_uniad.image_files import read_image
+
 from .compiled import Compiled
-from .images import ImageFile, read_image, resize_image
+from .images import ImageFile, resize_image
 
 
 @dataclass

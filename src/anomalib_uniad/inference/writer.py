@@ -10,6 +10,8 @@ from types import TracebackType
 
 import numpy as np
 
+from anomalib_uniad.errors import ExistingFileError
+
 from .decision import Decision
 from .heatmap import draw_heatmap
 from .images import HEATMAPS, TABLE, ImageFile
@@ -36,7 +38,7 @@ class Writer:
     ) -> None:
         if output.exists() and not output.is_dir():
             msg = f"The output {output} is a file: give a folder."
-            raise FileExistsError(msg)
+            raise ExistingFileError(msg)
         self.table = output / TABLE
         names = heatmap_names([file.name for file in files])
         paths = {file: output / HEATMAPS / name for file, name in zip(files, names, strict=True)}
@@ -44,12 +46,12 @@ class Writer:
         self._output, self._written = output, dict[ImageFile, str]()
         if heatmaps and (output / HEATMAPS).exists() and not (output / HEATMAPS).is_dir():
             msg = f"{output / HEATMAPS} is a file, but the heatmaps need a folder there: give another output folder."
-            raise FileExistsError(msg)
+            raise ExistingFileError(msg)
         there = [path for path in (self.table, *self._heatmaps.values()) if path.exists()]
         if there and not overwrite:
             more = f" and {len(there) - 1} more of the files to write are" if len(there) > 1 else " is"
             msg = f"{there[0]}{more} there already: give another folder, or --overwrite true to replace them."
-            raise FileExistsError(msg)
+            raise ExistingFileError(msg)
         (output / HEATMAPS if heatmaps else output).mkdir(parents=True, exist_ok=True)
         # File names need not be valid text: their bytes are written unchanged.
         mode = "w" if overwrite else "x"

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DistributedSampler, SequentialSampler
 
 from anomalib_uniad.category import categories_of, known_categories
+from anomalib_uniad.errors import InputError
 from anomalib_uniad.image_files import listed, look_at
 
 logger = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ def leave_out_unreadable(dataloaders: Any) -> str:
     message = f"{len(bad)} of {len(images)} images cannot be read: {listed(bad)}."
     if len(bad) == len(images) or any(loader.num_workers for loader in new):
         msg = f"{message} Nothing was predicted."
-        raise ValueError(msg)
+        raise InputError(msg)
     logger.warning("%s They are left out.", message)
     for loader in new:
         loader.dataset.image_filenames = [path for path in loader.dataset.image_filenames if str(path) not in bad]

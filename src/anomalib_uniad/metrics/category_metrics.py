@@ -11,6 +11,7 @@ from anomalib.data import ImageBatch
 from anomalib.metrics import AUPR, AUPRO, AUROC, AnomalibMetric, F1Max
 
 from anomalib_uniad.category import categories_of, known_categories, paths_of
+from anomalib_uniad.errors import InputError
 from anomalib_uniad.metrics import functional
 from anomalib_uniad.metrics.batches import select
 from anomalib_uniad.metrics.functional import Ranking
@@ -228,7 +229,7 @@ class CategoryMetrics:
                 msg = (
                     f"{name} needs {lacking[0]}, but the batch does not have a value for field with name {lacking[0]}."
                 )
-                raise ValueError(msg)
+                raise InputError(msg)
             if lacking:
                 seen.missing.setdefault(name, lacking[-1])
             else:

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from anomalib_uniad.category import categories_of, find_category, known_categories, paths_of
 from anomalib_uniad.checks import check_choice
+from anomalib_uniad.errors import InputError
 from anomalib_uniad.metrics.batches import OwnImages, expected_images, flat, leave_out_unreadable, mask_paths, select
 from anomalib_uniad.metrics.category_metrics import CategoryMetrics, Results, seven_metrics
 from anomalib_uniad.metrics.functional import Ranking, f1_threshold
@@ -169,7 +170,7 @@ class PerCategoryEvaluator(Evaluator):
             names = [metric.name for metric in metrics]
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 msg = f"{kind} has several metrics with the name {', '.join(twice)}; give them different prefixes."
-                raise ValueError(msg)
+                raise InputError(msg)
         self.pixel_resolution = pixel_resolution
         self.thresholds = thresholds
         self.category = category
@@ -353,7 +354,7 @@ class PerCategoryEvaluator(Evaluator):
                 f"thresholds is 'category', but the model has none of {', '.join(lacking)}, only of "
                 f"{', '.join(self._used)}. Use 'global', or train with validation images of all of them."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         self._several = len(known) > 1 or (datamodule is None and not known)
         loaders = flat(trainer.test_dataloaders)
         self._own_images = OwnImages(loaders)
@@ -434,7 +435,7 @@ class PerCategoryEvaluator(Evaluator):
         self._choose_thresholds(pl_module)
         if self._used and self.category is not None and self.category not in self._used:
             msg = f"category is {self.category!r}, but the model has thresholds of {', '.join(self._used)}."
-            raise ValueError(msg)
+            raise InputError(msg)
 
     def on_predict_batch_end(
         self,
@@ -472,7 +473,7 @@ class PerCategoryEvaluator(Evaluator):
                 )
         self._forget()
         if self._unreadable:  # now that all is written, so that a command ends with an error
-            raise ValueError(self._unreadable)
+            raise InputError(self._unreadable)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Drop the scores of a run that failed."""
@@ -489,10 +490,10 @@ class PerCategoryEvaluator(Evaluator):
                 "thresholds is 'category', but the model has none of categories. They are learned at validations "
                 "during training and kept in its checkpoint; a model without them has 'global' ones only."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         if not isinstance(post_processor, PostProcessor):
             msg = "thresholds is 'category', which needs anomalib's PostProcessor, but the model has none."
-            raise ValueError(msg)
+            raise InputError(msg)
         self._used = self.category_thresholds
         self._decided_by = with_sensitivity(self._used, post_processor)
 

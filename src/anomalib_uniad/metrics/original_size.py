@@ -12,6 +12,7 @@ from PIL import Image
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
+from anomalib_uniad.errors import InputError, MissingFileError
 from anomalib_uniad.metrics.batches import select
 
 PixelResolution = Literal["model", "original"]
@@ -37,12 +38,12 @@ def check_whole_images(pre_processor: Any, datasets: Sequence[Any] = ()) -> None
                 f"pixel_resolution 'original' needs anomaly maps of whole images, but the {where} has {moving[0]}. "
                 "Take it out, or use pixel_resolution 'model'."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
     tables = [table for data in datasets if (table := getattr(data, "samples", None)) is not None]
     for path in (path for table in tables for name in ("image_path", "mask_path") for path in table.get(name, ())):
         if isinstance(path, str | Path) and str(path) and not Path(path).is_file():
             msg = f"pixel_resolution 'original' reads {path}, which is not there."
-            raise FileNotFoundError(msg)
+            raise MissingFileError(msg)
 
 
 def at_original_size(batch: ImageBatch, mask_paths: Mapping[str, str] | None = None) -> Iterator[ImageBatch]:
@@ -81,7 +82,7 @@ def at_original_size(batch: ImageBatch, mask_paths: Mapping[str, str] | None = N
 def _image_size(path: str | None) -> tuple[int, int]:
     if path is None or not Path(path).is_file():
         msg = f"pixel_resolution 'original' needs the files of the images, but {path} is none. Use 'model'."
-        raise FileNotFoundError(msg)
+        raise MissingFileError(msg)
     with Image.open(path) as image:  # reads the header only
         width, height = image.size
     return height, width
@@ -92,13 +93,13 @@ def _read_mask(path: str | None, one: Any, size: tuple[int, int]) -> torch.Tenso
         mask = one.gt_mask.bool()
         if bool(mask.any()) and not bool(mask.all()):
             msg = f"pixel_resolution 'original' needs masks in files, but {one.image_path[0]} has none. Use 'model'."
-            raise ValueError(msg)
+            raise InputError(msg)
         return mask.reshape(-1)[:1].expand(1, *size)  # all normal or all defective, at any size
     if not Path(str(path)).is_file():
         msg = f"The mask {path} of {one.image_path[0]} is not there."
-        raise FileNotFoundError(msg)
+        raise MissingFileError(msg)
     mask = torch.as_tensor(read_mask(str(path), as_tensor=True)).bool()
     if mask.shape[-2:] != size:
         msg = f"The mask {path} has {tuple(mask.shape[-2:])} pixels, its image {one.image_path[0]} has {size}."
-        raise ValueError(msg)
+        raise InputError(msg)
     return mask.reshape(1, *size)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from anomalib_uniad.errors import InputError
 from anomalib_uniad.metrics.functional import Floats, Ranking, rank
 
 Level = Literal["image", "pixel"]
@@ -92,7 +93,7 @@ class ScorePool:
         height, width = masks.shape[-2:]
         if maps.shape[-2:] != masks.shape[-2:]:
             msg = f"Anomaly maps of {tuple(maps.shape[-2:])} pixels cannot be compared with masks of {(height, width)}."
-            raise ValueError(msg)
+            raise InputError(msg)
         values = self._plain(maps).reshape(-1, height, width)
         for scores, mask in zip(values, masks.detach().bool().cpu().numpy().reshape(-1, height, width), strict=True):
             if not mask.any():

@@ -31,6 +31,7 @@ from anomalib_uniad.deploy.quantization import (
     quantize,
     quantize_with_accuracy_control,
 )
+from anomalib_uniad.errors import InputError
 from anomalib_uniad.inference.metadata import Level, ModelMetadata
 from anomalib_uniad.metrics import PerCategoryEvaluator
 from anomalib_uniad.training.checkpoint_selection import CheckpointChoice, CheckpointSelection
@@ -213,7 +214,7 @@ class UniAD(AnomalibModule):
         # Plain tuples before the hyper-parameters are collected: configs bring lists of several classes.
         if not isinstance(layers, Sequence) or isinstance(layers, str):
             msg = f"layers must be a list of indices or names, got {layers!r}."
-            raise ValueError(msg)
+            raise InputError(msg)
         layers = cast("Sequence[int] | Sequence[str]", tuple(layers))
         image_size = repeat("image_size", image_size, int, 2)
         neighbor_size = repeat("neighbor_size", neighbor_size, int, 2)
@@ -229,7 +230,7 @@ class UniAD(AnomalibModule):
         )
         if self.input_size not in {None, image_size}:
             msg = f"The pre_processor resizes images to {self.input_size}, but image_size is {image_size}."
-            raise ValueError(msg)
+            raise InputError(msg)
         _check_training(self.hparams)
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
@@ -476,7 +477,7 @@ class UniAD(AnomalibModule):
         weights = checkpoint.get("state_dict", {})
         if weights and not any(name.startswith("model.transformer.") for name in weights):
             msg = "The checkpoint is not of UniAD: it has no weights of its transformer."
-            raise ValueError(msg)
+            raise InputError(msg)
         _check_same_model(checkpoint.get("hyper_parameters", {}), self.hparams)
         self.training_summary = dict(checkpoint.get("training_summary", {}))
         self._loaded_thresholds = checkpoint.get("category_thresholds", {})
@@ -628,4 +629,4 @@ def _check_same_model(saved: Mapping[str, Any], given: Mapping[str, Any]) -> Non
             "The checkpoint is of another model; give the arguments of its training (for an imported checkpoint, the "
             f"config beside it, with --config). {'; '.join(different)}."
         )
-        raise ValueError(msg)
+        raise InputError(msg)

@@ -10,6 +10,7 @@ from anomalib.data import InferenceBatch
 from torch import nn
 
 from anomalib_uniad.checks import check_at_least, check_choice, check_fraction
+from anomalib_uniad.errors import InputError
 
 from .anomaly_map import AnomalyMap, AnomalyScore, ImageScore
 from .components import (
@@ -130,7 +131,7 @@ class UniADModel(nn.Module):
         self.grid_size = _grid_size(image_size, feature_stride)
         if image_score == "max" and score_pool_size > min(image_size):
             msg = f"score_pool_size ({score_pool_size}) must not exceed image_size {image_size}."
-            raise ValueError(msg)
+            raise InputError(msg)
         self.jitter = FeatureJitter(jitter_scale, jitter_probability)
         self.anomaly_map = AnomalyMap(image_size)
         self.score = AnomalyScore(image_score, score_pool_size)
@@ -157,7 +158,7 @@ class UniADModel(nn.Module):
         """``images`` (B, 3, H, W), normalised as the backbone expects -> ``features`` (B, C, h, w) of the neck."""
         if tuple(images.shape[-2:]) != self.image_size:
             msg = f"The model was built for images of {self.image_size}, got {tuple(images.shape[-2:])}."
-            raise ValueError(msg)
+            raise InputError(msg)
         return self.neck(self.backbone(images))
 
     def reconstruct(self, features: torch.Tensor) -> torch.Tensor:
@@ -191,5 +192,5 @@ def _grid_size(image_size: tuple[int, int], feature_stride: int) -> tuple[int, i
             f"image_size {image_size} must be a positive multiple of feature_stride ({feature_stride}) in both "
             "height and width."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return height // feature_stride, width // feature_stride

@@ -18,6 +18,7 @@ from rich.markdown import Markdown
 from rich.progress import Progress
 
 from anomalib_uniad.category import categories_of
+from anomalib_uniad.errors import InputError
 from anomalib_uniad.files import replacing
 from anomalib_uniad.metrics.run_files import to_markdown, versions
 
@@ -136,7 +137,7 @@ def _open(files: Sequence[Path], normalised: bool, image_size: tuple[int, int]) 
         in_f32 = ExportedModel(file, normalised)
         if in_f32.image_size not in {None, image_size}:
             msg = f"{file} is of images of {in_f32.image_size} pixels, the checkpoint of {image_size}."
-            raise ValueError(msg)
+            raise InputError(msg)
         default = ExportedModel(file, normalised, "auto")
         models += [in_f32] if default.computed_in == in_f32.computed_in else [in_f32, default]
     return models
@@ -169,7 +170,7 @@ def _compare(
                 found.append(difference(result, reference, other.kind))
             except ValueError as error:
                 msg = f"{other.name}: {error}"
-                raise ValueError(msg) from error
+                raise InputError(msg) from error
             quality.update(batch, result.scores[other.kind], result.maps[other.kind])
         progress.advance(task)
     rows: list[dict[str, Any]] = [{**_about(torch_model), **references["raw"].compute()}]

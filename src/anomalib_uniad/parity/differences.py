@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from anomalib.data import ImageBatch
 
+from anomalib_uniad.errors import InputError
 from anomalib_uniad.metrics import seven_metrics
 from anomalib_uniad.metrics.category_metrics import CategoryMetrics
 
@@ -94,7 +95,7 @@ def difference(own: ImageResult, reference: ImageResult, kind: Kind) -> dict[str
     if maps[0].shape != maps[1].shape:
         sizes = [" x ".join(map(str, one.shape)) for one in maps]
         msg = f"Its maps are of {sizes[0]} pixels, those of the checkpoint of {sizes[1]}: it is of another model."
-        raise ValueError(msg)
+        raise InputError(msg)
     difference_of_maps = np.abs(maps[0].astype(np.float64) - maps[1])
     decided = own.anomalous is not None and reference.anomalous is not None
     return {

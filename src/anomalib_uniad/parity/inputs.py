@@ -14,6 +14,7 @@ from anomalib.deploy import CompressionType
 
 import anomalib_uniad.data
 from anomalib_uniad.checks import check_at_least
+from anomalib_uniad.errors import ExistingFileError, InputError, MissingFileError
 from anomalib_uniad.model import UniAD
 
 SUFFIXES = (".xml", ".onnx", ".pt")
@@ -32,52 +33,52 @@ def check(
     """Refuse arguments that cannot work, before anything is loaded; see :func:`~.compare.compare_files` for them."""
     if not models and not export:
         msg = "There is nothing to compare: give exported files, or --export true to export the checkpoint first."
-        raise ValueError(msg)
+        raise InputError(msg)
     for file in models:
         if file.suffix not in SUFFIXES:
             msg = f"{file} is not an exported model: their names end in {', '.join(SUFFIXES)}."
-            raise ValueError(msg)
+            raise InputError(msg)
         if file.suffix == ".pt" and os.environ.get("TRUST_REMOTE_CODE", "0").lower() not in {"1", "true"}:
             msg = (
                 f"{file} is pickled, and whoever reads it runs what is in it: set the environment variable "
                 "TRUST_REMOTE_CODE=1, as for anomalib's TorchInferencer, if you trust the file, or leave it out."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         weights = file.with_suffix(".bin")
         for path in (file, *([weights] if file.suffix == ".xml" else [])):
             if not path.is_file():
                 msg = f"There is no file {path}."
-                raise FileNotFoundError(msg)
+                raise MissingFileError(msg)
     check_at_least("timed_images", timed_images, 1)
     if data is None:
         msg = "The folder of the test images is missing: give it with --data FOLDER."
-        raise ValueError(msg)
+        raise InputError(msg)
     if not data.is_dir():
         msg = f"There is no folder {data}."
-        raise FileNotFoundError(msg)
+        raise MissingFileError(msg)
     if output.exists() and not output.is_dir():
         msg = f"The output {output} is a file: give a folder."
-        raise FileExistsError(msg)
+        raise ExistingFileError(msg)
     there = [path for path in (output / "parity.csv", output / "parity.md") if path.exists()]
     if there and not overwrite:
         msg = f"{there[0]} is there already: give another folder with --output, or --overwrite true to replace it."
-        raise FileExistsError(msg)
+        raise ExistingFileError(msg)
 
 
 def load(ckpt: Path) -> UniAD:
     """Load a checkpoint of UniAD."""
     if not ckpt.is_file():
         msg = f"There is no checkpoint {ckpt}."
-        raise FileNotFoundError(msg)
+        raise MissingFileError(msg)
     try:
         content = torch.load(ckpt, map_location="cpu", weights_only=True)
     except Exception as error:  # its readers raise all kinds on other files
         msg = f"{ckpt} is not a checkpoint that torch can read."
-        raise ValueError(msg) from error
+        raise InputError(msg) from error
     weights = content.get("state_dict", {}) if isinstance(content, dict) else {}
     if "model.transformer.input_projection.weight" not in weights or "hyper_parameters" not in content:
         msg = f"{ckpt} is not a Lightning checkpoint of UniAD; `anomalib train` writes one to weights/lightning."
-        raise ValueError(msg)
+        raise InputError(msg)
     return UniAD.load_from_checkpoint(ckpt, map_location="cpu").eval()
 
 
@@ -92,13 +93,13 @@ def make_datamodule(name: str, root: Path | None) -> AnomalibDataModule:
     cls: Any = getattr(anomalib_uniad.data, name, None) or getattr(anomalib.data, name, None)
     if not (inspect.isclass(cls) and issubclass(cls, AnomalibDataModule)):
         msg = f"data_class must be MultiCategory, MetaFile, CIFAR10 or a datamodule of anomalib, got {name!r}."
-        raise ValueError(msg)
+        raise InputError(msg)
     parameters = inspect.signature(cls).parameters
     needed = [key for key, value in parameters.items() if value.default is value.empty and key != "root"]
     if "root" not in parameters or needed:
         lacking = f"needs {', '.join(needed)} as well" if needed else "has no argument root"
         msg = f"{name} {lacking}, so it cannot be made of a folder alone; give MultiCategory."
-        raise ValueError(msg)
+        raise InputError(msg)
     arguments: dict[str, Any] = {"root": root, "eval_batch_size": 1, "num_workers": 0}
     if root is not None and issubclass(cls, anomalib_uniad.data.MultiCategory):
         _check_categories(root)
@@ -107,10 +108,10 @@ def make_datamodule(name: str, root: Path | None) -> AnomalibDataModule:
         datamodule.setup()  # without prepare_data, which would download a public data set
     except RuntimeError as error:  # what some of anomalib's readers raise
         msg = f"{name} cannot read {root}: {error}"
-        raise ValueError(msg) from error
+        raise InputError(msg) from error
     if not len(datamodule.test_data):
         msg = f"{name} finds no test images in {root}."
-        raise ValueError(msg)
+        raise InputError(msg)
     return cast("AnomalibDataModule", datamodule)
 
 
@@ -119,7 +120,7 @@ def _check_categories(root: Path) -> None:
     needed = (Path("train", "good"), Path("test"))
     if all((root / part).is_dir() for part in needed):
         msg = f"{root} is a category: give the folder above it, {root.resolve().parent}."
-        raise FileNotFoundError(msg)
+        raise MissingFileError(msg)
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     lacking = {folder.name: [str(part) for part in needed if not (folder / part).is_dir()] for folder in folders}
     if all(lacking.values()):
@@ -129,7 +130,7 @@ def _check_categories(root: Path) -> None:
             f"There is no category in the layout of MVTec AD in {root}, a folder with train/good and test in it: "
             f"{found}. Correct --data, or give the datamodule that reads the folder with --data_class."
         )
-        raise FileNotFoundError(msg)
+        raise MissingFileError(msg)
 
 
 def export_files(model: UniAD, folder: Path, datamodule: AnomalibDataModule) -> list[Path]:

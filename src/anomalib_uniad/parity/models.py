@@ -10,6 +10,7 @@ import openvino as ov
 import torch
 from anomalib.data import ImageBatch, InferenceBatch
 
+from anomalib_uniad.errors import InputError
 from anomalib_uniad.inference.compiled import compile_file
 from anomalib_uniad.inference.images import resize_image
 
@@ -90,7 +91,7 @@ class ExportedModel:
         self._compiled = compiled = compile_file(file, precision_hint=precision_hint, performance_hint="LATENCY")
         if "anomaly_map" not in compiled.outputs:
             msg = f"{file} has no output anomaly_map: export it with `anomalib export`."
-            raise ValueError(msg)
+            raise InputError(msg)
         self._decides = "pred_label" in compiled.outputs
         self.kind: Kind = "raw"
         self._outputs = compiled.raw_outputs

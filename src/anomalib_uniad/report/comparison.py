@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from anomalib_uniad.errors import InputError
+
 from .decisions import count, decision_notes, decision_table
 from .runs import Run
 
@@ -86,7 +88,7 @@ def compare(runs: Sequence[Run], metrics: Sequence[str] | None = None) -> Compar
     if unknown or not wanted:
         msg = f"No run has the metric {', '.join(unknown)}" if unknown else "metrics is empty"
         msg = f"{msg}: choose from {', '.join(known)}."
-        raise ValueError(msg)
+        raise InputError(msg)
     categories = list(dict.fromkeys(name for run in runs for name in run.categories))
     tables = [_table(runs, metric, categories) for metric in wanted]
     counts = {run.name: count(run.predictions) for run in runs}

@@ -12,6 +12,8 @@ from typing import Any
 
 import pandas as pd
 
+from anomalib_uniad.errors import InputError, MissingFileError
+
 from .decisions import read_predictions
 
 
@@ -43,10 +45,10 @@ def read_runs(paths: Sequence[Path], names: Sequence[str] | None = None) -> list
     """Read runs, in the order given, and name them: by their models, if no names are given."""
     if not paths:
         msg = "Give at least one folder of a run, such as results/UniAD/MVTecAD/latest."
-        raise ValueError(msg)
+        raise InputError(msg)
     if names is not None and len(names) != len(paths):
         msg = f"names has {len(names)} names ({', '.join(names)}) for {len(paths)} runs: give one for each."
-        raise ValueError(msg)
+        raise InputError(msg)
     runs = [_read(find_metrics(path)) for path in paths]
     wanted = names if names is not None else [run.about.get("model") or run.file.parent.name for run in runs]
     for run, name in zip(runs, unique(wanted), strict=True):
@@ -73,17 +75,17 @@ def find_metrics(run: Path) -> Path:
     if run.is_file():
         if run.suffix not in {".json", ".csv"}:
             msg = f"{run} is not the metrics.json or metrics.csv of a run."
-            raise ValueError(msg)
+            raise InputError(msg)
         return run
     if not run.is_dir():
         msg = f"{run} is not there: give the folder of a run, such as results/UniAD/MVTecAD/latest."
-        raise FileNotFoundError(msg)
+        raise MissingFileError(msg)
     if found := _newest_in(run):
         return found
     below = [found for folder in sorted(run.iterdir()) if folder.is_dir() and (found := _newest_in(folder))]
     if not below:
         msg = f"{run} is not the folder of a run: neither it nor a folder in it has metrics.json or metrics.csv."
-        raise FileNotFoundError(msg)
+        raise MissingFileError(msg)
     return max(below, key=_age)
 
 
@@ -105,10 +107,10 @@ def _read(file: Path) -> Run:
             run = _from_json(file, json.load(stream)) if file.suffix == ".json" else _from_csv(file, stream)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, csv.Error) as error:
         msg = f"{file} is damaged: {error}."
-        raise ValueError(msg) from error
+        raise InputError(msg) from error
     if not run.metrics or not run.categories:
         msg = f"{file} has no {'categories' if run.metrics else 'metrics'}, so there is nothing to report."
-        raise ValueError(msg)
+        raise InputError(msg)
     return run
 
 
@@ -116,13 +118,13 @@ def _from_json(file: Path, content: Any) -> Run:
     def mapping(value: Any, where: str) -> dict[str, Any]:
         if not isinstance(value, dict):
             msg = f"{file} is not the metrics.json of a run: {where} is {_short(value)}, not a mapping."
-            raise ValueError(msg)
+            raise InputError(msg)
         return value
 
     metrics = mapping(content, "the file").get("metrics")
     if not isinstance(metrics, list) or not metrics or not all(isinstance(name, str) for name in metrics):
         msg = f"{file} is not the metrics.json of a run: metrics is {_short(metrics)}, not a list of names."
-        raise ValueError(msg)
+        raise InputError(msg)
     run = Run(file, metrics=list(dict.fromkeys(metrics)))
     for key, value in mapping(content.get("run", {}), "run").items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -146,12 +148,12 @@ def _from_csv(file: Path, stream: Iterable[str]) -> Run:
     names = list(reader.fieldnames or [])
     if names[:1] != ["category"] or "note" not in names:
         msg = f"{file} is not the metrics.csv of a run: its columns have to be category, metrics, note and more."
-        raise ValueError(msg)
+        raise InputError(msg)
     run = Run(file, metrics=names[1 : names.index("note")])
     rows = list(reader)
     if not rows or rows[-1]["category"] != "mean" or None in rows[-1].values():
         msg = f"{file} is damaged: its last row has to be the mean."
-        raise ValueError(msg)
+        raise InputError(msg)
     run.about = {name: rows[-1][name] for name in names[names.index("note") + 1 :]}
     for line, row in enumerate(rows[:-1], 2):
         category = row["category"]
@@ -173,10 +175,10 @@ def _add(run: Run, metric: str, category: str, value: Any, where: str) -> None:
         return
     if not _is_number(value) or not math.isfinite(value):
         msg = f"{run.file} is damaged: {where} is {_short(value)}, not a number."
-        raise ValueError(msg)
+        raise InputError(msg)
     if metric not in run.metrics:
         msg = f"{run.file} is damaged: {where} is not one of its metrics ({', '.join(run.metrics)})."
-        raise ValueError(msg)
+        raise InputError(msg)
     run.values[metric, category] = float(value)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anomalib_uniad.checks import check_at_least
+from anomalib_uniad.errors import ExistingFileError
 from anomalib_uniad.files import replacing
 
 from .comparison import Comparison, compare
@@ -56,15 +57,15 @@ def _check_output(output: Path, files: Sequence[Path], overwrite: bool) -> None:
     """Refuse a folder in which something would be lost."""
     if output.exists() and not output.is_dir():
         msg = f"{output} is a file: give a folder as output."
-        raise FileExistsError(msg)
+        raise ExistingFileError(msg)
     there = [file for file in files if file.exists() or file.is_symlink()]
     if there and not overwrite:
         msg = (
             f"{' and '.join(map(str, there))} would be overwritten: choose another output folder, "
             "or set overwrite to true."
         )
-        raise FileExistsError(msg)
+        raise ExistingFileError(msg)
     for file in there:
         if file.is_dir():
             msg = f"{file} is a folder: choose another output folder."
-            raise FileExistsError(msg)
+            raise ExistingFileError(msg)

@@ -12,6 +12,7 @@ from anomalib.data import MVTecAD
 from anomalib.utils.path import resolve_dataset_root
 from tqdm.auto import tqdm
 
+from anomalib_uniad.errors import ExistingFileError, InputError
 from anomalib_uniad.synthetic import PRODUCTS
 
 CATEGORIES: tuple[str, ...] = tuple(PRODUCTS)
@@ -63,7 +64,7 @@ class SyntheticProducts(MVTecAD):
     ) -> None:
         if category not in PRODUCTS:
             msg = f"Unknown category {category!r}; there are {', '.join(CATEGORIES)}"
-            raise ValueError(msg)
+            raise InputError(msg)
         super().__init__(root=resolve_dataset_root(root, "SyntheticProducts"), category=category, **kwargs)
 
     def prepare_data(self) -> None:
@@ -122,7 +123,7 @@ def _is_generated(folder: Path) -> bool:
         msg = (
             f"{folder} exists but has no train/good, test and ground_truth folders; move it away or choose another root"
         )
-        raise FileExistsError(msg)
+        raise ExistingFileError(msg)
     return False
 
 

@@ -16,6 +16,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from anomalib_uniad.errors import InputError
+
 from .feature_store import CacheWriter, MemoryWriter
 
 logger = logging.getLogger(__name__)
@@ -224,7 +226,7 @@ def _prepare(items: list[Any], transform: Callable[..., Any] | None, dataset: st
                 f"The feature cache needs images of shape (3, H, W), but {dataset} gives {found}. "
                 "Train without the cache (feature_cache=off)."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         if transform is not None:
             image, mask = transform(image, mask)
         images.append(image.as_subclass(torch.Tensor))
@@ -232,7 +234,7 @@ def _prepare(items: list[Any], transform: Callable[..., Any] | None, dataset: st
     sizes = {tuple(image.shape) for image in images}
     if len(sizes) > 1:
         msg = f"Images have different sizes after the pre-processor: {sorted(sizes)}. Let it resize them."
-        raise ValueError(msg)
+        raise InputError(msg)
     size = tuple(images[0].shape[-2:])
     planes = np.full((len(items), *size), NO_MASK, dtype=np.uint8)
     for plane, mask in zip(planes, masks, strict=True):
@@ -251,7 +253,7 @@ def _extract(model: nn.Module, images: torch.Tensor, dtype: FeatureDtype) -> np.
             f"Features reach {features.abs().max().item():.3g}, more than float16 can hold (65504). "
             "Keep them in float32 (feature_cache_dtype=float32)."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return kept.cpu().numpy()
 
 

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from anomalib_uniad.errors import InputError, MissingFileError
 from anomalib_uniad.files import replacing
 from anomalib_uniad.splits import describe_validation, drawn_without_seed, validates_test_images
 
@@ -57,7 +58,7 @@ class CheckpointSelection(Callback):
                 "checkpoint_selection=best needs the trainer's own checkpoint callback, which keeps the last epoch; it "
                 f"is switched off, or replaced by another. {_LAST}"
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         self._path = checkpoint_path(trainer, "best.ckpt")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -121,7 +122,7 @@ class CheckpointSelection(Callback):
                 f"The best checkpoint so far ({MONITOR} {state['score']:.4f}) is not there any more: {state['path']}. "
                 f"Put it beside {trainer.ckpt_path}."
             )
-            raise FileNotFoundError(msg)
+            raise MissingFileError(msg)
         if trainer.is_global_zero and sources[0].resolve() != self._path.resolve():
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self._path) as (part,):
@@ -136,20 +137,20 @@ def _check_images(trainer: Trainer) -> None:
             "checkpoint_selection=best needs a datamodule with validation images; choose them with its val_split_mode, "
             f"for example from_test. {_LAST}"
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     if validates_test_images(datamodule):
         msg = (
             f"With checkpoint_selection=best, the checkpoint would be selected on test images: those of the validation "
             f"are {where}. Set some aside with the datamodule's val_split_mode, for example from_test. {_LAST}"
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     labels = datamodule.val_data.samples.get("label_index")
     if labels is None or set(labels) < {0, 1}:
         msg = (
             f"With checkpoint_selection=best, {MONITOR} needs normal and defective validation images, but there is "
             f"only one kind: {where}. Choose another val_split_mode of the datamodule. {_LAST}"
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     if drawn_without_seed(datamodule):
         rank_zero_warn(
             "The validation images are drawn without a seed: a later test would draw others, and test some that the "
@@ -161,4 +162,4 @@ def _check_metric(pl_module: LightningModule) -> None:
     metrics: Any = getattr(getattr(pl_module, "evaluator", None), "val_metrics", ())
     if MONITOR not in [metric.name for metric in metrics]:
         msg = f"checkpoint_selection=best needs {MONITOR} among the evaluator's val_metrics. {_LAST}"
-        raise ValueError(msg)
+        raise InputError(msg)

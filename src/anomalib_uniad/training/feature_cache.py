@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
 from anomalib_uniad.checks import check_choice
+from anomalib_uniad.errors import DiskError, InputError
 
 from .cached_dataset import CachedBatch, CachedDataset, FeatureDtype, compute_features
 from .feature_key import check_deterministic, describe_files, digest_of, digest_weights, key_of, key_parts
@@ -95,7 +96,7 @@ class FeatureCache(Callback):
                 "The feature cache works with anomalib's datamodules: give the trainer one instead of dataloaders. "
                 f"{_OFF}"
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         check_model(pl_module.model)
         check_strategy(trainer)
         check_transfer(datamodule, pl_module)
@@ -201,7 +202,7 @@ class FeatureCache(Callback):
                 if error.errno != errno.ENOSPC:
                     raise
                 msg = f"The disk of {str(self.store.directory)!r} became full. {_ADVICE}"
-                raise OSError(msg) from error
+                raise DiskError(msg) from error
         size = gigabytes(sum(array.nbytes for array in arrays.values()))
         rank_zero_info(
             f"Features of {meta['dataset']} from cache {meta['key']} ({meta['images']} images, {size}), {how}."
@@ -218,10 +219,10 @@ def check_model(model: Any) -> None:
     """Refuse models whose features can change, or that cannot extract them."""
     if not callable(getattr(model, "extract", None)) or not hasattr(model, "backbone"):
         msg = f"The feature cache needs a model with `backbone` and `extract`; {type(model).__name__} has not. {_OFF}"
-        raise ValueError(msg)
+        raise InputError(msg)
     if any(parameter.requires_grad for parameter in model.backbone.parameters()):
         msg = f"The backbone has trainable parameters, so its features change. Freeze it, or: {_OFF}"
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 def check_strategy(trainer: Trainer) -> None:
@@ -229,7 +230,7 @@ def check_strategy(trainer: Trainer) -> None:
     if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
         name = type(trainer.strategy).__name__
         msg = f"The feature cache works on one device and with DDP, not with {name}. {_OFF}"
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 def check_transfer(*owners: Any) -> None:
@@ -242,7 +243,7 @@ def check_transfer(*owners: Any) -> None:
                     f"{type(owner).__name__} has its own {hook}, which may change images in every epoch, and the "
                     f"feature cache would not see it. {_OFF}"
                 )
-                raise ValueError(msg)
+                raise InputError(msg)
 
 
 def transform_of_images(trainer: Trainer, pl_module: LightningModule) -> Any:
@@ -255,7 +256,7 @@ def transform_of_images(trainer: Trainer, pl_module: LightningModule) -> Any:
         return None
     if not isinstance(found, PreProcessor):
         msg = f"The feature cache knows pre-processors of anomalib, not {type(found).__name__}. {_OFF}"
-        raise ValueError(msg)
+        raise InputError(msg)
     check_deterministic(found.transform, "pre_processor")
     image = torch.linspace(0, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
     expected = image if found.transform is None else found.transform(image)
@@ -269,7 +270,7 @@ def transform_of_images(trainer: Trainer, pl_module: LightningModule) -> Any:
                 f"The feature cache transforms images itself, once, but {hook} of {type(found).__name__} does "
                 f"something else with images, or does not leave batches that bring their features alone. {_OFF}"
             )
-            raise ValueError(msg)
+            raise InputError(msg)
     return found.transform
 
 
@@ -277,7 +278,7 @@ def check_dataset(dataset: Any, where: str) -> None:
     """Refuse datasets that give no images, or not always the same; ``where`` its augmentations come from."""
     if not isinstance(dataset, AnomalibDataset) or isinstance(dataset, (AnomalibDepthDataset, AnomalibVideoDataset)):
         msg = f"The feature cache needs an image dataset of anomalib, not {type(dataset).__name__}. {_OFF}"
-        raise ValueError(msg)
+        raise InputError(msg)
     reader = next(cls for cls in type(dataset).__mro__ if {"__getitem__", "__getitems__"} & vars(cls).keys())
     if reader.__module__.split(".")[0] not in {"anomalib", "anomalib_uniad"} and not hasattr(dataset, "content_key"):
         msg = (
@@ -285,7 +286,7 @@ def check_dataset(dataset: Any, where: str) -> None:
             "depend on. If they are always the same, give the dataset an attribute content_key, a string that changes "
             f"with their contents. {_OFF}"
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     check_deterministic(dataset.augmentations, where)
     _check_collate(dataset.collate_fn, ImageBatch.collate)
 
@@ -294,10 +295,10 @@ def check_loader(loader: Any, dataset: CachedDataset) -> None:
     """Refuse what a datamodule gives the trainer if it does not make batches of the cached dataset."""
     if not isinstance(loader, DataLoader) or loader.batch_sampler is None:
         msg = f"The feature cache needs a torch DataLoader that makes batches, not {type(loader).__name__}. {_OFF}"
-        raise ValueError(msg)
+        raise InputError(msg)
     if loader.dataset is not dataset:
         msg = f"The feature cache needs a datamodule whose dataloaders read its train_data and val_data. {_OFF}"
-        raise ValueError(msg)
+        raise InputError(msg)
     _check_collate(loader.collate_fn, dataset.collate_fn)
 
 
@@ -305,7 +306,7 @@ def _check_collate(found: Any, expected: Any) -> None:
     if found != expected:
         name = getattr(found, "__name__", type(found).__name__)
         msg = f"The dataloader has its own collate_fn ({name}), which the feature cache cannot call. {_OFF}"
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 def check_space(
@@ -325,7 +326,7 @@ def check_space(
     size = f"The features of {shape[0]} images, {'x'.join(map(str, shape[1:]))} {dtype}, need {gigabytes(needed)}"
     if free is not None and needed > free:
         msg = f"{size} in {place}, but there are only {gigabytes(free)}. {advice}"
-        raise OSError(msg)
+        raise DiskError(msg)
     rank_zero_info(f"{size} in {place}{'' if free is None else f' (free: {gigabytes(free)})'}.")
 
 

@@ -12,6 +12,7 @@ from anomalib.data.transforms import ExportableCenterCrop, SquarePad
 from torch import nn
 from torchvision.transforms import v2
 
+from anomalib_uniad.errors import InputError
 from anomalib_uniad.files import version_of
 
 FORMAT_VERSION = 1
@@ -90,7 +91,7 @@ def describe_files(dataset: Any, masks: bool) -> list[Any]:
                 "images are not files, give the dataset an attribute content_key, a string that changes with their "
                 "contents; or train without the cache (feature_cache=off)."
             )
-            raise ValueError(msg) from error
+            raise InputError(msg) from error
         return [os.path.realpath(path), status.st_size, status.st_mtime_ns]
 
     labels = samples["label_index"] if "label_index" in samples else [None] * len(samples)
@@ -113,7 +114,7 @@ def check_deterministic(transform: Any, where: str) -> None:
             "which is random or not known to be deterministic. Remove it, or train without the cache "
             "(feature_cache=off)."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 def describe_transform(transform: Any) -> Any:

@@ -21,6 +21,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from filelock import FileLock, Timeout
 
+from anomalib_uniad.errors import DiskError, InputError
+
 logger = logging.getLogger(__name__)
 
 META = "meta.json"
@@ -190,7 +192,7 @@ class FeatureStore:
             arrays = self.open(key)
         if arrays is None:
             msg = f"The feature cache {str(self.directory / key)!r} was changed while it was built."
-            raise OSError(msg)
+            raise DiskError(msg)
         return arrays, "built now"
 
     @contextlib.contextmanager
@@ -209,7 +211,7 @@ class FeatureStore:
                 f"The directory of the feature cache, {str(self.directory)!r}, cannot be written to: {error}. Choose "
                 "another one (feature_cache_dir), or keep the features in memory (feature_cache=memory)."
             )
-            raise OSError(msg) from error
+            raise DiskError(msg) from error
         try:
             yield
         finally:
@@ -227,7 +229,7 @@ class FeatureStore:
                 _discard(path)
         if target.exists() or target.is_symlink():
             msg = f"{str(target)!r} is in the way: it is not, or not only, a feature cache. Move it elsewhere."
-            raise OSError(msg)
+            raise DiskError(msg)
         folder = Path(tempfile.mkdtemp(prefix=f".{key}.", suffix=".partial", dir=self.directory))
         folder.chmod(self.directory.stat().st_mode & 0o777)  # mkdtemp's folders are closed to others
         writer = CacheWriter(folder)
@@ -298,7 +300,7 @@ def _map_arrays(folder: Path, key: str) -> dict[str, np.ndarray]:
     meta = _read_meta(folder)
     if meta.get("key") != key:
         msg = f"{META} is missing, cannot be read or belongs to another cache."
-        raise ValueError(msg)
+        raise InputError(msg)
     try:
         # Private pages: torch warns about arrays that cannot be written to, and nothing goes back to the file.
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="c") for name in {*meta["arrays"], *REQUIRED}}
@@ -306,11 +308,11 @@ def _map_arrays(folder: Path, key: str) -> dict[str, np.ndarray]:
             wanted = meta["arrays"][name]
             if list(array.shape) != wanted["shape"] or array.dtype.name != wanted["dtype"]:
                 msg = f"{name}.npy has {array.shape}, {array.dtype.name}; {META} says {wanted}."
-                raise ValueError(msg)
+                raise InputError(msg)
     # Other errors of the system, for example too many open files, say nothing about the cache.
     except (FileNotFoundError, EOFError, KeyError, TypeError) as error:
         msg = f"{type(error).__name__}: {error}"
-        raise ValueError(msg) from error
+        raise InputError(msg) from error
     return arrays
 
 

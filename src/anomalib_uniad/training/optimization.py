@@ -10,6 +10,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch.optim.lr_scheduler import LambdaLR, StepLR
 
+from anomalib_uniad.errors import InputError
+
 LearningRateSchedule = Literal["step", "cosine"]
 
 
@@ -64,7 +66,7 @@ def learning_rate_schedule(
     total_steps = trainer.estimated_stepping_batches
     if schedule == "cosine" and math.isinf(total_steps):
         msg = "lr_schedule 'cosine' needs to know where training ends: set trainer.max_epochs or trainer.max_steps."
-        raise ValueError(msg)
+        raise InputError(msg)
     trainer.fit_loop.setup_data()  # with max_steps alone, Lightning has not counted the batches yet
     steps_per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
     factor = learning_rate_factor(

@@ -16,6 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from anomalib_uniad.checks import check_at_least
+from anomalib_uniad.errors import InputError
 from anomalib_uniad.files import replacing
 
 
@@ -71,7 +72,7 @@ class EpochSeed(Callback):
                 f"{trainer.ckpt_path} was written by anomalib-uniad 0.1.0 between two batches, where this version "
                 "cannot resume a training: resume it with 0.1.0, continue from a model.ckpt, or start again."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the seed."""
@@ -125,7 +126,7 @@ class ResumeCheckpoint(Checkpoint):
     def __init__(self, interval_minutes: float = 10.0) -> None:
         if not interval_minutes > 0:
             msg = f"interval_minutes must be greater than 0, got {interval_minutes}; leave the callback out for never."
-            raise ValueError(msg)
+            raise InputError(msg)
         self.interval_minutes = interval_minutes
         self._path: Path | None = None  # None: nothing is to be written
         self._trained_step = 0  # global step at the last start or file

@@ -10,7 +10,8 @@ from PIL import Image
 from torch.nn import functional as F
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from anomalib_uniad.inference.images import EXTENSIONS, find_images, read_image, resize_image
+from anomalib_uniad.image_files import EXTENSIONS, read_image
+from anomalib_uniad.inference.images import find_images, resize_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 17, 4), dtype=np.uint8)
 
@@ -69,19 +70,20 @@ def test_first_frame(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".pgm"])
-def test_sixteen_bit(tmp_path: Path, suffix: str) -> None:
-    values = np.array([[0, 255, 256], [32768, 65279, 65535]], dtype=np.uint16)
-    Image.fromarray(values).save(tmp_path / f"image{suffix}")
-    expected = np.repeat(np.array([[0, 0, 1], [128, 254, 255]], dtype=np.uint8)[..., None], 3, axis=2)
-    np.testing.assert_array_equal(read_image(tmp_path / f"image{suffix}"), expected)
+def test_more_than_eight_bits(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"image{suffix}"
+    Image.fromarray(np.array([[0, 100, 1100], [2100, 4100, 65535]], dtype=np.uint16)).save(path)
+    image = read_image(path, (100, 4100))
+    expected = np.array([[0, 0, 63.75], [127.5, 255, 255]], dtype=np.float32)
+    np.testing.assert_allclose(image, np.repeat(expected[..., None], 3, axis=2), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"more than 8 bits .* set value_range"):
+        read_image(path)
 
 
-def test_ranges_that_are_not_known(tmp_path: Path) -> None:
-    Image.fromarray(np.array([[0, 70000]], dtype=np.int32)).save(tmp_path / "long.tif")
-    Image.fromarray(np.array([[0, 0.5]], dtype=np.float32)).save(tmp_path / "float.tif")
-    with pytest.raises(ValueError, match=r"32 bit numbers \(0 to 70000\)"):
-        read_image(tmp_path / "long.tif")
-    with pytest.raises(ValueError, match="floating point numbers"):
+def test_floating_point(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[-1, 0, 0.5, 2]], dtype=np.float32)).save(tmp_path / "float.tif")
+    np.testing.assert_array_equal(read_image(tmp_path / "float.tif", (0, 1))[0, :, 0], [0, 0, 127.5, 255])
+    with pytest.raises(ValueError, match="more than 8 bits"):
         read_image(tmp_path / "float.tif")
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from anomalib_uniad.errors import InputError
+
 from . import backbone as backbones
 
 Config = Mapping[str, Mapping[str, Any]]
@@ -33,14 +35,14 @@ def arguments_of(
         for source, origin in (("given", "you gave"), ("arch", "the config in the checkpoint (arch) says")):
             if tensors is not None and known[source] not in (None, tensors):
                 msg = f"{name}: the tensors of the checkpoint are of {tensors}, but {origin} {known[source]}."
-                raise ValueError(msg)
+                raise InputError(msg)
         source = next((source for source, value in known.items() if value is not None), "default")
         values[name], sources[name] = known[source], source
 
     for name, only in (("activation", "relu"), ("normalize_before", False)):
         if kwargs.get(name, only) != only:
             msg = f"The checkpoint was trained with {name}={kwargs[name]!r}; only {only!r} is built here."
-            raise ValueError(msg)
+            raise InputError(msg)
 
     _check_backbone(backbone, arch, given)
     put("backbone", tensors=None if "backbone" in given else backbone)
@@ -90,7 +92,7 @@ def arguments_of(
         value = values[name]
         if isinstance(value, bool) or not isinstance(value, int if name in whole else (int, float)):
             msg = f"{name} ({sources[name]}) is {value!r}, not a number."
-            raise ValueError(msg)
+            raise InputError(msg)
     return values, sources
 
 
@@ -124,11 +126,11 @@ def _check_backbone(backbone: str, arch: Config, given: Mapping[str, Any]) -> No
     known = {network(name) for name in (*backbones.EFFICIENTNETS, *backbones.RESNETS)}
     if in_arch in known and in_arch != network(backbone):
         msg = f"The backbone's tensors are of {network(backbone)}, but the config in the file (arch) says {in_arch}."
-        raise ValueError(msg)
+        raise InputError(msg)
     name = given.get("backbone", backbone)
     if name.split(".")[0] != backbone.split(".")[0]:
         msg = f"backbone: the tensors of the file are of {backbone}, but you gave {name}, which is another network."
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 def _check_channels(backbone: str, layers: list[Any], channels: int) -> None:
@@ -137,7 +139,7 @@ def _check_channels(backbone: str, layers: list[Any], channels: int) -> None:
     chosen = [names.index(layer) if layer in names else layer for layer in layers]
     if any(layer not in range(len(info)) for layer in chosen):
         msg = f"{backbone} has no layers {layers}; it has {list(range(len(info)))}, which are {names}."
-        raise ValueError(msg)
+        raise InputError(msg)
     total = sum(info[layer]["num_chs"] for layer in chosen)
     if total != channels:
         each = {index: item["num_chs"] for index, item in enumerate(info)}
@@ -145,7 +147,7 @@ def _check_channels(backbone: str, layers: list[Any], channels: int) -> None:
             f"The transformer in the checkpoint takes {channels} channels, but layers {layers} of {backbone} have "
             f"{total}. Give the layers that it was trained on; their channels are {each}."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 def _grid(
@@ -164,7 +166,7 @@ def _grid(
             f"The queries of the checkpoint are of {tokens} tokens, which is no grid of {grid[0]} x {grid[1]}. Give "
             "image_size (height and width)."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return grid
 
 

@@ -9,6 +9,8 @@ import timm
 import torch
 from torch import nn
 
+from anomalib_uniad.errors import InputError
+
 # Candidates, in timm's names. The weights that a tag stands for are not loaded; it tells the native resolution.
 EFFICIENTNETS = tuple(f"tf_efficientnet_b{number}.aa_in1k" for number in range(7))
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2")
@@ -53,7 +55,7 @@ def identify(state: Mapping[str, torch.Tensor]) -> tuple[str, dict[str, str]]:
         f"The backbone in the checkpoint is none of {', '.join(candidates)}. Of {closest}, "
         f"{len(differences[closest])} tensors differ: {', '.join(differences[closest][:6])}."
     )
-    raise ValueError(msg)
+    raise InputError(msg)
 
 
 def taps_of(name: str, kwargs: Mapping[str, Any]) -> list[int] | None:
@@ -80,11 +82,11 @@ def taps_of(name: str, kwargs: Mapping[str, Any]) -> list[int] | None:
     missing = [tap for tap in wanted if tap not in known]
     if missing:
         msg = f"timm's {name} has no maps at {what} {missing}, only at {sorted(known)}; give layers yourself."
-        raise ValueError(msg)
+        raise InputError(msg)
     taps = [known[tap] for tap in wanted]
     if taps != sorted(set(taps)):  # the authors' code joins their channels in this order, timm from shallow to deep
         msg = f"{what} {wanted} are not in the order of the backbone, or repeated; maps are taken shallow to deep."
-        raise ValueError(msg)
+        raise InputError(msg)
     return taps
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from anomalib_uniad.errors import InputError
+
 from .arguments import arguments_of
 from .backbone import identify
 from .safe_file import read_official
@@ -78,7 +80,7 @@ class OfficialCheckpoint:
             transformer.load_state_dict(self.transformer)
         except RuntimeError as error:  # lists what is missing, unknown or of another shape
             msg = f"{str(self.path)!r} does not fit the model. {error}"
-            raise ValueError(msg) from error
+            raise InputError(msg) from error
         wanted = backbone.state_dict()
         needed = {name: tensor for name, tensor in self.backbone.items() if name in wanted}
         backbone.load_state_dict(needed, strict=False)  # only counters of batches may be missing
@@ -116,19 +118,19 @@ def load_official(path: Path, given: Mapping[str, Any]) -> OfficialCheckpoint:
     if missing:
         what = ", ".join(missing)
         msg = f"{str(path)!r} is not a whole UniAD of the authors' code: it has no {what}, or in another shape."
-        raise ValueError(msg)
+        raise InputError(msg)
     try:
         backbone, names = identify(parts["backbone"])
         arguments, sources = arguments_of(parts["reconstruction"], content.arch, backbone, given)
     except ValueError as error:
         msg = f"{str(path)!r}: {error}"
-        raise ValueError(msg) from error
+        raise InputError(msg) from error
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         msg = (
             f"{str(path)!r}: tensors or config (arch) are not as the authors' code writes them "
             f"({type(error).__name__}: {error})."
         )
-        raise ValueError(msg) from error
+        raise InputError(msg) from error
     return OfficialCheckpoint(
         path=path,
         arguments=arguments,

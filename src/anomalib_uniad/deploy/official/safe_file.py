@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from anomalib_uniad.errors import InputError, MissingFileError
+
 _SHOWN = 5  # tensors named in a message
 
 
@@ -32,26 +34,26 @@ def read_official(path: Path) -> OfficialFile:
     """
     if not path.is_file():
         msg = f"There is no checkpoint {str(path)!r}."
-        raise FileNotFoundError(msg)
+        raise MissingFileError(msg)
     content = _load(path)
     if not isinstance(content, Mapping):
         msg = f"{str(path)!r} holds a {type(content).__name__}, not a checkpoint with a state_dict."
-        raise ValueError(msg)
+        raise InputError(msg)
     if "pytorch-lightning_version" in content:
         msg = f"{str(path)!r} is a Lightning checkpoint already; use it with --ckpt_path as it is."
-        raise ValueError(msg)
+        raise InputError(msg)
     if "state_dict" not in content:
         content = {"state_dict": content}
     state = content["state_dict"]
     if not isinstance(state, Mapping) or not state or not all(isinstance(x, torch.Tensor) for x in state.values()):
         others = [str(key) for key, x in state.items() if not isinstance(x, torch.Tensor)][:_SHOWN] if state else []
         msg = f"{str(path)!r} has no state_dict that maps names to tensors{f'; {others} are none' if others else ''}."
-        raise ValueError(msg)
+        raise InputError(msg)
     broken = [str(key) for key, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
         names = ", ".join(broken[:_SHOWN])
         msg = f"{str(path)!r} is damaged: values of {names} are not finite ({len(broken)} tensors)."
-        raise ValueError(msg)
+        raise InputError(msg)
     epoch = content.get("epoch")
     return OfficialFile(
         state={str(key).removeprefix("module."): tensor for key, tensor in state.items()},
@@ -76,7 +78,7 @@ def _load(path: Path) -> Any:
             damaged = archive.testzip()
         if damaged is not None:
             msg = f"{str(path)!r} is damaged: the check sum of {damaged} in it is another one. Copy it again."
-            raise ValueError(msg)
+            raise InputError(msg)
     try:
         with torch.serialization.safe_globals(known):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -91,7 +93,7 @@ def _load(path: Path) -> Any:
         else:
             # Not torch's own text, which recommends to load the file without restrictions.
             msg = f"{str(path)!r} cannot be read as a checkpoint of torch: it is another kind of file, or damaged."
-        raise ValueError(msg) from error
+        raise InputError(msg) from error
 
 
 def _parts(arch: Any, path: Path) -> dict[str, dict[str, Any]]:
@@ -100,11 +102,11 @@ def _parts(arch: Any, path: Path) -> dict[str, dict[str, Any]]:
         return {}
     if not isinstance(arch, list) or not all(isinstance(p, dict) and isinstance(p.get("name"), str) for p in arch):
         msg = f"arch in {str(path)!r} is not the authors' list of parts with names."
-        raise ValueError(msg)
+        raise InputError(msg)
     for part in arch:
         if not isinstance(part.get("kwargs") or {}, dict):
             msg = f"arch in {str(path)!r}: the kwargs of {part['name']} are {part['kwargs']!r}, not a dict."
-            raise ValueError(msg)
+            raise InputError(msg)
     return {part["name"]: {"type": part.get("type", ""), "kwargs": part.get("kwargs") or {}} for part in arch}
 
 

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from anomalib_uniad.errors import InputError
+
 from .dropout import keep_mask, on_eager_cpu
 
 
@@ -34,7 +36,7 @@ def neighbor_mask(grid_size: tuple[int, int], neighbor_size: tuple[int, int]) ->
     (height, width), (window_height, window_width) = grid_size, neighbor_size
     if min(window_height, window_width) < 1:
         msg = f"neighbor_size must be positive, got {tuple(neighbor_size)}."
-        raise ValueError(msg)
+        raise InputError(msg)
     rows, columns = torch.arange(height), torch.arange(width)
     near_row = (rows[:, None] - rows[None]).abs() <= window_height // 2  # (h, h)
     near_column = (columns[:, None] - columns[None]).abs() <= window_width // 2  # (w, w)
@@ -46,7 +48,7 @@ def neighbor_mask(grid_size: tuple[int, int], neighbor_size: tuple[int, int]) ->
             "token, which leaves it nothing to attend to. Use a smaller neighbor_size, a larger image_size or "
             "a smaller feature_stride."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return visible
 
 
@@ -83,7 +85,7 @@ class NeighborMaskedAttention(nn.Module):
         super().__init__()
         if num_heads < 1 or hidden_dim % num_heads:
             msg = f"hidden_dim ({hidden_dim}) must be a multiple of num_heads ({num_heads})."
-            raise ValueError(msg)
+            raise InputError(msg)
         self.num_heads = num_heads
         self.dropout = dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * hidden_dim, hidden_dim))

@@ -11,6 +11,7 @@ from torch import nn
 
 import anomalib_uniad.synthetic.backbone  # noqa: F401 - registers this package's own backbones with timm
 from anomalib_uniad.checks import check_choice
+from anomalib_uniad.errors import InputError, NoConnectionError
 
 from .backbone_weights import load_weights, read_weights
 from .padding import BackbonePadding, PaddingMode, has_same_padding, native_size, reflection_checked, set_padding
@@ -106,12 +107,12 @@ class Backbone(nn.Module):
                 f"The backbone {self.name!r} has patches of {patch[0]}x{patch[1]} pixels: image_size must be a "
                 f"multiple of that, got {image_size}; {tuple(near)} is near, with a feature_stride that divides it."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         try:
             transformer.set_input_size(img_size=image_size)
         except (RuntimeError, AssertionError, ValueError) as error:
             msg = f"The backbone {self.name!r} cannot take images of {image_size}: {error}"
-            raise ValueError(msg) from error
+            raise InputError(msg) from error
         self.requires_grad_(requires_grad=False)
 
     def _set_padding(self, image_size: tuple[int, int]) -> None:
@@ -126,10 +127,10 @@ class Backbone(nn.Module):
                 f"timm does not tell the resolution that the backbone {self.name!r} was made for, which "
                 "backbone_padding='static' needs; use 'timm'."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         if not set_padding(self.features, size, self.padding_mode) and self.padding_mode == "reflect":
             msg = f"The backbone {self.name!r} pads nothing; leave backbone_padding_mode at 'zeros'."
-            raise ValueError(msg)
+            raise InputError(msg)
 
     def _check_maps(self, sample: torch.Tensor) -> None:
         image_size = tuple(sample.shape[-2:])
@@ -138,13 +139,13 @@ class Backbone(nn.Module):
                 maps = self.features(sample)
         except (RuntimeError, AssertionError, ValueError) as error:
             msg = f"The backbone {self.name!r} cannot take images of {image_size}: {error}"
-            raise ValueError(msg) from error
+            raise InputError(msg) from error
         shapes = [tuple(x.shape) for x in maps]
         channels_first = all(len(s) == 4 and s[1] == c for s, c in zip(shapes, self.channels, strict=True))
         channels_last = all(len(s) == 4 and s[3] == c for s, c in zip(shapes, self.channels, strict=True))
         if not channels_first and not channels_last:
             msg = f"The backbone {self.name!r} gives maps of {shapes}, not (B, C, H, W)."
-            raise ValueError(msg)
+            raise InputError(msg)
         self.channels_last = not channels_first  # some transformers (Swin) give (B, H, W, C)
         self._drop_unused_blocks(sample, maps)
 
@@ -191,7 +192,7 @@ def _create(name: str, **kwargs: Any) -> Any:  # a module with `feature_info`
             similar = timm.list_models(f"*{stem.split('_')[0]}*")[:8]
             hint = f" Similar names: {', '.join(similar)}." if similar else ""
             msg = f"timm knows no backbone {name!r}.{hint} All names: timm.list_models()."
-        raise ValueError(msg) from error
+        raise InputError(msg) from error
 
 
 def _out_indices(name: str, layers: Sequence[int] | Sequence[str]) -> list[int]:
@@ -200,15 +201,15 @@ def _out_indices(name: str, layers: Sequence[int] | Sequence[str]) -> list[int]:
     has = f"it has {list(range(len(names)))}, which are {names}"
     if not layers:
         msg = f"layers must choose at least one map of the backbone {name!r}; {has}."
-        raise ValueError(msg)
+        raise InputError(msg)
     indices = [names.index(layer) if layer in names else layer for layer in layers]
     unknown = [layer for layer in indices if layer not in range(len(names))]
     if unknown:
         msg = f"The backbone {name!r} has no layers {unknown}; {has}."
-        raise ValueError(msg)
+        raise InputError(msg)
     if indices != sorted(set(indices)):
         msg = f"layers must be in the order of the backbone and without repetition, got {list(layers)}; {has}."
-        raise ValueError(msg)
+        raise InputError(msg)
     return [int(index) for index in indices]
 
 
@@ -226,4 +227,4 @@ def _create_pretrained(name: str, indices: list[int]) -> Any:
             "backbone=resnet10_synthetic, which comes with this package; or, when a checkpoint is loaded next and "
             "brings the weights, set pre_trained=false."
         )
-        raise ConnectionError(msg) from error
+        raise NoConnectionError(msg) from error

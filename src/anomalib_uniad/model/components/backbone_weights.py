@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from anomalib_uniad.errors import InputError, MissingFileError
+
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Read a file of weights; nothing of it is executed.
@@ -25,7 +27,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """
     if not path.is_file():
         msg = f"backbone_weights: there is no file {str(path)!r}."
-        raise FileNotFoundError(msg)
+        raise MissingFileError(msg)
     try:
         state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
         if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
@@ -35,7 +37,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
             raise TypeError(msg)
     except Exception as error:  # of pickle, zipfile, safetensors and torch
         msg = f"backbone_weights: {str(path)!r} cannot be read as safetensors or torch weights: {error}"
-        raise ValueError(msg) from error
+        raise InputError(msg) from error
     return state
 
 
@@ -72,7 +74,7 @@ def load_weights(features: nn.Module, state: dict[str, torch.Tensor], name: str,
     ]
     if problems:
         msg = f"backbone_weights: {str(path)!r} does not fit the backbone {name!r}. {'; '.join(problems)}."
-        raise ValueError(msg)
+        raise InputError(msg)
     features.load_state_dict({key: state.get(source[key], tensor) for key, tensor in wanted.items()})
 
 

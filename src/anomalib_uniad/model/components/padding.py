@@ -17,6 +17,8 @@ from timm.layers.pool2d_same import MaxPool2dSame
 from torch import nn
 from torch.nn import functional as F
 
+from anomalib_uniad.errors import InputError
+
 BackbonePadding = Literal["static", "timm"]
 PaddingMode = Literal["zeros", "reflect"]
 
@@ -118,7 +120,7 @@ def set_padding(features: nn.Module, size: tuple[int, int], mode: PaddingMode) -
                 f"The padding of {type(layer).__name__} ({name}) cannot be changed; use backbone_padding='timm' with "
                 "backbone_padding_mode='zeros'."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         elif mode == "reflect" and type(layer) in _FIXED and cast("Any", layer).padding_mode == "zeros":
             amounts = list(cast("Any", layer)._reversed_padding_repeated_twice)  # also if it is given in words
             if any(amounts):
@@ -168,7 +170,7 @@ def reflection_checked(features: nn.Module) -> Iterator[None]:
                 f"{height}x{width} by {max(left, right, top, bottom)}. Use a larger image_size, only shallower "
                 "layers, or backbone_padding_mode='zeros'."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
 
     reflecting = [
         (name, layer)

@@ -6,6 +6,8 @@ import math
 import torch
 from torch import nn
 
+from anomalib_uniad.errors import InputError
+
 
 class LearnedPosition(nn.Module):
     """One learned table for rows and one for columns, drawn from U(0, 1).
@@ -77,4 +79,4 @@ class SinePosition(nn.Module):
 def _check_divisible(hidden_dim: int, divisor: int, kind: str) -> None:
     if hidden_dim % divisor:
         msg = f"hidden_dim must be a multiple of {divisor} for the {kind} position embedding, got {hidden_dim}."
-        raise ValueError(msg)
+        raise InputError(msg)
