@@ -10,7 +10,7 @@ from anomalib import TaskType
 from anomalib.data import AnomalibDataset, ImageItem
 from anomalib.data.utils import LabelName, read_mask
 from torchvision.transforms.v2 import Transform
-from torchvision.transforms.v2.functional import to_image
+from torchvision.transforms.v2.functional import to_dtype, to_image
 from torchvision.tv_tensors import Mask
 
 from anomalib_uniad.data.records import Record
@@ -63,8 +63,7 @@ class ImageFileDataset(AnomalibDataset):
         """
         row = self.samples.iloc[index]
         masks = row.mask_path if isinstance(row.mask_path, list) else [row.mask_path] if row.mask_path else []
-        pixels = read_image(row.image_path, self.value_range)  # (H, W, 3), 0 to 255
-        image: Any = to_image(pixels).to(torch.float32).mul_(1 / 255)  # as anomalib's, to the bit
+        image: Any = _scaled(to_image(read_image(row.image_path, self.value_range)))
         mask = self._mask(masks, row.label_index, image.shape[-2:]) if self.task == TaskType.SEGMENTATION else None
         if self.augmentations:
             image, mask = self.augmentations(image, mask) if mask is not None else (self.augmentations(image), None)
@@ -82,3 +81,8 @@ class ImageFileDataset(AnomalibDataset):
             return Mask(torch.full(size, int(label == LabelName.ABNORMAL), dtype=torch.uint8))
         read = [torch.as_tensor(read_mask(path, as_tensor=True)).reshape(size).bool() for path in masks]
         return Mask(torch.stack(read).any(dim=0).to(torch.uint8))
+
+
+def _scaled(image: torch.Tensor) -> torch.Tensor:
+    """Scale values from 0 ... 255 to 0 ... 1, those of 8 bits to the same numbers as anomalib's reader."""
+    return to_dtype(image, torch.float32, scale=True) if image.dtype == torch.uint8 else image / 255
