@@ -2,7 +2,6 @@
 """Base class of the datamodules with several categories."""
 
 import copy
-import logging
 import os
 import shutil
 import tempfile
@@ -18,17 +17,17 @@ from anomalib.data import AnomalibDataModule, AnomalibDataset
 from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 
+from anomalib_uniad.data.mixed_dataset import MixedDataset, unmixed
 from anomalib_uniad.image_files import listed, look_at
-
-logger = logging.getLogger(__name__)
 
 
 class MultiCategoryDataModule(AnomalibDataModule):
     """Reads and splits each category alone, and joins the training, validation and test sets.
 
     Derived classes set the attributes in their constructor and implement :meth:`_read_category`. Each joined set is of
-    the class of the sets that it is made of, and its samples have a column ``category``. If one of the categories has
-    no masks, the masks of the others are not used either: a batch either has masks or has none.
+    the class of the sets that it is made of, and its samples have a column ``category``. If some categories have masks
+    and some have none, validation and test set are a :class:`~anomalib_uniad.data.mixed_dataset.MixedDataset`, and a
+    batch either has masks or has none (``gt_mask`` is ``None``).
 
     **The one reach into the model**: a model that is trained or tested on several categories gets a
     :class:`~anomalib_uniad.metrics.PerCategoryEvaluator` in place of anomalib's own evaluator, since anomalib has no
@@ -36,11 +35,14 @@ class MultiCategoryDataModule(AnomalibDataModule):
 
     Attributes:
         categories (list[str]): Names of the categories.
+        categories_with_masks (list[str]): Those whose test images (without test images: validation images) have masks;
+            there after ``setup``.
         category_by_path (dict[str, str]): Path of an image, as in batches -> its category; empty before ``setup``.
         per_category_metrics (bool): Whether a model's evaluator is replaced, if there are several categories.
     """
 
     categories: list[str]
+    categories_with_masks: list[str]
     category_by_path: dict[str, str]
     per_category_metrics: bool
 
@@ -71,7 +73,11 @@ class MultiCategoryDataModule(AnomalibDataModule):
 
     def val_dataloader(self) -> EVAL_DATALOADERS:
         """Dataloader of the validation images; none if there is no validation set."""
-        return super().val_dataloader() if hasattr(self, "val_data") else []
+        return unmixed(super().val_dataloader()) if hasattr(self, "val_data") else []
+
+    def test_dataloader(self) -> EVAL_DATALOADERS:
+        """Dataloader of the test images."""
+        return unmixed(super().test_dataloader())
 
     def on_exception(self, exception: BaseException) -> None:
         """Say which files cannot be read, if a run ended because one could not: Pillow's errors do not name it.
@@ -101,9 +107,12 @@ class MultiCategoryDataModule(AnomalibDataModule):
             for name, dataset in read.items():
                 sets[name][category] = dataset
         self.category_by_path = {}
+        evaluated = sets["val"] | sets["test"]
+        masked = {name for name, dataset in evaluated.items() if dataset.task == TaskType.SEGMENTATION}
+        self.categories_with_masks = [name for name in self.categories if name in masked]
         for name, datasets in sets.items():
             if datasets:
-                joined = _join(datasets)
+                joined = _join_training(datasets) if name == "train" else _join_evaluation(datasets)
                 joined.temporary_folder = temporary  # type: ignore[attr-defined]
                 setattr(self, f"{name}_data", joined)
                 self.category_by_path |= dict(zip(joined.samples.image_path, joined.samples.category, strict=True))
@@ -175,22 +184,34 @@ def replace_prefix(samples: pd.DataFrame, old: Path, new: Path) -> pd.DataFrame:
     return changed
 
 
-def _join(datasets: Mapping[str, AnomalibDataset]) -> AnomalibDataset:
+def _join_training(datasets: Mapping[str, AnomalibDataset]) -> AnomalibDataset:
+    """Join training sets, whose batches mix categories: masks are known if only images without defects have none."""
+    unknown = [data for data in datasets.values() if data.task == TaskType.CLASSIFICATION and data.has_anomalous]
+    all_without = all(data.task == TaskType.CLASSIFICATION for data in datasets.values())
+    return _join(datasets, TaskType.CLASSIFICATION if unknown or all_without else TaskType.SEGMENTATION)
+
+
+def _join_evaluation(datasets: Mapping[str, AnomalibDataset]) -> AnomalibDataset:
+    """Join validation or test sets: those with masks, those without, and both where there are both."""
+    tasks = {data.task for data in datasets.values() if len(data)} or {data.task for data in datasets.values()}
+    if len(tasks) == 1:
+        return _join(datasets, tasks.pop())
+    kinds = [
+        _join({name: data for name, data in datasets.items() if data.task == task and len(data)}, task)
+        for task in (TaskType.SEGMENTATION, TaskType.CLASSIFICATION)
+    ]
+    return MixedDataset(*kinds)
+
+
+def _join(datasets: Mapping[str, AnomalibDataset], task: TaskType) -> AnomalibDataset:
     """Join the datasets of categories, as anomalib adds two of them, but without a look at all files per addition."""
-    without_masks = sorted(name for name, dataset in datasets.items() if dataset.task == TaskType.CLASSIFICATION)
-    if 0 < len(without_masks) < len(datasets):
-        logger.warning(
-            "No masks in %s: the masks of the other categories are not used either, so there are no "
-            "pixel metrics. Leave these categories out to have them.",
-            ", ".join(without_masks),
-        )
     frames = [dataset.samples.assign(category=name) for name, dataset in datasets.items()]
     # An empty table has no types and would change those of the others.
     samples = pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
     if "mask_path" in samples:  # anomalib's items take no mask as None, not as NaN
         masks = samples["mask_path"].astype(object)
         samples["mask_path"] = masks.where(masks.notna(), None)
-    samples.attrs["task"] = (TaskType.CLASSIFICATION if without_masks else TaskType.SEGMENTATION).value
+    samples.attrs["task"] = task.value
     joined = copy.copy(next(iter(datasets.values())))
     joined.category = next(iter(datasets)) if len(datasets) == 1 else ""
     joined.samples = samples

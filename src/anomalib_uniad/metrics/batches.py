@@ -34,7 +34,7 @@ class OwnImages:
     def __init__(self, dataloaders: Sequence[Any]) -> None:
         self._left: list[int | None] = []  # None: the dataloader repeats no images
         for loader in dataloaders:
-            sampler: Any = getattr(loader, "sampler", None)
+            sampler = _sampler_of(loader)
             repeats = isinstance(sampler, DistributedSampler) and not sampler.drop_last
             own = range(sampler.rank, len(sampler.dataset), sampler.num_replicas) if repeats else ()
             self._left.append(len(own) if repeats else None)
@@ -51,6 +51,11 @@ class OwnImages:
 def flat(dataloaders: Any) -> list[Any]:
     """Return dataloaders of the trainer as a list; they can be one, a list, a dictionary or ``None``."""
     return CombinedLoader([dataloaders]).flattened
+
+
+def _sampler_of(loader: Any) -> Any:
+    """Sampler of a dataloader; of one with a batch sampler of its own, the sampler of that."""
+    return getattr(getattr(loader, "batch_sampler", None), "sampler", getattr(loader, "sampler", None))
 
 
 def _samples(loaders: Sequence[Any]) -> list[pd.DataFrame]:
@@ -72,7 +77,7 @@ def mask_paths(loaders: Sequence[Any]) -> dict[str, str]:
 def expected_images(loaders: Sequence[Any], datamodule: Any) -> Mapping[str, int] | None:
     """Number of images of each category; ``None`` unless there are several and one loader has each image once."""
     samples = _samples(loaders)
-    sequential = len(loaders) == 1 and isinstance(getattr(loaders[0], "sampler", None), SequentialSampler)
+    sequential = len(loaders) == 1 and isinstance(_sampler_of(loaders[0]), SequentialSampler)
     if not sequential or not samples or len(known_categories(datamodule)) < 2:
         return None
     return Counter(categories_of(list(samples[0].image_path), datamodule))

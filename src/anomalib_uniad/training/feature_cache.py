@@ -287,6 +287,8 @@ def check_dataset(dataset: Any, where: str) -> None:
             f"with their contents. {_OFF}"
         )
         raise InputError(msg)
+    for part in getattr(dataset, "parts", ()):  # which read the images
+        check_dataset(part, where)
     check_deterministic(dataset.augmentations, where)
     _check_collate(dataset.collate_fn, ImageBatch.collate)
 

@@ -45,9 +45,10 @@ def key_parts(
     dataset: Any, transform: Any, model: nn.Module, dtype: str, device_type: str, masks: bool
 ) -> dict[str, Any]:
     """Collect everything that the features of a dataset depend on, as plain data; files as a digest."""
+    readers = [type(part) for part in getattr(dataset, "parts", (dataset,))]
     return {
         "format": FORMAT_VERSION,
-        "dataset": f"{type(dataset).__module__}.{type(dataset).__qualname__}",
+        "dataset": " and ".join(f"{reader.__module__}.{reader.__qualname__}" for reader in readers),
         "versions": {package: version_of(package) for package in PACKAGES},
         "files": digest_of(describe_files(dataset, masks)),
         "masks": masks and str(dataset.samples.attrs.get("task")),  # without masks, normal images have none either
@@ -96,9 +97,11 @@ def describe_files(dataset: Any, masks: bool) -> list[Any]:
 
     labels = samples["label_index"] if "label_index" in samples else [None] * len(samples)
     paths = samples["mask_path"] if masks and "mask_path" in samples else [None] * len(samples)
+    # In a set that has images without masks, a normal image can have an empty mask or none.
+    masked = samples["has_masks"] if masks and "has_masks" in samples else [True] * len(samples)
     rows: list[Any] = [
-        [describe(image), None if label is None else int(label), describe(mask)]
-        for image, label, mask in zip(samples["image_path"], labels, paths, strict=True)
+        [describe(image), None if label is None else int(label), describe(mask) if has_mask else "none"]
+        for image, label, mask, has_mask in zip(samples["image_path"], labels, paths, masked, strict=True)
     ]
     return rows if content is None else [str(content), *rows]
 

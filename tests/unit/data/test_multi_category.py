@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 import layouts
 from anomalib_uniad.category import categories_of
 from anomalib_uniad.data import MultiCategory
-from helpers import make_mvtec_like, write_image
+from helpers import make_mvtec_like
 from multi_category_data import SETS, make, outputs
 
 pytestmark = [
@@ -157,28 +157,6 @@ class TestOutputFolders:
         assert datamodule.categories == ["first", "second"]
         assert {file.parts[1] for file in outputs(datamodule)} == {"first", "second"}
         assert len(datamodule.test_data) == len(set(outputs(datamodule))) == 12
-
-
-def test_mixed_tasks_are_treated_as_classification(tmp_path, caplog):
-    make_mvtec_like(tmp_path, ["Brain", "Chest"], train=2, good=2, bad=2)
-    for category in ("Brain", "Chest"):
-        write_image(tmp_path / category / "valid" / "good" / "0.png")
-    datamodule = MultiCategory("MVTecAD", root=tmp_path, num_workers=0)
-    single = MVTecAD(root=tmp_path, category="Chest")
-    single.setup()
-
-    def setup(self, stage=None):
-        MVTecAD.__mro__[1].setup(self, stage)
-        if self.category == "Chest":
-            for name in SETS:
-                getattr(self, name).samples.attrs["task"] = "classification"
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MVTecAD, "setup", setup)
-        datamodule.setup()
-    assert "No masks in Chest" in caplog.text
-    assert next(iter(datamodule.test_dataloader())).gt_mask is None
-    assert next(iter(datamodule.test_dataloader())).gt_label.sum() == 4
 
 
 @pytest.mark.parametrize("categories", ["bottle,cable", "[bottle, cable]", ["bottle", "cable"], ("bottle", "cable")])
