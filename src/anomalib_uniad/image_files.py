@@ -4,12 +4,14 @@
 Imports neither torch nor anomalib.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from anomalib_uniad.errors import InputError
 
@@ -20,6 +22,32 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 CUT_OFF = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
 SHOWN = 5  # files in a message
 THREADS = 4
+_ORIENTATION = 0x0112  # tag of EXIF data; 1 is upright
+
+
+class Seen(NamedTuple):
+    """What reading a file to its end has shown.
+
+    Attributes:
+        reason (str): Why it cannot be read; empty if it can.
+        type (str): Pillow's name of the file type, such as ``"PNG"``.
+        mode (str): Pillow's name of the kind of pixels, such as ``"RGB"``.
+        size (tuple[int, int]): Width and height as stored.
+        turned (bool): Whether EXIF data say that it is to be shown turned or mirrored, which is ignored.
+        depth (str): Why it has too many bits; empty if it has not, or if there is a range for it.
+    """
+
+    reason: str = ""
+    type: str = ""
+    mode: str = ""
+    size: tuple[int, int] = (0, 0)
+    turned: bool = False
+    depth: str = ""
+
+    @property
+    def problem(self) -> str:
+        """Why it cannot be used; empty if it can."""
+        return self.reason or self.depth
 
 
 def read_image(path: str | Path, value_range: tuple[float, float] | None = None) -> np.ndarray:
@@ -48,7 +76,25 @@ def read_image(path: str | Path, value_range: tuple[float, float] | None = None)
     except InputError:
         raise
     except Exception as error:  # Pillow's decoders raise all kinds on damaged files
-        raise InputError(_reason(error, path)) from error
+        raise InputError(reason_of(error, path)) from error
+
+
+def check_depth(image: Image.Image, value_range: tuple[float, float] | None = None) -> None:
+    """Refuse an image whose values cannot be mapped to 8 bits; its head is enough.
+
+    Args:
+        image (Image.Image): The image, just opened.
+        value_range (tuple[float, float] | None): See :func:`read_image`. Defaults to ``None``.
+
+    Raises:
+        ValueError: If it has more than 8 bits and there is no range for it; the message does not name the file.
+    """
+    if image.mode in CUT_OFF and value_range is None:
+        msg = (
+            f"it has more than 8 bits (Pillow's mode {image.mode}): set value_range to the values that are black and "
+            "white, such as [0, 65535]"
+        )
+        raise InputError(msg)
 
 
 def read_whole(image: Image.Image) -> None:
@@ -69,23 +115,98 @@ def read_whole(image: Image.Image) -> None:
         image.load()
 
 
-def look_at(paths: Sequence[str | Path]) -> tuple[dict[str, str], list[str]]:
-    """Find the files that cannot be read as images, and those with more than 8 bits, which anomalib cuts off.
+def look(path: str | Path, value_range: tuple[float, float] | None = None, whole: bool = True) -> Seen:
+    """Read a file, to its end or only its head.
+
+    Args:
+        path (str | Path): The file.
+        value_range (tuple[float, float] | None): See :func:`read_image`. Defaults to ``None``.
+        whole (bool): To its end, which finds files that are cut off or damaged. Defaults to ``True``.
+
+    Returns:
+        Seen: What is known of it.
+    """
+    try:
+        with Image.open(path) as image:
+            seen = describe(image, value_range)
+            if whole:
+                read_whole(image)
+            return seen
+    except Exception as error:  # decoders raise anything from OSError to struct.error
+        return Seen(reason_of(error, path))
+
+
+def describe(image: Image.Image, value_range: tuple[float, float] | None = None) -> Seen:
+    """What the head of a file that was just opened tells.
+
+    Args:
+        image (Image.Image): The image.
+        value_range (tuple[float, float] | None): See :func:`read_image`. Defaults to ``None``.
+    """
+    # Not asked of a file without EXIF data: Pillow would decode a whole PNG file for them. It turns TIFF files itself.
+    turned = "exif" in image.info and image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) not in (0, 1)
+    seen = Seen("", image.format or "", image.mode, image.size, turned)
+    try:
+        check_depth(image, value_range)
+    except InputError as error:
+        return seen._replace(depth=str(error))
+    return seen
+
+
+def look_at(
+    paths: Sequence[str | Path],
+    value_range: tuple[float, float] | None = None,
+    whole: bool = True,
+    threads: int = THREADS,
+) -> dict[str, Seen]:
+    """Read files, several at a time; shows its progress if it takes a while.
 
     Args:
         paths (Sequence[str | Path]): The files.
+        value_range (tuple[float, float] | None): See :func:`read_image`. Defaults to ``None``.
+        whole (bool): To their ends. Defaults to ``True``.
+        threads (int): How many at a time. Defaults to ``4``.
 
     Returns:
-        tuple[dict[str, str], list[str]]: Path and reason of each file that cannot be read; paths of those with more
-        than 8 bits per pixel and channel, of which anomalib cuts off everything above 255.
+        dict[str, Seen]: Path -> what is known of the file.
     """
     from tqdm import tqdm  # predictions do without
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        # Only shown if it takes a while.
-        looked = list(tqdm(pool.map(_look, paths), "Checking images", len(paths), unit="file", delay=3))
-    found = [(str(path), *result) for path, result in zip(paths, looked, strict=True)]
-    return {path: reason for path, reason, _ in found if reason}, [path for path, _, deep in found if deep]
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        looked = pool.map(partial(look, value_range=value_range, whole=whole), paths)
+        shown = tqdm(looked, "Checking images", len(paths), unit="file", delay=3)
+        return dict(zip(map(str, paths), shown, strict=True))
+
+
+def check_samples(datamodule: Any) -> None:
+    """Refuse files of a datamodule that cannot be read, or have more than 8 bits; called before anything long starts.
+
+    Looks once at the images and masks of its training, validation and test set, in one process. Other files (videos,
+    depth) are left out.
+
+    Args:
+        datamodule (Any): A datamodule of anomalib that is set up. Nothing is done if it has ``images_checked``, which
+            is set afterwards.
+
+    Raises:
+        ValueError: If there are such files; the message has their names.
+    """
+    trainer = getattr(datamodule, "trainer", None)
+    if getattr(datamodule, "images_checked", False) or (trainer is not None and not trainer.is_global_zero):
+        return
+    sets = [getattr(datamodule, f"{name}_data", None) for name in ("train", "val", "test")]
+    tables: list[Any] = [table for data in sets if (table := getattr(data, "samples", None)) is not None]
+    images = {path for table in tables for path in _files(table["image_path"])}
+    # anomalib reads no masks of normal images; some of its tables name such that are not there.
+    defective = [table[table["label_index"] != 0] for table in tables if {"mask_path", "label_index"} <= set(table)]
+    masks = {path for table in defective for path in _files(table["mask_path"])}
+    seen = look_at(sorted(images | masks), getattr(datamodule, "value_range", None))
+    # Masks may have more than 8 bits: what is not zero counts.
+    bad = {path: text for path, found in seen.items() if (text := found.problem if path in images else found.reason)}
+    if bad:
+        msg = f"{len(bad)} of {len(seen)} files cannot be used: {listed(bad)}."
+        raise InputError(msg)
+    datamodule.images_checked = True
 
 
 def listed(files: Mapping[str, str]) -> str:
@@ -100,13 +221,8 @@ def listed(files: Mapping[str, str]) -> str:
 
 
 def _rgb(image: Image.Image, value_range: tuple[float, float] | None) -> np.ndarray:
-    if image.mode in CUT_OFF:
-        if value_range is None:
-            msg = (
-                f"it has more than 8 bits (Pillow's mode {image.mode}): set value_range to the values that are black "
-                "and white, such as [0, 65535]"
-            )
-            raise InputError(msg)
+    check_depth(image, value_range)
+    if image.mode in CUT_OFF and value_range is not None:
         low, high = value_range
         values = (np.asarray(image, np.float32) - low) * (255 / (high - low))  # (H, W)
         return np.repeat(np.clip(values, 0, 255).astype(np.float32)[..., None], 3, axis=2)
@@ -115,15 +231,17 @@ def _rgb(image: Image.Image, value_range: tuple[float, float] | None) -> np.ndar
     return np.array(image.convert("RGB"))
 
 
-def _look(path: str | Path) -> tuple[str, bool]:
-    try:
-        with Image.open(path) as image:
-            deep = image.mode in CUT_OFF
-            read_whole(image)
-    except Exception as error:  # decoders raise anything from OSError to struct.error
-        return _reason(error, path), False
-    return "", deep
-
-
-def _reason(error: Exception, path: str | Path) -> str:
+def reason_of(error: Exception, path: str | Path) -> str:
+    """Say why a file cannot be read, without its name."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no image that Pillow knows" if Path(path).stat().st_size else "it is empty"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror[:1].lower() + error.strerror[1:]  # without a number and the name
     return " ".join(f"{error or type(error).__name__}".replace(repr(str(path)), "it").split())
+
+
+def _files(paths: Iterable[Any]) -> list[str]:
+    """Paths of images, from a column of a table: a path, a list of several or nothing in each row."""
+    flat = [path for item in paths for path in (item if isinstance(item, list | tuple) else [item])]
+    names = [str(path) for path in flat if isinstance(path, str | Path)]
+    return [name for name in names if name.lower().endswith(EXTENSIONS)]

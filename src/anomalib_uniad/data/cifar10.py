@@ -111,6 +111,7 @@ class CIFAR10(AnomalibDataModule):
         self.root = Path(resolve_dataset_root(root, "CIFAR10")).expanduser()
         self.normal_classes = _labels(normal_classes)
         self.verify = verify
+        self.images_checked = True  # they are no files of their own
 
     def prepare_data(self) -> None:
         """Download the data set, if it is not there and ``verify`` says what it must be.

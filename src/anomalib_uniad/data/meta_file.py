@@ -139,6 +139,7 @@ class MetaFile(MultiCategoryDataModule):
         self.category_by_path = {}
         self._meta = train_meta, test_meta, ader_meta
         self._allowed = allow_outside_root, allow_defective_train
+        self.images_checked = True  # in prepare_data, as far as verify_images says
         self._checked = False
 
     @cached_property

@@ -5,7 +5,7 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from anomalib_uniad.data.records import Record, show
-from anomalib_uniad.image_files import CUT_OFF, read_whole
+from anomalib_uniad.image_files import Seen, look, reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -24,12 +24,11 @@ _CUT_MASKS = frozenset({"F"})
 _LEAK = " A test image must not be used for training."
 
 
-class _Seen(NamedTuple):
-    """Result of reading a file: why it cannot be read, width and height, whether a mask marks anything."""
+class _File(NamedTuple):
+    """An image or mask that was read, and the least and the largest value of a mask that was read to its end."""
 
-    reason: str = ""
-    size: tuple[int, int] = (0, 0)
-    marks: bool | None = None  # None: not read to its end
+    seen: Seen
+    extrema: tuple[float, float] | None = None
 
 
 def find_files(records: Iterable[Record], root: Path, allow_outside_root: bool) -> list[Record]:
@@ -83,35 +82,41 @@ def check_use(records: Iterable[Record], allow_defective_train: bool) -> None:
             )
 
 
-def check_images(records: Sequence[Record], whole: bool, threads: int) -> None:
+def check_images(
+    records: Sequence[Record], whole: bool, threads: int, value_range: tuple[float, float] | None = None
+) -> None:
     """Refuse images and masks that cannot be read, and masks that do not fit to their image or its label.
 
     Whole files are read to find those that are cut off or damaged: the checksums of PNG files are compared, other types
-    are decoded, and so are masks. Otherwise only the head is read.
+    are decoded, and so are masks. Otherwise only the head is read. Images with more than 8 bits need a range.
     """
     files = list(dict.fromkeys((path, i > 0) for record in records for i, path in enumerate(record.paths)))
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        looked = pool.map(lambda file: _look(file[0], file[1], whole), files)
+        looked = pool.map(lambda file: _look(file[0], file[1], value_range, whole), files)
         # Only shown if it takes a while.
-        seen = dict(zip(files, tqdm(looked, "Checking images", len(files), unit="file", delay=3), strict=True))
+        found = dict(zip(files, tqdm(looked, "Checking images", len(files), unit="file", delay=3), strict=True))
     for record in records:
-        image, *masks = (seen[path, i > 0] for i, path in enumerate(record.paths))
-        if image.reason:
-            record.problems.append(f"the image {show(record.image)} cannot be read: {image.reason}.")
-        for name, mask in zip(record.masks, masks, strict=True):
-            if mask.reason:
-                record.problems.append(f"the mask {show(name)} cannot be read: {mask.reason}.")
-            elif not image.reason and mask.size != image.size:
-                record.problems.append(
-                    f"the mask {show(name)} has {_pixels(mask.size)}, but its image {show(record.image)} has "
-                    f"{_pixels(image.size)}."
-                )
-            elif record.label == 0 and mask.marks:
-                record.problems.append(f"the label is 0 (normal), but the mask {show(name)} has defective pixels.")
-        if record.label == 1 and masks and all(mask.marks is False for mask in masks):
-            names = " and ".join(map(show, record.masks))
-            text = f"the label is 1 (defective), but there is no defective pixel in the mask {names}."
-            record.problems.append(text)
+        image, *masks = (found[path, i > 0] for i, path in enumerate(record.paths))
+        record.problems += _problems(record, image.seen, masks)
+
+
+def _problems(record: Record, image: Seen, masks: Sequence[_File]) -> Iterator[str]:
+    """Yield what is wrong with the files of a record."""
+    if image.problem:
+        yield f"the image {show(record.image)} cannot be read: {image.problem}."
+    for name, mask in zip(record.masks, masks, strict=True):
+        if mask.seen.reason:
+            yield f"the mask {show(name)} cannot be read: {mask.seen.reason}."
+        elif not image.problem and mask.seen.size != image.size:
+            yield (
+                f"the mask {show(name)} has {_pixels(mask.seen.size)}, but its image {show(record.image)} has "
+                f"{_pixels(image.size)}."
+            )
+        elif record.label == 0 and mask.extrema and mask.extrema[1] > 0:
+            yield f"the label is 0 (normal), but the mask {show(name)} has defective pixels."
+    if record.label == 1 and masks and all(mask.extrema and mask.extrema[1] == 0 for mask in masks):
+        names = " and ".join(map(show, record.masks))
+        yield f"the label is 1 (defective), but there is no defective pixel in the mask {names}."
 
 
 def check_copies(records: Iterable[Record], threads: int) -> None:
@@ -171,22 +176,22 @@ def _outside(name: str, path: str, root: Path) -> str:
     return ""
 
 
-def _look(path: str, is_mask: bool, whole: bool) -> _Seen:
+def _look(path: str, is_mask: bool, value_range: tuple[float, float] | None, whole: bool) -> _File:
+    seen = look(path, value_range, whole)
+    if not is_mask or seen.reason:
+        return _File(seen)
+    if seen.mode in _CUT_MASKS:
+        reason = (
+            f"it has more than 8 bits (Pillow's mode {seen.mode}), which would be cut off: convert it to 8 bit first"
+        )
+        return _File(seen._replace(reason=reason))
+    if not whole:
+        return _File(seen)
     try:
-        with Image.open(path) as image:
-            size = image.size
-            if image.mode in (_CUT_MASKS if is_mask else CUT_OFF):
-                what = f"it has more than 8 bits (Pillow's mode {image.mode}), which would be cut off"
-                return _Seen(f"{what}: convert it to 8 bit first")
-            if not whole:
-                return _Seen(size=size)
-            read_whole(image)
-        if not is_mask:
-            return _Seen(size=size)
         with Image.open(path) as mask:
-            return _Seen(size=size, marks=mask.convert("L").getbbox() is not None)
+            return _File(seen, mask.convert("L").getextrema())
     except Exception as error:  # decoders raise anything from OSError to struct.error
-        return _Seen(f"{type(error).__name__}: {error}")
+        return _File(seen._replace(reason=reason_of(error, path)))
 
 
 def _file(path: str) -> object:

@@ -18,7 +18,7 @@ from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 
 from anomalib_uniad.data.mixed_dataset import MixedDataset, unmixed
-from anomalib_uniad.image_files import listed, look_at
+from anomalib_uniad.image_files import check_samples
 
 
 class MultiCategoryDataModule(AnomalibDataModule):
@@ -39,12 +39,14 @@ class MultiCategoryDataModule(AnomalibDataModule):
             there after ``setup``.
         category_by_path (dict[str, str]): Path of an image, as in batches -> its category; empty before ``setup``.
         per_category_metrics (bool): Whether a model's evaluator is replaced, if there are several categories.
+        images_checked (bool): Whether all files were found to be readable.
     """
 
     categories: list[str]
     categories_with_masks: list[str]
     category_by_path: dict[str, str]
     per_category_metrics: bool
+    images_checked: bool = False
 
     @abstractmethod
     def _read_category(self, category: str) -> dict[str, AnomalibDataset]:
@@ -59,12 +61,16 @@ class MultiCategoryDataModule(AnomalibDataModule):
         """
 
     def setup(self, stage: str | None = None) -> None:
-        """Read, split and join the categories, and have the trainer's model report its metrics per category.
+        """Read, split and join the categories, look at their files, have the trainer's model report per category.
 
         Args:
             stage (str | None): Stage of the trainer. Defaults to ``None``.
+
+        Raises:
+            ValueError: If files cannot be read, or have more than 8 bits.
         """
         super().setup(stage)
+        check_samples(self)
         if self.trainer is not None and self.per_category_metrics and len(self.categories) > 1:
             # Not above: when anomalib.metrics is the first import, it loads this module before it is complete itself.
             from anomalib_uniad.metrics.evaluator import PerCategoryEvaluator
@@ -78,25 +84,6 @@ class MultiCategoryDataModule(AnomalibDataModule):
     def test_dataloader(self) -> EVAL_DATALOADERS:
         """Dataloader of the test images."""
         return unmixed(super().test_dataloader())
-
-    def on_exception(self, exception: BaseException) -> None:
-        """Say which files cannot be read, if a run ended because one could not: Pillow's errors do not name it.
-
-        Args:
-            exception (BaseException): Error of the run; if files are damaged, its message gets their names.
-        """
-        if not isinstance(exception, (OSError, SyntaxError)):  # the latter is Pillow's for damaged PNG files
-            return
-        if getattr(exception, "errno", None) is not None:  # from the system, as of a full disk; Pillow's have none
-            return
-        sets = [getattr(self, name) for name in ("train_data", "val_data", "test_data") if hasattr(self, name)]
-        columns = [data.samples[name] for data in sets for name in ("image_path", "mask_path") if name in data.samples]
-        paths = sorted({path for column in columns for path in column if isinstance(path, str) and path})
-        damaged, _ = look_at(paths)
-        if damaged:
-            # In the message, as what is logged here is followed by a long traceback.
-            text = f"{len(damaged)} of {len(paths)} files cannot be read: {listed(damaged)}."
-            exception.args = (f"{str(exception).rstrip()}. {text}",)
 
     def _setup(self, _stage: str | None = None) -> None:
         temporary = _TemporaryFolder()

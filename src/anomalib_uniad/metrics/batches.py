@@ -94,7 +94,9 @@ def leave_out_unreadable(dataloaders: Any) -> str:
     """
     new = [loader for loader in flat(dataloaders) if isinstance(getattr(loader, "dataset", None), PredictDataset)]
     images = [str(path) for loader in new for path in loader.dataset.image_filenames]
-    bad, deep = look_at(images)
+    seen = look_at(images)
+    bad = {path: found.reason for path, found in seen.items() if found.reason}
+    deep = [path for path, found in seen.items() if found.depth]
     if deep:
         logger.warning(
             "%d images have more than 8 bits, of which anomalib cuts off everything above 255, for example %s. Convert "

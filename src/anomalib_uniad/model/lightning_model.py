@@ -32,6 +32,7 @@ from anomalib_uniad.deploy.quantization import (
     quantize_with_accuracy_control,
 )
 from anomalib_uniad.errors import InputError
+from anomalib_uniad.image_files import check_samples
 from anomalib_uniad.inference.metadata import Level, ModelMetadata
 from anomalib_uniad.metrics import PerCategoryEvaluator
 from anomalib_uniad.training.checkpoint_selection import CheckpointChoice, CheckpointSelection
@@ -384,7 +385,14 @@ class UniAD(AnomalibModule):
     # Training.
 
     def setup(self, stage: str) -> None:
-        """Seed the training, if a seed was given, and compile its step, if wanted."""
+        """Look at the files of the images; for a training, seed it and compile its step, if wanted.
+
+        Raises:
+            ValueError: If files of the datamodule cannot be read, or have more than 8 bits.
+        """
+        datamodule = getattr(self._trainer, "datamodule", None)
+        if stage != "predict" and datamodule is not None:
+            check_samples(datamodule)
         if stage != "fit":
             return
         if self.seed is not None:
@@ -420,7 +428,7 @@ class UniAD(AnomalibModule):
 
     def on_train_start(self) -> None:
         """Write down what is trained on."""
-        datamodule = getattr(self.trainer, "datamodule", None)
+        datamodule = getattr(self._trainer, "datamodule", None)
         dataset: Any = getattr(self.trainer.train_dataloader, "dataset", None)
         self.training_summary = {
             "dataset": str(getattr(datamodule, "name", "")),
