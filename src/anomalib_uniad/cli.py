@@ -5,13 +5,14 @@ Heavy packages are imported by the subcommands that need them.
 """
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from anomalib_uniad.errors import UserError
 from anomalib_uniad.inference import predict  # light: the rest is imported when it runs
+from anomalib_uniad.messages import wants_traceback
 
 
 def cache_ls(directory: Path | None = None) -> None:
@@ -100,10 +101,9 @@ def parity(
         timed_images: Images with which latency and throughput are measured.
         overwrite: Replace results that are there.
     """
-    with _errors_in_one_line("parity"):
-        from anomalib_uniad.parity.compare import compare_files
+    from anomalib_uniad.parity.compare import compare_files
 
-        compare_files(ckpt, models, data, data_class, output, export, timed_images, overwrite)
+    compare_files(ckpt, models, data, data_class, output, export, timed_images, overwrite)
 
 
 def report(
@@ -128,8 +128,7 @@ def report(
     from anomalib_uniad.report.text import show
     from anomalib_uniad.report.write import write_report
 
-    with _errors_in_one_line("report"):
-        comparison, files = write_report(runs, output, names, metrics, heatmaps, overwrite)
+    comparison, files = write_report(runs, output, names, metrics, heatmaps, overwrite)
     show(comparison)
     for file in files:
         _show(f"Wrote {file}.")
@@ -145,8 +144,7 @@ def make_meta(folder: Path, output: Path | None = None, overwrite: bool = False)
     """
     from anomalib_uniad.data.make_meta import make_meta as write
 
-    with _errors_in_one_line("make-meta"):
-        files, counts = write(folder, output, overwrite)
+    files, counts = write(folder, output, overwrite)
     for file, count in zip(files, counts, strict=True):
         _show(f"Wrote {file}: {count} images.")
 
@@ -198,8 +196,7 @@ def import_checkpoint(
     from anomalib_uniad.import_checkpoint import import_checkpoint as write
     from anomalib_uniad.import_checkpoint import show
 
-    with _errors_in_one_line("import-checkpoint"):
-        official, config = write(checkpoint, output, overwrite, **given)
+    official, config = write(checkpoint, output, overwrite, **given)
     show(official)
     _show(f"Wrote {output} and {config}. Use them together:")
     _show(f"  anomalib test --config {config} --data MultiCategory --data.root FOLDER --ckpt_path {output}")
@@ -243,6 +240,16 @@ def main(args: list[str] | None = None) -> None:
         >>> main(["cache", "ls", "--directory", "/not/there"])
         There are no feature caches in /not/there.
     """
+    try:
+        _run(args)
+    except (UserError, OSError, ModuleNotFoundError) as error:  # of the system: it names the file
+        if wants_traceback():
+            raise
+        sys.stdout.flush()  # the sentence comes last
+        sys.exit(f"error: {_sentence(error)}")
+
+
+def _run(args: list[str] | None) -> None:
     from jsonargparse import ArgumentParser, auto_cli
 
     class Parser(ArgumentParser):
@@ -257,20 +264,20 @@ def main(args: list[str] | None = None) -> None:
             return [name, *names]
 
     description = "Tools of UniAD for anomalib."
-    auto_cli(COMMANDS, args=args, prog="anomalib-uniad", description=description, parser_class=Parser)
+    auto_cli(
+        COMMANDS,
+        args=args,
+        prog="anomalib-uniad",
+        description=description,
+        version=version("anomalib-uniad"),
+        parser_class=Parser,
+    )
 
 
-@contextmanager
-def _errors_in_one_line(command: str) -> Iterator[None]:
-    """End the process with the message of an expected error, without a traceback."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        sys.exit(f"{command}: {error}")
-    except ModuleNotFoundError as error:
-        if error.name not in {"openvino", "nncf", "onnx", "onnxscript"}:
-            raise
-        sys.exit(f"{command}: {error.name} is not installed: pip install anomalib-uniad[openvino]")
+def _sentence(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and not isinstance(error, UserError):
+        return f"{error.name} is not installed: pip install 'anomalib-uniad[openvino]'"
+    return str(error)
 
 
 def _megabytes(size: int) -> str:

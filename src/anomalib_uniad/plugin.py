@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How anomalib finds the models and datamodules of installed plugins.
+"""How anomalib finds the models and datamodules of installed plugins, and how their users' mistakes end its command.
 
 anomalib 2.7 reads no entry points: it knows a model once the module that defines it has been
 imported. torch calls every entry point of the group ``torch.backends`` at the end of ``import torch``
 (``torch._import_device_backends``); :func:`install` is one of them. All it does there is to put a
 finder on ``sys.meta_path`` that waits for ``anomalib.models`` and ``anomalib.data``. Once one of them
 has been imported, the entry points of the group of the same name are loaded and become attributes of it,
-as if anomalib had shipped them.
+as if anomalib had shipped them. It also waits for anomalib's command line, which shows the traceback of each error, to
+have mistakes of users end in one sentence (``messages.py``).
 
 Nothing of torch or anomalib is imported here, and nothing here raises: a plugin that cannot be loaded
 is reported as a warning. anomalib's ``ALLOWED_MODULES`` is a security list and stays as it is.
@@ -15,17 +16,19 @@ is reported as a warning. anomalib's ``ALLOWED_MODULES`` is a security list and 
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
-# Group of entry points, which is also the module that receives them -> its last import. When torch is
-# first imported by anomalib itself, the package is half executed by the time that ``install`` runs, and
-# its own loader can no longer be wrapped: the end of its last import is then the signal.
+# Module to wait for -> its last import. When torch is first imported by anomalib itself, the module is half executed by
+# the time that ``install`` runs, and its own loader can no longer be wrapped: the end of its last import is then the
+# signal. Groups of entry points have the names of the modules that receive them.
 GROUPS = {"anomalib.models": "anomalib.models.video", "anomalib.data": "anomalib.data.predict"}
+COMMAND_LINE = {"anomalib.cli.cli": "lightning.pytorch.cli"}  # imported when the parser is made
 
 
 def install() -> None:
@@ -35,14 +38,15 @@ def install() -> None:
     """
     if any(isinstance(finder, _Finder) for finder in sys.meta_path):
         return
-    waiting = {}  # full name of the module to watch -> group to load after it
-    for group, last_import in GROUPS.items():
-        if group not in sys.modules:
-            waiting[group] = group
+    waiting: dict[str, Callable[[], None]] = {}
+    for module, last_import in {**GROUPS, **COMMAND_LINE}.items():
+        action = partial(load_entry_points, module) if module in GROUPS else end_in_sentences
+        if module not in sys.modules:
+            waiting[module] = action
         elif last_import not in sys.modules:
-            waiting[last_import] = group
+            waiting[last_import] = action
         else:
-            load_entry_points(group)
+            action()
     if waiting:
         sys.meta_path.insert(0, _Finder(waiting))
 
@@ -71,6 +75,17 @@ def load_entry_points(group: str) -> None:
             )
 
 
+def end_in_sentences() -> None:
+    """Have mistakes of users end anomalib's command with one sentence."""
+    try:
+        from anomalib_uniad import messages
+
+        messages.install_excepthook()
+        messages.install_parser_errors()
+    except Exception as error:  # anomalib's command works without
+        _warn(f"Errors of anomalib-uniad are shown with their tracebacks: {type(error).__name__}: {error}")
+
+
 def _warn(message: str) -> None:
     import logging
     import warnings
@@ -84,7 +99,7 @@ def _warn(message: str) -> None:
 class _Finder:
     """Wraps the loaders of the watched modules, to be notified when these are executed."""
 
-    def __init__(self, waiting: dict[str, str]) -> None:
+    def __init__(self, waiting: dict[str, Callable[[], None]]) -> None:
         self.waiting = waiting
         self.searching: set[str] = set()  # asked for by another finder that asks all finders, as this one does
 
@@ -107,12 +122,12 @@ class _Finder:
         return None
 
     def done(self, fullname: str) -> None:
-        """Load what waited for a module; after the last one, leave."""
-        group = self.waiting.pop(fullname, None)
+        """Do what waited for a module; after the last one, leave."""
+        action = self.waiting.pop(fullname, None)
         if not self.waiting and self in sys.meta_path:
             sys.meta_path.remove(self)
-        if group is not None:
-            load_entry_points(group)
+        if action is not None:
+            action()
 
 
 class _Loader:

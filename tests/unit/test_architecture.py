@@ -13,6 +13,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "anomalib_uniad"
 # From the ground up: a room imports rooms of the lines above its own, never one of the same line or below.
 LAYERS = (
     {"errors"},
+    {"messages"},
     {"category", "checks", "files", "image_files", "plugin", "splits"},
     {"inference", "synthetic", "training", "metrics"},
     {"data", "deploy"},
@@ -85,7 +86,7 @@ def test_inside_the_model() -> None:
             inside = {target.split(".")[2] for target in targets if room(target) == "model" and target.count(".") >= 2}
             assert inside & set(order) <= set(below), name
     lightning = {room(target) for target in GRAPH["anomalib_uniad.model.lightning_model"]}
-    assert lightning <= {"model", "training", "deploy", "metrics", "inference"} | LAYERS[0] | LAYERS[1]
+    assert lightning <= {"model", "training", "deploy", "metrics", "inference"} | LAYERS[0] | LAYERS[2]
 
 
 def test_no_class_is_put_together_from_several() -> None:

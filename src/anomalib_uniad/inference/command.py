@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from anomalib_uniad.errors import InputError
+from anomalib_uniad.errors import InputError, MissingPackageError
 
 if TYPE_CHECKING:
     from .decision import Decider
@@ -57,12 +57,11 @@ def predict(
     except KeyboardInterrupt:
         _say("Interrupted; the rows of the images until then are in the table.", stderr=True)
         sys.exit(130)
-    except (OSError, ValueError) as error:
-        sys.exit(f"predict: {error}")
     except ModuleNotFoundError as error:
         if error.name != "openvino":
             raise
-        sys.exit("predict: openvino is not installed: pip install openvino")
+        msg = "openvino is not installed: pip install openvino"
+        raise MissingPackageError(msg) from error
     if failed:
         sys.exit(1)
 

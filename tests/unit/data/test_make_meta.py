@@ -61,7 +61,7 @@ def test_nothing_is_overwritten(root: Path, there: str) -> None:
     before = sorted(root.iterdir())
     with pytest.raises(FileExistsError, match=rf"{there} would be overwritten: choose another output folder, or set"):
         make_meta(root)
-    with pytest.raises(SystemExit, match=r"make-meta: .* would be overwritten"):
+    with pytest.raises(SystemExit, match=r"error: .* would be overwritten"):
         main(["make-meta", str(root)])
     assert (root / there).read_text() == "mine"
     assert sorted(root.iterdir()) == before

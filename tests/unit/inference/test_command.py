@@ -119,7 +119,7 @@ def test_mistakes(folder: Path, arguments: list[str], message: str, capsys) -> N
     before = sorted(folder.rglob("*"))
     with pytest.raises(SystemExit) as stopped:
         main(["predict", *arguments])
-    assert str(stopped.value).startswith("predict: ")
+    assert str(stopped.value).startswith("error: ")
     assert message in str(stopped.value)
     assert "\n" not in str(stopped.value)
     assert sorted(folder.rglob("*")) == before
@@ -189,7 +189,7 @@ def test_heatmaps_need_a_map(folder: Path) -> None:
     score = ops.reduce_max(images, ops.constant([1, 2, 3]))
     score.output(0).set_names({"pred_score"})
     ov.save_model(ov.Model([score], [images]), folder / "score.xml")
-    with pytest.raises(SystemExit, match=r"predict: score.xml puts out no anomaly map: .*--heatmaps false"):
+    with pytest.raises(SystemExit, match=r"error: score.xml puts out no anomaly map: .*--heatmaps false"):
         main(["predict", "score.xml", "images"])
     main(["predict", "score.xml", "images", "--heatmaps", "false"])
     assert len(decisions()) == 5
@@ -232,4 +232,4 @@ sys.meta_path.insert(0, Refuse())
 def test_without_openvino(folder: Path) -> None:
     result = run(f"import sys; sys.modules['openvino'] = None{ENTRY}")
     assert result.returncode == 1
-    assert result.stderr == "predict: openvino is not installed: pip install openvino\n"
+    assert result.stderr == "error: openvino is not installed: pip install openvino\n"

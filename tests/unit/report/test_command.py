@@ -50,7 +50,7 @@ def test_nothing_is_overwritten(runs: list[str], tmp_path: Path) -> None:
     main(["report", *runs])
     (tmp_path / "report" / "report.html").unlink()
     (tmp_path / "report" / "report.md").write_text("mine")
-    with pytest.raises(SystemExit, match=r"report: report/report.md and report/report.csv would be overwritten"):
+    with pytest.raises(SystemExit, match=r"error: report/report.md and report/report.csv would be overwritten"):
         main(["report", *runs])
     assert (tmp_path / "report" / "report.md").read_text() == "mine"
     assert not (tmp_path / "report" / "report.html").exists()
@@ -61,14 +61,14 @@ def test_nothing_is_overwritten(runs: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        (["UniAD/v0", "nowhere"], r"^report: nowhere is not there: give the folder of a run"),
-        (["empty"], r"^report: empty is not the folder of a run"),
-        (["odd"], r"^report: odd/metrics.json is damaged: Expecting value"),
-        (["UniAD/v0", "--metrics", "[F1]"], r"^report: No run has the metric F1: choose from image_AUROC, pixel_AP"),
-        (["UniAD/v0", "Padim", "--names", "[A]"], r"^report: names has 1 names \(A\) for 2 runs"),
-        (["UniAD/v0", "--heatmaps", "-1"], r"^report: heatmaps must be at least 0, got -1"),
-        (["UniAD/v0", "--output", "file"], r"^report: file is a file: give a folder as output"),
-        (["Padim"], r"^report: Padim/v0/predictions.csv is damaged: it has no column decision"),
+        (["UniAD/v0", "nowhere"], r"^error: nowhere is not there: give the folder of a run"),
+        (["empty"], r"^error: empty is not the folder of a run"),
+        (["odd"], r"^error: odd/metrics.json is damaged: Expecting value"),
+        (["UniAD/v0", "--metrics", "[F1]"], r"^error: No run has the metric F1: choose from image_AUROC, pixel_AP"),
+        (["UniAD/v0", "Padim", "--names", "[A]"], r"^error: names has 1 names \(A\) for 2 runs"),
+        (["UniAD/v0", "--heatmaps", "-1"], r"^error: heatmaps must be at least 0, got -1"),
+        (["UniAD/v0", "--output", "file"], r"^error: file is a file: give a folder as output"),
+        (["Padim"], r"^error: Padim/v0/predictions.csv is damaged: it has no column decision"),
     ],
 )
 def test_bad_input(runs: list[str], tmp_path: Path, arguments: list[str], match: str) -> None:
@@ -97,7 +97,7 @@ def test_nothing_is_left_of_a_failure(runs: list[str], tmp_path: Path, monkeypat
     monkeypatch.setattr(write, "to_html", lambda *arguments: "\udcff")  # cannot be encoded
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "report.md").write_text("mine")
-    with pytest.raises(SystemExit, match=r"^report: 'utf-8' codec can't encode"):
+    with pytest.raises(UnicodeEncodeError, match=r"'utf-8' codec can't encode"):
         main(["report", *runs, "--overwrite", "true"])
     assert [path.name for path in (tmp_path / "report").iterdir()] == ["report.md"]
     assert (tmp_path / "report" / "report.md").read_text() == "mine"
