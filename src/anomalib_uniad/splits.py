@@ -1,11 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Splits of a datamodule: their ratios, and where its validation images come from."""
+"""Splits of a datamodule: their ratios, how images are drawn, and where its validation images come from."""
 
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from anomalib_uniad.errors import InputError
 
-_DRAWN = {"from_test", "from_train", "synthetic"}  # by chance, by a ratio and a seed
+MIXED = "mixed"
+"""Mode of the validation split that sets aside good training images and test images; anomalib does not have it."""
+
+MIXED_RATIO = 0.2
+"""Part of each that is set aside unless another one is given."""
+
+_DRAWN = {"from_test", "from_train", "synthetic", MIXED}  # by chance, by a ratio and a seed
+
+
+def draw(items: Sequence[Any], ratio: float, seed: int | None) -> list[Any]:
+    """Draw part of some items: at least one of two, never all.
+
+    Args:
+        items (Sequence[Any]): What is drawn from.
+        ratio (float): The part that is drawn, rounded.
+        seed (int | None): The same seed draws the same items; ``None`` is 0.
+
+    Returns:
+        list[Any]: The drawn items, in their order.
+
+    Examples:
+        >>> len(draw(range(100), 0.2, seed=0)), len(draw(range(3), 0.2, seed=0)), draw([1], 0.2, seed=0)
+        (20, 1, [])
+    """
+    count = min(max(round(len(items) * ratio), 1), len(items) - 1)
+    if count < 1:
+        return []
+    drawn = np.random.default_rng(seed or 0).permutation(len(items))[:count]
+    return [items[index] for index in sorted(drawn)]
 
 
 def validates_test_images(datamodule: Any) -> bool:

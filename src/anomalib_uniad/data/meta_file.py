@@ -6,18 +6,18 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from anomalib import TaskType
-from anomalib.data import AnomalibDataModule, AnomalibDataset
+from anomalib.data import AnomalibDataset
 from anomalib.data.utils import Split, TestSplitMode, ValSplitMode
 from anomalib.utils.path import generate_output_filename
 from torchvision.transforms.v2 import Transform
 
+from anomalib_uniad.data.category_split import split_category
 from anomalib_uniad.data.image_dataset import ImageFileDataset
 from anomalib_uniad.data.meta_images import check_copies, check_images, check_use, find_files, report_categories
 from anomalib_uniad.data.meta_records import read_meta_files
-from anomalib_uniad.data.multi_category_datamodule import MultiCategoryDataModule, read_sets
+from anomalib_uniad.data.multi_category_datamodule import MultiCategoryDataModule
 from anomalib_uniad.data.records import Record, raise_problems
 from anomalib_uniad.errors import InputError
 from anomalib_uniad.splits import check_ratios
@@ -63,11 +63,11 @@ class MetaFile(MultiCategoryDataModule):
         test_split_ratio (float): Part of the training images that these are made of, where a category has no
             normal test images. Defaults to ``0.2``.
         val_split_mode (ValSplitMode | str): Where the validation set comes from: ``"same_as_test"``,
-            ``"from_test"``, ``"from_train"``, ``"synthetic"`` (of training images) or ``"none"``.
-            Defaults to ``"same_as_test"``.
-        val_split_ratio (float): Part of each category that is split off for validation, of its normal and of its
-            defective images. Defaults to ``0.5``.
-        seed (int | None): Seed of the splits, the same for each category. Defaults to ``None``.
+            ``"mixed"`` (good training images and test images that are set aside), ``"from_test"``, ``"from_train"``,
+            ``"synthetic"`` (of training images) or ``"none"``. Defaults to ``"same_as_test"``.
+        val_split_ratio (float | None): Part of each category that is split off for validation, of its normal and of
+            its defective images. ``None`` is 0.2 for ``"mixed"``, otherwise 0.5. Defaults to ``None``.
+        seed (int | None): Seed of the splits, the same for each category; ``None`` is 0. Defaults to ``None``.
         allow_outside_root (bool): Accept absolute paths, ``..`` and links that lead out of ``root``.
             Defaults to ``False``.
         allow_defective_train (bool): Accept training images with label 1. Defaults to ``False``.
@@ -105,14 +105,14 @@ class MetaFile(MultiCategoryDataModule):
         test_split_mode: TestSplitMode | str = "from_dir",
         test_split_ratio: float = 0.2,
         val_split_mode: ValSplitMode | str = "same_as_test",
-        val_split_ratio: float = 0.5,
+        val_split_ratio: float | None = None,
         seed: int | None = None,
         allow_outside_root: bool = False,
         allow_defective_train: bool = False,
         verify_images: bool = True,
         per_category_metrics: bool = True,
     ) -> None:
-        check_ratios(test_split_ratio=test_split_ratio, val_split_ratio=val_split_ratio)
+        check_ratios(test_split_ratio=test_split_ratio)
         super().__init__(
             train_batch_size=train_batch_size,
             eval_batch_size=eval_batch_size,
@@ -225,44 +225,13 @@ class MetaFile(MultiCategoryDataModule):
     def _read_category(self, category: str) -> dict[str, AnomalibDataset]:
         task = TaskType.SEGMENTATION if _tested_with_masks(self._records) else TaskType.CLASSIFICATION
         own = [record for record in self._records if record.category == category]
-        datamodule = MetaFileCategory(
+        return split_category(
             ImageFileDataset([record for record in own if record.split == Split.TRAIN], task),
             ImageFileDataset([record for record in own if record.split == Split.TEST], task),
-            test_split_mode=self.test_split_mode,
-            test_split_ratio=self.test_split_ratio,
-            val_split_mode=self.val_split_mode,
-            val_split_ratio=self.val_split_ratio,
-            seed=self.seed,
+            self,
         )
-        return read_sets(datamodule)
 
 
 def _tested_with_masks(records: Sequence[Record]) -> bool:
     """Tell whether there are masks; those of defective training images are no use if the test has none."""
     return any(record.masks for record in records if record.split == Split.TEST)
-
-
-class MetaFileCategory(AnomalibDataModule):
-    """Images of one category, split by anomalib; the test images stay as they are listed.
-
-    Args:
-        train (ImageFileDataset): Training images.
-        test (ImageFileDataset): Test images.
-        **split (Any): Arguments of anomalib's datamodules for splits.
-    """
-
-    def __init__(self, train: ImageFileDataset, test: ImageFileDataset, **split: Any) -> None:
-        super().__init__(train_batch_size=1, eval_batch_size=1, num_workers=0, **split)
-        self._listed = train, test
-
-    def _setup(self, _stage: str | None = None) -> None:
-        self.train_data, self.test_data = self._listed
-
-    def _create_test_split(self) -> None:
-        if self.test_split_mode == TestSplitMode.SYNTHETIC:
-            super()._create_test_split()
-
-    def _create_val_split(self) -> None:
-        from_test = self.val_split_mode in (ValSplitMode.FROM_TEST, ValSplitMode.SAME_AS_TEST)
-        if len(self.test_data if from_test else self.train_data):  # else there is nothing to split
-            super()._create_val_split()

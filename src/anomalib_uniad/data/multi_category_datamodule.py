@@ -14,11 +14,14 @@ from typing import Any
 import pandas as pd
 from anomalib import TaskType
 from anomalib.data import AnomalibDataModule, AnomalibDataset
+from anomalib.data.utils import ValSplitMode
 from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 
+from anomalib_uniad.checks import check_choice
 from anomalib_uniad.data.mixed_dataset import MixedDataset, unmixed
 from anomalib_uniad.image_files import check_samples
+from anomalib_uniad.splits import MIXED, MIXED_RATIO, check_ratios
 
 
 class MultiCategoryDataModule(AnomalibDataModule):
@@ -32,6 +35,14 @@ class MultiCategoryDataModule(AnomalibDataModule):
     **The one reach into the model**: a model that is trained or tested on several categories gets a
     :class:`~anomalib_uniad.metrics.PerCategoryEvaluator` in place of anomalib's own evaluator, since anomalib has no
     public way for a datamodule to say how its images are to be evaluated. The log says so.
+
+    Args:
+        val_split_mode (ValSplitMode | str | None): One of anomalib's, or ``"mixed"``; ``None`` is ``"none"``.
+            Defaults to ``None``.
+        val_split_ratio (float | None): Part that is split off; ``None`` is 0.2 for ``"mixed"``, otherwise 0.5.
+            Defaults to ``None``.
+        seed (int | None): Seed of the splits; ``None`` is 0. Defaults to ``None``.
+        **arguments (Any): Further arguments of anomalib's datamodules.
 
     Attributes:
         categories (list[str]): Names of the categories.
@@ -47,6 +58,28 @@ class MultiCategoryDataModule(AnomalibDataModule):
     category_by_path: dict[str, str]
     per_category_metrics: bool
     images_checked: bool = False
+
+    def __init__(
+        self,
+        *,
+        val_split_mode: ValSplitMode | str | None = None,
+        val_split_ratio: float | None = None,
+        seed: int | None = None,
+        **arguments: Any,
+    ) -> None:
+        mode = str(getattr(val_split_mode, "value", val_split_mode or "none"))
+        check_choice("val_split_mode", mode, [*(known.value for known in ValSplitMode), MIXED])
+        mixed = mode == MIXED
+        ratio = val_split_ratio if val_split_ratio is not None else MIXED_RATIO if mixed else 0.5
+        check_ratios(val_split_ratio=ratio)
+        super().__init__(
+            val_split_mode=None if mixed else mode,  # which anomalib does not know
+            val_split_ratio=ratio,
+            seed=0 if seed is None else seed,  # the same split each time
+            **arguments,
+        )
+        if mixed:
+            self.val_split_mode = MIXED  # type: ignore[assignment]
 
     @abstractmethod
     def _read_category(self, category: str) -> dict[str, AnomalibDataset]:
