@@ -2,6 +2,7 @@
 """Trainings that are stopped and resumed end with the same weights as those that are not."""
 
 import csv
+import errno
 import signal
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,23 @@ def test_interruption(
         assert not difference(fit(small_model(5), data(root), tmp_path, file), uninterrupted)
 
 
+def test_interruption_without_resume_checkpoints(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def interrupted(calls: int) -> str:
+        caplog.clear()
+        with pytest.raises(SystemExit):
+            stop = Stop("on_train_batch_end", calls, KeyboardInterrupt)
+            engine(tmp_path, stop).train(small_model(5, 0), datamodule=data(root))
+        return caplog.text
+
+    nothing = "Training was interrupted before its first checkpoint: nothing of it was kept. Set resume_interval to"
+    assert nothing in interrupted(BATCHES)
+    text, file = interrupted(2 * BATCHES + 1), tmp_path / "UniAD" / "products" / "v1" / FILE
+    kept = file.with_name("model.ckpt")
+    assert f"Training was interrupted. To resume from {kept}, repeat the same command with: --ckpt_path {kept}" in text
+    assert kept.is_file()
+    assert not file.exists()
+
+
 def test_one_file_for_the_time_of_the_training(root: Path, tmp_path: Path) -> None:
     class Look(Callback):
         seen: list[bool] = []
@@ -133,16 +151,15 @@ def test_a_full_disk_does_not_end_the_training(
     (tmp_path / FILE).parent.mkdir(parents=True)
     (tmp_path / FILE).write_text("the last one")
 
-    def full(checkpoint: Any, path: Path) -> None:
-        Path(path).write_text("half")
-        raise OSError("No space left on device")
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     class Look(Callback):
         def on_train_end(self, *args) -> None:
             assert [path.read_text() for path in (tmp_path / FILE).parent.iterdir()] == ["the last one"]
 
-    monkeypatch.setattr("lightning.fabric.plugins.io.torch_io._atomic_save", full)
-    with pytest.warns(UserWarning, match=r"resume.ckpt could not be written, training goes on: No space left"):
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.warns(UserWarning, match=r"resume.ckpt could not be written: .* No space left"):
         callbacks = [ModelCheckpoint(save_top_k=0), Look()]
         trained = fit(small_model(5, ALWAYS), data(root), tmp_path, None, *callbacks, enable_checkpointing=True)
     assert not difference(trained, uninterrupted)

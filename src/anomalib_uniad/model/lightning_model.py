@@ -35,8 +35,10 @@ from anomalib_uniad.errors import InputError
 from anomalib_uniad.image_files import check_samples
 from anomalib_uniad.inference.metadata import Level, ModelMetadata
 from anomalib_uniad.metrics import PerCategoryEvaluator
+from anomalib_uniad.training.checkpoint_files import CheckpointRescue
 from anomalib_uniad.training.checkpoint_selection import CheckpointChoice, CheckpointSelection
 from anomalib_uniad.training.feature_cache import FeatureCache, FeatureDtype
+from anomalib_uniad.training.finite import FiniteTraining
 from anomalib_uniad.training.last_epoch import LastEpochValidation
 from anomalib_uniad.training.optimization import LearningRateSchedule, adamw, learning_rate_schedule
 from anomalib_uniad.training.resume import EpochSeed, ResumeCheckpoint, TrainedWeights
@@ -274,13 +276,19 @@ class UniAD(AnomalibModule):
         self._compiled: Callable[[torch.Tensor], torch.Tensor] | None = None
 
         self._trained_weights = TrainedWeights()
-        self._training_callbacks: list[Callback] = [LastEpochValidation(), EpochSeed(seed), self._trained_weights]
+        self._finite = FiniteTraining()
+        self._training_callbacks: list[Callback] = [
+            LastEpochValidation(),
+            EpochSeed(seed),
+            self._trained_weights,
+            self._finite,
+            ResumeCheckpoint(resume_interval),
+        ]
         if feature_cache != "off":
             self._training_callbacks.append(FeatureCache(feature_cache, feature_cache_dtype, feature_cache_dir))
-        if resume_interval > 0:
-            self._training_callbacks.append(ResumeCheckpoint(resume_interval))
         if checkpoint_selection == "best":
             self._training_callbacks.append(CheckpointSelection())
+        self._training_callbacks.append(CheckpointRescue())  # last, as it looks at what the others have written
 
     @classmethod
     def from_official(cls, checkpoint: str | Path, **arguments: Any) -> "UniAD":
@@ -465,7 +473,12 @@ class UniAD(AnomalibModule):
     # Checkpoints.
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the summary of the training, and the thresholds of categories."""
+        """Keep the summary of the training, and the thresholds of categories.
+
+        Raises:
+            ValueError: If weights are not finite: an earlier checkpoint stays as it is.
+        """
+        self._finite.check(self._trainer, self)
         super().on_save_checkpoint(checkpoint)
         checkpoint["training_summary"] = dict(self.training_summary)
         if isinstance(self.evaluator, PerCategoryEvaluator):

@@ -15,7 +15,7 @@ from anomalib_uniad.errors import InputError, MissingFileError
 from anomalib_uniad.files import replacing
 from anomalib_uniad.splits import describe_validation, drawn_without_seed, validates_test_images
 
-from .resume import checkpoint_path, save_whole
+from .checkpoint_files import checkpoint_path, save_whole
 
 CheckpointChoice = Literal["last", "best"]
 MONITOR = "image_AUROC"
@@ -69,8 +69,10 @@ class CheckpointSelection(Callback):
         score = float(trainer.callback_metrics[MONITOR])
         score = -math.inf if math.isnan(score) else score
         if trainer.strategy.broadcast(self._score is None or score > self._score):
-            self._score, self._step = score, trainer.global_step
-            save_whole(trainer, self._path)
+            before = self._score, self._step
+            self._score, self._step = score, trainer.global_step  # as the file is to say
+            if not save_whole(trainer, self._path):
+                self._score, self._step = before
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Load the best epoch into the model, and put its file in the place of the last one."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training that can be resumed at the end of its last epoch as if it had never stopped."""
 
-import os
+import contextlib
 import random
 import shutil
 import time
@@ -16,8 +16,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from anomalib_uniad.checks import check_at_least
-from anomalib_uniad.errors import InputError
+from anomalib_uniad.errors import InputError, UserError
 from anomalib_uniad.files import replacing
+
+from .checkpoint_files import checkpoint_path, newest_checkpoint, save_whole
 
 
 class EpochSeed(Callback):
@@ -102,19 +104,19 @@ class ResumeCheckpoint(Checkpoint):
 
     The file lies in ``weights/lightning`` of the run's folder, where anomalib puts ``model.ckpt``. There is one at a
     time; a new one takes the place of the old one at once, so there is a complete one whenever the process is killed.
-    An interruption by Ctrl-C, a signal or an exception costs what was trained since then. If the file cannot be
-    written, that is a warning, and training goes on (with several processes, it is an error). It is removed when
-    training has come to the end of ``max_epochs`` or ``max_steps``. No file is written if the trainer is not to write
-    checkpoints (``enable_checkpointing=False``, ``barebones``, ``fast_dev_run``).
+    An interruption by Ctrl-C, a signal or an exception costs what was trained since then; it is said what was kept. If
+    the file cannot be written, that is a warning, and training goes on. It is removed when training has come to the end
+    of ``max_epochs`` or ``max_steps``. No file is written if the trainer is not to write checkpoints
+    (``enable_checkpointing=False``, ``barebones``, ``fast_dev_run``).
 
     It is a ``Checkpoint`` for Lightning to call it last, when early stopping and other checkpoint callbacks are done
     with the epoch. It is no ``ModelCheckpoint``: a model that brings one takes the user's own out of the trainer.
 
     Args:
-        interval_minutes (float): Minutes between two files. Defaults to ``10.0``.
+        interval_minutes (float): Minutes between two files; 0 writes none. Defaults to ``10.0``.
 
     Raises:
-        ValueError: If ``interval_minutes`` is not positive.
+        ValueError: If ``interval_minutes`` is negative.
 
     Examples:
         >>> ResumeCheckpoint(interval_minutes=30).interval_minutes
@@ -124,11 +126,10 @@ class ResumeCheckpoint(Checkpoint):
     best_model_path = ""  # anomalib's engine asks the trainer's first checkpoint callback for it
 
     def __init__(self, interval_minutes: float = 10.0) -> None:
-        if not interval_minutes > 0:
-            msg = f"interval_minutes must be greater than 0, got {interval_minutes}; leave the callback out for never."
-            raise InputError(msg)
+        check_at_least("interval_minutes", interval_minutes, 0)
         self.interval_minutes = interval_minutes
         self._path: Path | None = None  # None: nothing is to be written
+        self._training = False
         self._trained_step = 0  # global step at the last start or file
         self._last_time = 0.0
         self._announced = False
@@ -138,12 +139,14 @@ class ResumeCheckpoint(Checkpoint):
         del pl_module
         if stage == "fit":
             others = [callback for callback in trainer.checkpoint_callbacks if callback is not self]
-            self._path = checkpoint_path(trainer, "resume.ckpt") if others and not trainer.fast_dev_run else None  # type: ignore[attr-defined]
+            wanted = self.interval_minutes > 0 and others and not trainer.fast_dev_run  # type: ignore[attr-defined]
+            self._path = checkpoint_path(trainer, "resume.ckpt") if wanted else None
             self._announced = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock, and copy the file from which training is resumed: it may be stopped before the next one."""
         del pl_module
+        self._training = True
         self._trained_step = trainer.global_step
         self._last_time = time.monotonic()
         source = Path(trainer.ckpt_path).resolve() if trainer.ckpt_path else None
@@ -164,37 +167,36 @@ class ResumeCheckpoint(Checkpoint):
         if self._path is None or trainer.should_stop or trainer.global_step == self._trained_step:
             return
         if trainer.strategy.broadcast(time.monotonic() - self._last_time >= 60 * self.interval_minutes):
-            try:
-                save_whole(trainer, self._path)
-            except OSError as error:  # a full disk, for example
-                if trainer.world_size > 1:  # the other processes wait for this one to be done
-                    raise
-                rank_zero_warn(f"{self._path} could not be written, training goes on: {error}")
-            else:
-                if not self._announced:
-                    rank_zero_info(self._how_to_resume())
+            if save_whole(trainer, self._path) and not self._announced:
+                rank_zero_info(_how_to_resume(self._path))
                 self._announced = True
             self._trained_step = trainer.global_step
             self._last_time = time.monotonic()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Say how to go on."""
-        del pl_module, exception
-        if trainer.state.fn == TrainerFn.FITTING and self._path is not None and self._path.is_file():
-            rank_zero_info(f"Training was interrupted. {self._how_to_resume()}")
+        """Say what was kept, and how to go on."""
+        del pl_module
+        if not self._training:
+            return
+        self._training = False
+        kept = self._path if self._path is not None and self._path.is_file() else newest_checkpoint(trainer)
+        if kept is not None:
+            rank_zero_info(f"Training was interrupted. {_how_to_resume(kept)}")
+        elif not isinstance(exception, UserError):
+            advice = "" if self.interval_minutes else " Set resume_interval to have a checkpoint written now and then."
+            rank_zero_info(f"Training was interrupted before its first checkpoint: nothing of it was kept.{advice}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the file, as there is nothing left to resume."""
         del pl_module
+        self._training = False
         epochs, steps = trainer.max_epochs or -1, trainer.max_steps
         complete = 0 <= epochs <= trainer.current_epoch or 0 <= steps <= trainer.global_step
         # anomalib's Engine.train opens the file from which it was resumed once more, for the test.
         source = trainer.ckpt_path and Path(trainer.ckpt_path).resolve()
         if complete and self._path is not None and trainer.is_global_zero and self._path.resolve() != source:
-            self._path.unlink(missing_ok=True)
-
-    def _how_to_resume(self) -> str:
-        return f"To resume from {self._path}, repeat the same command with: --ckpt_path {self._path}"
+            with contextlib.suppress(OSError):  # its folder is gone, for example
+                self._path.unlink()
 
 
 class TrainedWeights(Callback):
@@ -246,24 +248,5 @@ class TrainedWeights(Callback):
         return True
 
 
-def checkpoint_path(trainer: Trainer, name: str) -> Path:
-    """Return the path of a file in the folder of the run's checkpoints, the same one in all processes."""
-    return Path(trainer.strategy.broadcast(str(Path(trainer.default_root_dir, "weights", "lightning", name))))
-
-
-def save_whole(trainer: Trainer, path: Path) -> None:
-    """Save a checkpoint so that ``path`` is never half a file; all processes have to call this.
-
-    Lightning writes to the folder for temporary files and moves the file from there, which is a slow copy if that is
-    on another disk.
-    """
-    part = path.with_suffix(".part")
-    try:
-        trainer.save_checkpoint(part, weights_only=False)  # the default, but Lightning logs that it is
-        if trainer.is_global_zero:
-            with part.open("rb") as file:  # on the disk before it takes the place of the last one
-                os.fsync(file.fileno())
-            part.replace(path)
-    finally:
-        if trainer.is_global_zero:
-            part.unlink(missing_ok=True)
+def _how_to_resume(path: Path) -> str:
+    return f"To resume from {path}, repeat the same command with: --ckpt_path {path}"
