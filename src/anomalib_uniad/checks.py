@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks of arguments, for all rooms; no torch."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,3 +79,29 @@ def repeat(name: str, value: Any, kind: type, count: int) -> tuple[Any, ...]:
         msg = f"{name} must be one {kind.__name__} or {count} of them, got {value!r}."
         raise InputError(msg)
     return values
+
+
+def check_value_range(value_range: Sequence[float] | None) -> tuple[float, float] | None:
+    """Return a range of pixel values as a tuple.
+
+    Args:
+        value_range (Sequence[float] | None): Values that become black and white; ``None`` is none.
+
+    Returns:
+        tuple[float, float] | None: The two values.
+
+    Raises:
+        ValueError: If these are not two finite numbers, the lower one first.
+
+    Examples:
+        >>> check_value_range([0, 4095])
+        (0.0, 4095.0)
+    """
+    if value_range is None:
+        return None
+    values = value_range if isinstance(value_range, Sequence) and not isinstance(value_range, str) else ()
+    numbers = [float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)]
+    if len(numbers) != 2 or len(values) != 2 or numbers[0] >= numbers[1]:
+        msg = f"value_range must be two numbers, black and white, such as [0, 4095], got {value_range!r}."
+        raise InputError(msg)
+    return numbers[0], numbers[1]

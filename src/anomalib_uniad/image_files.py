@@ -53,10 +53,12 @@ class Seen(NamedTuple):
 def read_image(path: str | Path, value_range: tuple[float, float] | None = None) -> np.ndarray:
     """Read an image as RGB: the one rule for training, test, prediction and all that compares them.
 
-    Grey, palette, CMYK and transparent images are converted by Pillow as in anomalib; transparency is dropped. The
-    orientation in EXIF data is ignored, as in anomalib: pixels are taken as they are stored. Animated files give their
-    first frame, and of colours with 16 bits Pillow keeps the higher 8. Grey images with more than 8 bits and floating
-    point images need ``value_range``, which is mapped to 0 ... 255 without rounding; values outside of it are clipped.
+    Images of 8 bits are read as by anomalib: Pillow converts grey, palette and CMYK to RGB, transparency is dropped,
+    the EXIF orientation is ignored except in TIFF files, where Pillow applies it, and animated files and those of
+    several pages give the first. Of colours with 16 bits, and of grey with transparency, Pillow keeps the higher 8.
+
+    Grey images with more than 8 bits, integers or floating point, need ``value_range``, which is mapped to 0 ... 255
+    without rounding; values outside of it are cut off.
 
     Args:
         path (str | Path): The file.
@@ -67,16 +69,14 @@ def read_image(path: str | Path, value_range: tuple[float, float] | None = None)
         np.ndarray: ``(H, W, 3)``: uint8, or float32 from 0 to 255 for images with more than 8 bits.
 
     Raises:
-        ValueError: If the file cannot be read, for any reason, or has more than 8 bits without a range; the message
-            does not name the file.
+        ValueError: If the file cannot be read for any reason, which the message tells after the name of the file.
     """
     try:
         with Image.open(path) as image:
             return _rgb(image, value_range)
-    except InputError:
-        raise
     except Exception as error:  # Pillow's decoders raise all kinds on damaged files
-        raise InputError(reason_of(error, path)) from error
+        msg = f"{path} cannot be read: {reason_of(error, path)}."
+        raise InputError(msg) from error
 
 
 def check_depth(image: Image.Image, value_range: tuple[float, float] | None = None) -> None:
@@ -91,24 +91,34 @@ def check_depth(image: Image.Image, value_range: tuple[float, float] | None = No
     """
     if image.mode in CUT_OFF and value_range is None:
         msg = (
-            f"it has more than 8 bits (Pillow's mode {image.mode}): set value_range to the values that are black and "
-            "white, such as [0, 65535]"
+            f"it has more than 8 bits (Pillow's mode {image.mode}): train with value_range of MultiCategory or "
+            "MetaFile, the values that are black and white, such as [0, 65535]"
+        )
+        raise InputError(msg)
+    if image.mode not in CUT_OFF and value_range is not None and _has_deep_colors(image):
+        msg = (
+            "it has 16 bits per colour or transparency, of which Pillow keeps the higher 8, so value_range cannot be "
+            "applied to it: convert it to grey or to 8 bits"
         )
         raise InputError(msg)
 
 
-def read_whole(image: Image.Image) -> None:
+def read_whole(image: Image.Image, value_range: tuple[float, float] | None = None) -> None:
     """Read an image that was just opened to its end, which finds files that are cut off or damaged.
 
-    The check sums of PNG files are compared; other types are decoded, JPEG to its smallest size.
+    The check sums of PNG files are compared; other types are decoded, JPEG to its smallest size, and so are images with
+    more than 8 bits.
 
     Args:
         image (Image.Image): The image; not usable afterwards.
+        value_range (tuple[float, float] | None): See :func:`read_image`. Defaults to ``None``.
 
     Raises:
         Exception: Whatever Pillow's decoders raise, from ``OSError`` to ``struct.error``.
     """
-    if image.format == "PNG":
+    if image.mode in CUT_OFF and value_range is not None:
+        _rgb(image, value_range)
+    elif image.format == "PNG":
         image.verify()
     else:
         image.draft(image.mode, (1, 1))
@@ -130,7 +140,7 @@ def look(path: str | Path, value_range: tuple[float, float] | None = None, whole
         with Image.open(path) as image:
             seen = describe(image, value_range)
             if whole:
-                read_whole(image)
+                read_whole(image, value_range)
             return seen
     except Exception as error:  # decoders raise anything from OSError to struct.error
         return Seen(reason_of(error, path))
@@ -220,17 +230,6 @@ def listed(files: Mapping[str, str]) -> str:
     return first + (f"; and {len(files) - SHOWN} more" if len(files) > SHOWN else "")
 
 
-def _rgb(image: Image.Image, value_range: tuple[float, float] | None) -> np.ndarray:
-    check_depth(image, value_range)
-    if image.mode in CUT_OFF and value_range is not None:
-        low, high = value_range
-        values = (np.asarray(image, np.float32) - low) * (255 / (high - low))  # (H, W)
-        return np.repeat(np.clip(values, 0, 255).astype(np.float32)[..., None], 3, axis=2)
-    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
-        image = image.convert("RGBA")  # the same colours, without a warning
-    return np.array(image.convert("RGB"))
-
-
 def reason_of(error: Exception, path: str | Path) -> str:
     """Say why a file cannot be read, without its name."""
     if isinstance(error, UnidentifiedImageError):
@@ -238,6 +237,45 @@ def reason_of(error: Exception, path: str | Path) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[:1].lower() + error.strerror[1:]  # without a number and the name
     return " ".join(f"{error or type(error).__name__}".replace(repr(str(path)), "it").split())
+
+
+def _rgb(image: Image.Image, value_range: tuple[float, float] | None) -> np.ndarray:
+    check_depth(image, value_range)
+    if value_range is not None and image.mode in CUT_OFF:
+        low, high = value_range
+        values = (np.clip(_values(image), low, high) - low) * (255 / (high - low))  # (H, W)
+        if np.isnan(values).any():
+            msg = "it has pixels that are not a number"
+            raise InputError(msg)
+        return np.repeat(values.astype(np.float32)[..., None], 3, axis=2)
+    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        image = image.convert("RGBA")  # the same colours, without a warning
+    return np.array(image.convert("RGB"))
+
+
+def _values(image: Image.Image) -> np.ndarray:
+    """Values ``(H, W)`` as they are in the file."""
+    raw_mode, maximum = _raw_mode(image)
+    values = np.asarray(image)
+    if raw_mode == "I;32N":  # Pillow has no unsigned type of 32 bits
+        values = values.view(np.uint32)
+    values = values.astype(np.float64 if image.mode == "I" else np.float32)
+    return values * (maximum / 65535) if maximum else values  # what Pillow has stretched to 16 bits
+
+
+def _raw_mode(image: Image.Image) -> tuple[str, int]:
+    """How the file has its pixels, such as "RGB;16B", and of PPM and PGM files the largest value; before loading."""
+    for codec, _, _, arguments in getattr(image, "tile", ())[:1]:
+        if isinstance(arguments, str):
+            return arguments, 0
+        if arguments:
+            return str(arguments[0]), arguments[1] if codec in {"ppm", "ppm_plain"} else 0
+    return "", 0
+
+
+def _has_deep_colors(image: Image.Image) -> bool:
+    raw_mode, maximum = _raw_mode(image)
+    return ";16" in raw_mode or maximum > 255
 
 
 def _files(paths: Iterable[Any]) -> list[str]:

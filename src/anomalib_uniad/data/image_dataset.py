@@ -14,7 +14,8 @@ from torchvision.transforms.v2.functional import to_dtype, to_image
 from torchvision.tv_tensors import Mask
 
 from anomalib_uniad.data.records import Record
-from anomalib_uniad.image_files import read_image
+from anomalib_uniad.errors import InputError
+from anomalib_uniad.image_files import read_image, reason_of
 
 
 class ImageFileDataset(AnomalibDataset):
@@ -79,8 +80,20 @@ class ImageFileDataset(AnomalibDataset):
         """Unite masks; without any, all of a defective image is defective."""
         if not masks:
             return Mask(torch.full(size, int(label == LabelName.ABNORMAL), dtype=torch.uint8))
-        read = [torch.as_tensor(read_mask(path, as_tensor=True)).reshape(size).bool() for path in masks]
-        return Mask(torch.stack(read).any(dim=0).to(torch.uint8))
+        return Mask(torch.stack([_read_mask(path, size) for path in masks]).any(dim=0).to(torch.uint8))
+
+
+def _read_mask(path: str, size: torch.Size) -> torch.Tensor:
+    try:
+        mask = torch.as_tensor(read_mask(path, as_tensor=True)).bool()
+    except Exception as error:  # Pillow's decoders raise all kinds on damaged files
+        msg = f"The mask {path} cannot be read: {reason_of(error, path)}."
+        raise InputError(msg) from error
+    if mask.shape != size:
+        (height, width), (own_height, own_width) = size, mask.shape
+        msg = f"The mask {path} has {own_width} x {own_height} pixels, but its image has {width} x {height}."
+        raise InputError(msg)
+    return mask
 
 
 def _scaled(image: torch.Tensor) -> torch.Tensor:

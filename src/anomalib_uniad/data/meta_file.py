@@ -13,6 +13,7 @@ from anomalib.data.utils import Split, TestSplitMode, ValSplitMode
 from anomalib.utils.path import generate_output_filename
 from torchvision.transforms.v2 import Transform
 
+from anomalib_uniad.checks import check_value_range
 from anomalib_uniad.data.category_split import split_category
 from anomalib_uniad.data.image_dataset import ImageFileDataset
 from anomalib_uniad.data.meta_images import check_copies, check_images, check_use, find_files, report_categories
@@ -75,6 +76,9 @@ class MetaFile(MultiCategoryDataModule):
             sums of PNG files are compared, other types are decoded), masks that contradict the label, and copies of
             training images among the test images. Otherwise only type and size of an image are looked at.
             Defaults to ``True``.
+        value_range (Sequence[float] | None): Pixel values that become black and white in grey images of more than 8
+            bits, integers or floating point, such as ``[0, 4095]``; images of 8 bits stay as they are. ``None`` refuses
+            images of more than 8 bits. Defaults to ``None``.
         per_category_metrics (bool): With several categories, have models report their metrics per category, and as
             the mean over categories, instead of over all images in one pool. Evaluators other than anomalib's own
             class are left as they are. Defaults to ``True``.
@@ -110,6 +114,7 @@ class MetaFile(MultiCategoryDataModule):
         allow_outside_root: bool = False,
         allow_defective_train: bool = False,
         verify_images: bool = True,
+        value_range: Sequence[float] | None = None,
         per_category_metrics: bool = True,
     ) -> None:
         check_ratios(test_split_ratio=test_split_ratio)
@@ -135,6 +140,7 @@ class MetaFile(MultiCategoryDataModule):
             raise InputError(msg)
         self.root = Path(root).expanduser().resolve()
         self.verify_images = verify_images
+        self.value_range = check_value_range(value_range)
         self.per_category_metrics = per_category_metrics
         self.category_by_path = {}
         self._meta = train_meta, test_meta, ader_meta
@@ -189,7 +195,7 @@ class MetaFile(MultiCategoryDataModule):
             self._checked = True
 
     def _check_files(self, records: Sequence[Record]) -> None:
-        check_images(records, self.verify_images, self.num_workers)
+        check_images(records, self.verify_images, self.num_workers, self.value_range)
         if self.verify_images:
             check_copies(records, self.num_workers)
 
@@ -226,8 +232,8 @@ class MetaFile(MultiCategoryDataModule):
         task = TaskType.SEGMENTATION if _tested_with_masks(self._records) else TaskType.CLASSIFICATION
         own = [record for record in self._records if record.category == category]
         return split_category(
-            ImageFileDataset([record for record in own if record.split == Split.TRAIN], task),
-            ImageFileDataset([record for record in own if record.split == Split.TEST], task),
+            ImageFileDataset([r for r in own if r.split == Split.TRAIN], task, value_range=self.value_range),
+            ImageFileDataset([r for r in own if r.split == Split.TEST], task, value_range=self.value_range),
             self,
         )
 

@@ -181,9 +181,7 @@ def _look(path: str, is_mask: bool, value_range: tuple[float, float] | None, who
     if not is_mask or seen.reason:
         return _File(seen)
     if seen.mode in _CUT_MASKS:
-        reason = (
-            f"it has more than 8 bits (Pillow's mode {seen.mode}), which would be cut off: convert it to 8 bit first"
-        )
+        reason = f"it has decimals (Pillow's mode {seen.mode}), which would be cut off: convert it to 8 bits"
         return _File(seen._replace(reason=reason))
     if not whole:
         return _File(seen)

@@ -11,6 +11,7 @@ from anomalib.data.utils import TestSplitMode, ValSplitMode
 from omegaconf import OmegaConf
 from torchvision.transforms.v2 import Transform
 
+from anomalib_uniad.checks import check_value_range
 from anomalib_uniad.data.category_datamodules import (
     arguments_of,
     category_folders,
@@ -61,6 +62,10 @@ class MultiCategory(MultiCategoryDataModule):
         seed (int | None): Seed of the splits, the same for each category. Defaults to ``None``.
         source_args (dict[str, Any] | None): Further arguments of the wrapped class, for example
             ``{"resolution": 512}`` for ``RealIAD``. Defaults to ``None``.
+        value_range (Sequence[float] | None): Pixel values that become black and white in grey images of more than 8
+            bits, integers or floating point, such as ``[0, 4095]``; images of 8 bits stay as they are. ``None`` refuses
+            images of more than 8 bits. Only for own folders: the other classes read by themselves.
+            Defaults to ``None``.
         per_category_metrics (bool): With several categories, have models report their metrics per category,
             and as the mean over categories, instead of over all images in one pool. Evaluators other than
             anomalib's own class are left as they are. Defaults to ``True``.
@@ -94,9 +99,14 @@ class MultiCategory(MultiCategoryDataModule):
         val_split_ratio: float | None = None,
         seed: int | None = None,
         source_args: dict[str, Any] | None = None,
+        value_range: Sequence[float] | None = None,
         per_category_metrics: bool = True,
     ) -> None:
         requested = _names(categories)
+        self.value_range = check_value_range(value_range)
+        if self.value_range is not None:
+            msg = f"value_range is for own folders (source=null) and MetaFile; {source} reads images by itself."
+            raise InputError(msg)
         self._class = source_class(source)
         self._listed = listed_categories(self._class)
         options = {

@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 
 from anomalib_uniad.checks import check_choice
 from anomalib_uniad.data.mixed_dataset import MixedDataset, unmixed
+from anomalib_uniad.errors import InputError
 from anomalib_uniad.image_files import check_samples
 from anomalib_uniad.splits import MIXED, MIXED_RATIO, check_ratios
 
@@ -50,6 +51,8 @@ class MultiCategoryDataModule(AnomalibDataModule):
             there after ``setup``.
         category_by_path (dict[str, str]): Path of an image, as in batches -> its category; empty before ``setup``.
         per_category_metrics (bool): Whether a model's evaluator is replaced, if there are several categories.
+        value_range (tuple[float, float] | None): Pixel values that become black and white in images of more than 8
+            bits; ``None`` if such images are refused.
         images_checked (bool): Whether all files were found to be readable.
     """
 
@@ -57,6 +60,7 @@ class MultiCategoryDataModule(AnomalibDataModule):
     categories_with_masks: list[str]
     category_by_path: dict[str, str]
     per_category_metrics: bool
+    value_range: tuple[float, float] | None = None
     images_checked: bool = False
 
     def __init__(
@@ -119,6 +123,9 @@ class MultiCategoryDataModule(AnomalibDataModule):
         return unmixed(super().test_dataloader())
 
     def _setup(self, _stage: str | None = None) -> None:
+        if self.value_range is not None and "synthetic" in (self.test_split_mode, self.val_split_mode):
+            msg = "value_range cannot be used with synthetic defects, which anomalib paints on images of 8 bits alone."
+            raise InputError(msg)
         temporary = _TemporaryFolder()
         sets: dict[str, dict[str, AnomalibDataset]] = {"train": {}, "val": {}, "test": {}}
         for category in self.categories:

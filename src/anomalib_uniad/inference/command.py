@@ -116,7 +116,7 @@ def _run(
             try:
                 writer.heatmap(output.file, output.image, decider.shown_map(output))
             except OSError as error:  # the prediction goes on
-                output.error = f"its heatmap cannot be written: {error}"
+                output.error = f"The heatmap of {output.file.path} cannot be written: {error}."
 
     counts: Counter[str] = Counter()
     console = Console(stderr=True, highlight=False)
@@ -128,7 +128,7 @@ def _run(
             writer.row(output.file, decision, output.error)
             if output.error:
                 counts["failed"] += 1
-                progress.console.print(f"{output.file.path}: {output.error}", soft_wrap=True, markup=False)
+                progress.console.print(output.error, soft_wrap=True, markup=False)
             else:
                 counts[{True: "anomalous", False: "normal", None: "undecided"}[decision.anomalous]] += 1
     seconds = time.perf_counter() - start

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import openvino as ov
 from openvino.preprocess import PrePostProcessor
 
@@ -24,7 +25,7 @@ class Compiled:
     Args:
         model (ov.CompiledModel): The model.
         batch_size (int): Images per request.
-        size (tuple[int, int] | None): Height and width of images as float32; ``None`` for images of any size as uint8.
+        size (tuple[int, int] | None): Height and width of images; ``None`` for images of any size.
         outputs (dict[str, int]): Position of each output by name: ``pred_score``, ``anomaly_map`` and others.
         raw_outputs (dict[str, int]): Position of the raw values of outputs that are cut to [0, 1], by name.
         metadata (ModelMetadata): Metadata of the file.
@@ -36,6 +37,11 @@ class Compiled:
     outputs: dict[str, int]
     raw_outputs: dict[str, int]
     metadata: ModelMetadata
+
+    @property
+    def dtype(self) -> type[np.generic]:
+        """Type of its images: uint8, or float32 if they are resized before or can have more than 8 bits."""
+        return _dtype(self.size, self.metadata)
 
 
 def compile_file(
@@ -95,7 +101,7 @@ def compile_file(
             "export it again with an --input_size that is not smaller, or without."
         )
         raise InputError(msg)
-    model = _with_images_as_input(model, ov.Type.f32 if size else ov.Type.u8)
+    model = _with_images_as_input(model, ov.Type(_dtype(size, metadata)))
     model.reshape(ov.PartialShape([batch_size, *(size or (-1, -1)), 3]))
     config: dict[str, Any] = {"PERFORMANCE_HINT": performance_hint}
     if precision_hint != "auto":
@@ -108,6 +114,10 @@ def compile_file(
         msg = f"OpenVINO cannot compile {file} for {device} with {config}: {_last_line(error)}"
         raise InputError(msg) from error
     return Compiled(compiled, batch_size, size, outputs, raw_outputs, metadata)
+
+
+def _dtype(size: tuple[int, int] | None, metadata: ModelMetadata) -> type[np.generic]:
+    return np.float32 if size or metadata.value_range else np.uint8
 
 
 def computes_in_bf16(compiled: Compiled) -> bool:

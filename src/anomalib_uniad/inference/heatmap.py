@@ -13,7 +13,7 @@ def draw_heatmap(image: np.ndarray, anomaly_map: np.ndarray) -> Image.Image:
     """Lay a map over an image, half and half.
 
     Args:
-        image (np.ndarray): ``(H, W, 3)``, uint8.
+        image (np.ndarray): ``(H, W, 3)``, from 0 to 255.
         anomaly_map (np.ndarray): ``(h, w)``, of any size, from 0 (dark blue) over 0.5 (green) to 1 (dark red).
 
     Returns:
@@ -22,4 +22,5 @@ def draw_heatmap(image: np.ndarray, anomaly_map: np.ndarray) -> Image.Image:
     height, width = image.shape[:2]
     resized = Image.fromarray(anomaly_map.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
     levels = (np.asarray(resized) * 255).round().clip(0, 255).astype(np.uint8)
-    return Image.blend(Image.fromarray(image), Image.fromarray(_JET[levels]), 0.5)
+    pixels = image if image.dtype == np.uint8 else image.round().astype(np.uint8)
+    return Image.blend(Image.fromarray(pixels), Image.fromarray(_JET[levels]), 0.5)

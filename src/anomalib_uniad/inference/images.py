@@ -95,7 +95,7 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize as UniAD does inside files that take any size: bilinear with antialiasing.
 
     Args:
-        image (np.ndarray): ``(H, W, 3)``, uint8.
+        image (np.ndarray): ``(H, W, 3)``, from 0 to 255.
         size (tuple[int, int]): New height and width.
 
     Returns:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from anomalib_uniad.checks import check_value_range
 from anomalib_uniad.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class ModelMetadata:
             scores and maps, and ``image_sensitivity`` and ``pixel_sensitivity`` if they are not 0.5. Only for models
             whose outputs are normalised by anomalib's post-processor. Defaults to ``{}``.
         training (dict[str, Any]): Dataset, number of images, epochs, seed. Defaults to ``{}``.
+        value_range (tuple[float, float] | None): Pixel values that are black and white in images of more than 8 bits;
+            such images are refused without it. Defaults to ``None``.
         precision (str | None): For example ``"FP32"`` or ``"INT8"``. Defaults to ``None``.
 
     Examples:
@@ -60,6 +63,7 @@ class ModelMetadata:
     category_thresholds: dict[str, dict[str, float]] = field(default_factory=dict)
     normalization: dict[str, float] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    value_range: tuple[float, float] | None = None
     precision: str | None = None
 
     def to_properties(self) -> dict[str, str]:
@@ -225,4 +229,5 @@ _READERS = {
     "category_thresholds": _category_thresholds,
     "normalization": _normalization,
     "training": _mapping,
+    "value_range": check_value_range,
 }

@@ -28,8 +28,9 @@ class Output:
         anomaly_map (np.ndarray | None): ``(H, W)``, of the model's size.
         raw_map (np.ndarray | None): The raw map, if the model normalises and the file has the raw one too; only while
             ``finish`` runs.
-        image (np.ndarray | None): ``(H, W, 3)``, uint8, of its own size; only while ``finish`` runs.
-        error (str): Why there is no result; empty if there is one.
+        image (np.ndarray | None): ``(H, W, 3)``, of its own size: uint8, or float32 from 0 to 255 if the file has more
+            than 8 bits; only while ``finish`` runs.
+        error (str): Why there is no result, with the name of the file; empty if there is one.
     """
 
     file: ImageFile
@@ -64,7 +65,6 @@ class Predictor:
 
     def __init__(self, compiled: Compiled) -> None:
         self._compiled = compiled
-        self._type = np.float32 if compiled.size else np.uint8
         self.requests: int = compiled.model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         self._idle: SimpleQueue[ov.InferRequest] = SimpleQueue()
         for _ in range(self.requests):
@@ -72,7 +72,7 @@ class Predictor:
             # Run it once in this thread: OpenVINO sets up its conversion to numpy at the first use, and two threads
             # that do so at the same time may deadlock.
             height, width = compiled.size or (32, 32)
-            self._request(request, np.zeros((compiled.batch_size, height, width, 3), self._type))
+            self._request(request, np.zeros((compiled.batch_size, height, width, 3)))
             self._idle.put(request)
 
     def predict(self, files: Sequence[ImageFile], finish: Callable[[Output], None] | None = None) -> Iterator[Output]:
@@ -101,7 +101,7 @@ class Predictor:
             pool.shutdown(cancel_futures=True)
 
     def _work(self, chunk: Sequence[ImageFile], finish: Callable[[Output], None] | None) -> list[Output]:
-        outputs = [_read(file) for file in chunk]
+        outputs = [_read(file, self._compiled.metadata.value_range) for file in chunk]
         same: dict[tuple[int, ...], list[tuple[Output, np.ndarray]]] = {}
         for output in outputs:
             if output.image is not None:
@@ -124,7 +124,8 @@ class Predictor:
             results = self._request(request, np.stack(images))
         except RuntimeError as error:
             for output in outputs:
-                output.error = f"OpenVINO cannot predict it: {' '.join(str(error).split())}"
+                reason = " ".join(str(error).split()).rstrip(".")
+                output.error = f"{output.file.path} cannot be predicted by OpenVINO: {reason}."
             return
         finally:
             self._idle.put(request)
@@ -143,13 +144,13 @@ class Predictor:
 
     def _request(self, request: ov.InferRequest, images: np.ndarray) -> list[np.ndarray]:
         """Images ``(B, H, W, 3)`` -> all outputs."""
-        request.start_async({0: images})
+        request.start_async({0: images.astype(self._compiled.dtype, copy=False)})
         request.wait()
         return [request.get_output_tensor(index).data.copy() for index in range(len(self._compiled.model.outputs))]
 
 
-def _read(file: ImageFile) -> Output:
+def _read(file: ImageFile, value_range: tuple[float, float] | None) -> Output:
     try:
-        return Output(file, image=read_image(file.path))
+        return Output(file, image=read_image(file.path, value_range))
     except ValueError as error:
         return Output(file, error=str(error))

@@ -64,7 +64,7 @@ class Writer:
 
         Args:
             file (ImageFile): The image.
-            image (np.ndarray): ``(H, W, 3)``, uint8.
+            image (np.ndarray): ``(H, W, 3)``, from 0 to 255.
             anomaly_map (np.ndarray): ``(h, w)`` in [0, 1].
         """
         path = self._heatmaps[file]

@@ -90,20 +90,20 @@ def leave_out_unreadable(dataloaders: Any) -> str:
         str: What to say at the end; empty if all can be read.
 
     Raises:
-        ValueError: If no image is left, or they are read by other processes, which have their list already.
+        ValueError: If images have more than 8 bits, no image is left, or they are read by other processes, which have
+            their list already.
     """
     new = [loader for loader in flat(dataloaders) if isinstance(getattr(loader, "dataset", None), PredictDataset)]
     images = [str(path) for loader in new for path in loader.dataset.image_filenames]
-    seen = look_at(images)
-    bad = {path: found.reason for path, found in seen.items() if found.reason}
-    deep = [path for path, found in seen.items() if found.depth]
-    if deep:
-        logger.warning(
-            "%d images have more than 8 bits, of which anomalib cuts off everything above 255, for example %s. Convert "
-            "them to 8 bits, or use `anomalib-uniad predict`, which takes the higher 8 of 16 bits.",
-            len(deep),
-            deep[0],
-        )
+    for path, seen in look_at(images, whole=False).items():
+        if seen.depth:
+            msg = (
+                f"{path} has more than 8 bits (Pillow's mode {seen.mode}), of which anomalib's reader cuts off all "
+                "above 255: train with value_range of MultiCategory or MetaFile, export the model, and predict with "
+                "`anomalib-uniad predict`."
+            )
+            raise InputError(msg)
+    bad = {path: seen.reason for path, seen in look_at(images).items() if seen.reason}
     if not bad:
         return ""
     message = f"{len(bad)} of {len(images)} images cannot be read: {listed(bad)}."

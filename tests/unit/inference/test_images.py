@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import re
 import shutil
 from pathlib import Path, PurePath
 
@@ -76,7 +77,7 @@ def test_more_than_eight_bits(tmp_path: Path, suffix: str) -> None:
     image = read_image(path, (100, 4100))
     expected = np.array([[0, 0, 63.75], [127.5, 255, 255]], dtype=np.float32)
     np.testing.assert_allclose(image, np.repeat(expected[..., None], 3, axis=2), rtol=1e-6)
-    with pytest.raises(ValueError, match=r"more than 8 bits .* set value_range"):
+    with pytest.raises(ValueError, match=r"cannot be read: it has more than 8 bits .*: train with value_range"):
         read_image(path)
 
 
@@ -87,13 +88,16 @@ def test_floating_point(tmp_path: Path) -> None:
         read_image(tmp_path / "float.tif")
 
 
-@pytest.mark.parametrize("kind", ["text", "empty", "cut", "gone"])
+UNREADABLE = {"text": "no image that Pillow knows", "empty": "empty", "cut": "truncated", "gone": "no such file"}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
 def test_unreadable(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "image.png"
     if kind != "gone":
         image_of("RGB").save(path)
         path.write_bytes({"text": b"hello", "empty": b"", "cut": path.read_bytes()[:300]}[kind])
-    with pytest.raises(ValueError, match=r"^[^\n]*(identify|truncated|No such file)[^\n]*$"):
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(path))} cannot be read: .*({UNREADABLE[kind]}).*\.$"):
         read_image(path)
 
 

@@ -146,7 +146,11 @@ def test_errors_of_openvino_are_of_the_image(tmp_path: Path, monkeypatch) -> Non
 
     monkeypatch.setattr(predictor, "_request", fails)
     errors = [output.error for output in predictor.predict(files)]
-    assert errors == ["", "OpenVINO cannot predict it: Exception from node.cpp:1: out of memory", ""]
+    assert errors == [
+        "",
+        f"{files[1].path} cannot be predicted by OpenVINO: Exception from node.cpp:1: out of memory.",
+        "",
+    ]
 
 
 def test_bad_files(tmp_path: Path) -> None:
