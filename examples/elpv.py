@@ -5,10 +5,10 @@
     python examples/elpv.py datasets/elpv
     anomalib train --config configs/elpv.yaml
 
-The ELPV dataset (https://github.com/zae-bayern/elpv-dataset) has 2,624 electroluminescence images of monocrystalline and
-polycrystalline cells, 300 x 300 pixels, grey, without masks. Experts gave each a probability of being defective: 0 is
-good here, 2/3 and 1 are defective, 1/3 is left out. The images are under CC BY-NC-SA 4.0: for research, not for a product,
-and not part of this package.
+The ELPV dataset (https://github.com/zae-bayern/elpv-dataset) has 2,624 electroluminescence images of cells, mono- and
+polycrystalline, 300 x 300 pixels, grey, without masks. Experts gave each a probability of being defective: 0 is good
+here, 2/3 and 1 are defective, 1/3 is left out. The images are under CC BY-NC-SA 4.0: for research, not for a product,
+and no part of this package.
 """
 
 import shutil
