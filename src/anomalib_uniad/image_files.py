@@ -188,7 +188,7 @@ def look_at(
         return dict(zip(map(str, paths), shown, strict=True))
 
 
-def check_samples(datamodule: Any) -> None:
+def check_samples(datamodule: Any, whole: bool = True) -> None:
     """Refuse files of a datamodule that cannot be read, or have more than 8 bits; called before anything long starts.
 
     Looks once at the images and masks of its training, validation and test set, in one process. Other files (videos,
@@ -197,6 +197,7 @@ def check_samples(datamodule: Any) -> None:
     Args:
         datamodule (Any): A datamodule of anomalib that is set up. Nothing is done if it has ``images_checked``, which
             is set afterwards.
+        whole (bool): Read files to their ends. Defaults to ``True``.
 
     Raises:
         ValueError: If there are such files; the message has their names.
@@ -210,13 +211,13 @@ def check_samples(datamodule: Any) -> None:
     # anomalib reads no masks of normal images; some of its tables name such that are not there.
     defective = [table[table["label_index"] != 0] for table in tables if {"mask_path", "label_index"} <= set(table)]
     masks = {path for table in defective for path in _files(table["mask_path"])}
-    seen = look_at(sorted(images | masks), getattr(datamodule, "value_range", None))
+    seen = look_at(sorted(images | masks), getattr(datamodule, "value_range", None), whole)
     # Masks may have more than 8 bits: what is not zero counts.
     bad = {path: text for path, found in seen.items() if (text := found.problem if path in images else found.reason)}
     if bad:
         msg = f"{len(bad)} of {len(seen)} files cannot be used: {listed(bad)}."
         raise InputError(msg)
-    datamodule.images_checked = True
+    datamodule.images_checked = whole
 
 
 def listed(files: Mapping[str, str]) -> str:

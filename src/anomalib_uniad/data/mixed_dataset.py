@@ -38,6 +38,7 @@ class MixedDataset(AnomalibDataset):
         samples.attrs["task"] = TaskType.SEGMENTATION.value
         self.samples = samples
         self.category = ""
+        self.value_range = getattr(with_masks, "value_range", None)
         self._rows = [{path: row for row, path in enumerate(part.samples.image_path)} for part in self.parts]
 
     @property

@@ -23,6 +23,7 @@ def metadata_of(
     post_processor: nn.Module | None,
     category_thresholds: Mapping[str, Mapping[Level, float]],
     training_summary: Mapping[str, Any],
+    value_range: tuple[float, float] | None = None,
 ) -> ModelMetadata:
     """Collect the metadata of a model for its exported file, without values that are unknown or not learned yet.
 
@@ -32,6 +33,8 @@ def metadata_of(
         post_processor (nn.Module | None): anomalib's, with the thresholds and ranges that it has learned.
         category_thresholds (Mapping[str, Mapping[str, float]]): Category -> ``"image"`` and ``"pixel"`` -> threshold.
         training_summary (Mapping[str, Any]): ``dataset``, ``images``, ``categories``, ``epochs``, ``seed``.
+        value_range (tuple[float, float] | None): Pixel values that are black and white in images of more than 8 bits.
+            Defaults to ``None``.
 
     Returns:
         ModelMetadata: The metadata, without the precision.
@@ -59,6 +62,7 @@ def metadata_of(
         category_thresholds={category: levels for category, levels in of_categories.items() if levels},
         normalization=normalization,
         training=training,
+        value_range=value_range,
     )
 
 

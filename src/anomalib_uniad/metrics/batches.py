@@ -95,14 +95,7 @@ def leave_out_unreadable(dataloaders: Any) -> str:
     """
     new = [loader for loader in flat(dataloaders) if isinstance(getattr(loader, "dataset", None), PredictDataset)]
     images = [str(path) for loader in new for path in loader.dataset.image_filenames]
-    for path, seen in look_at(images, whole=False).items():
-        if seen.depth:
-            msg = (
-                f"{path} has more than 8 bits (Pillow's mode {seen.mode}), of which anomalib's reader cuts off all "
-                "above 255: train with value_range of MultiCategory or MetaFile, export the model, and predict with "
-                "`anomalib-uniad predict`."
-            )
-            raise InputError(msg)
+    refuse_deep(new)
     bad = {path: seen.reason for path, seen in look_at(images).items() if seen.reason}
     if not bad:
         return ""
@@ -114,6 +107,27 @@ def leave_out_unreadable(dataloaders: Any) -> str:
     for loader in new:
         loader.dataset.image_filenames = [path for path in loader.dataset.image_filenames if str(path) not in bad]
     return f"{message} The others were predicted."
+
+
+def refuse_deep(loaders: Sequence[Any]) -> None:
+    """Refuse folders to predict in which images have more than 8 bits; only the heads of files are read.
+
+    Args:
+        loaders (Sequence[Any]): Dataloaders; those of other datasets than anomalib's for folders are left out.
+
+    Raises:
+        ValueError: If there are such images; the message names the first one.
+    """
+    new = [loader for loader in loaders if isinstance(getattr(loader, "dataset", None), PredictDataset)]
+    images = [str(path) for loader in new for path in loader.dataset.image_filenames]
+    for path, seen in look_at(images, whole=False).items():
+        if seen.depth:
+            msg = (
+                f"{path} has more than 8 bits (Pillow's mode {seen.mode}), of which anomalib's reader cuts off all "
+                "above 255: train with value_range of MultiCategory or MetaFile, export the model, and predict with "
+                "`anomalib-uniad predict`."
+            )
+            raise InputError(msg)
 
 
 def select(batch: Any, rows: Iterable[int]) -> Any:

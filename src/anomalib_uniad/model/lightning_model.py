@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRSchedulerC
 from torchmetrics import Metric
 
 from anomalib_uniad.category import known_categories
-from anomalib_uniad.checks import check_at_least, check_choice, repeat
+from anomalib_uniad.checks import check_at_least, check_choice, check_value_range, repeat
 from anomalib_uniad.deploy.export import OPSET, fixes_size, metadata_of, write_metadata
 from anomalib_uniad.deploy.official import OfficialCheckpoint, load_official
 from anomalib_uniad.deploy.pre_processor import AntialiasedPreProcessor
@@ -35,6 +35,7 @@ from anomalib_uniad.errors import InputError
 from anomalib_uniad.image_files import check_samples
 from anomalib_uniad.inference.metadata import Level, ModelMetadata
 from anomalib_uniad.metrics import PerCategoryEvaluator
+from anomalib_uniad.metrics.batches import flat, refuse_deep
 from anomalib_uniad.training.checkpoint_files import CheckpointRescue
 from anomalib_uniad.training.checkpoint_selection import CheckpointChoice, CheckpointSelection
 from anomalib_uniad.training.feature_cache import FeatureCache, FeatureDtype
@@ -149,6 +150,8 @@ class UniAD(AnomalibModule):
 
     Attributes:
         official (OfficialCheckpoint | None): The checkpoint of the authors' code that the weights are from.
+        value_range (tuple[float, float] | None): Pixel values that are black and white in images of more than 8 bits,
+            those of the datamodule of the training. Kept in checkpoints and exported files.
         training_summary (dict[str, Any]): ``dataset``, ``images``, ``categories``, ``epochs`` and ``seed`` of the
             training, as far as they are known; empty if there was none. Kept in checkpoints and exported files.
 
@@ -169,6 +172,7 @@ class UniAD(AnomalibModule):
     post_processor: PostProcessor | None
     evaluator: Evaluator | None
     official: OfficialCheckpoint | None = None
+    value_range: tuple[float, float] | None = None
 
     def __init__(
         self,
@@ -434,6 +438,29 @@ class UniAD(AnomalibModule):
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
+    def on_fit_start(self) -> None:
+        """Write down which pixel values are black and white."""
+        self.value_range = getattr(self.trainer.datamodule, "value_range", None)  # type: ignore[attr-defined]
+
+    def on_validation_start(self) -> None:
+        """Refuse images that are read in another way than those of the training."""
+        self._check_value_range(self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def on_test_start(self) -> None:
+        """Refuse images that are read in another way than those of the training."""
+        self._check_value_range(self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def _check_value_range(self, datamodule: Any) -> None:
+        own: Any = self.value_range
+        given: Any = getattr(datamodule, "value_range", own)  # those of anomalib refuse more than 8 bits
+        if given != own:
+            names = ["no value_range" if pair is None else f"value_range={[*pair]}" for pair in (own, given)]
+            msg = (
+                f"The model was trained with {names[0]}, but {type(datamodule).__name__} has {names[1]}: "
+                f"{'leave it out' if own is None else 'give it that of the training'}."
+            )
+            raise InputError(msg)
+
     def on_train_start(self) -> None:
         """Write down what is trained on."""
         datamodule = getattr(self._trainer, "datamodule", None)
@@ -451,7 +478,12 @@ class UniAD(AnomalibModule):
         self.training_summary["epochs"] = self.trainer.current_epoch + 1
 
     def on_predict_start(self) -> None:
-        """Warn if there are no thresholds, without which anomalib calls nearly every image anomalous."""
+        """Refuse images read in another way than in training, and warn if there are no thresholds.
+
+        Without thresholds, anomalib calls nearly every image anomalous.
+        """
+        self._check_value_range(self.trainer.datamodule)  # type: ignore[attr-defined]
+        refuse_deep(flat(self.trainer.predict_dataloaders))
         post_processor = self.post_processor
         if not isinstance(post_processor, PostProcessor) or not post_processor.enable_thresholding:
             return
@@ -473,7 +505,7 @@ class UniAD(AnomalibModule):
     # Checkpoints.
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the summary of the training, and the thresholds of categories.
+        """Keep the summary of the training, the range of pixel values and the thresholds of categories.
 
         Raises:
             ValueError: If weights are not finite: an earlier checkpoint stays as it is.
@@ -481,12 +513,13 @@ class UniAD(AnomalibModule):
         self._finite.check(self._trainer, self)
         super().on_save_checkpoint(checkpoint)
         checkpoint["training_summary"] = dict(self.training_summary)
+        checkpoint["value_range"] = self.value_range
         if isinstance(self.evaluator, PerCategoryEvaluator):
             # Lightning calls the evaluator too, but not for checkpoints of weights alone.
             self.evaluator.on_save_checkpoint(self._trainer, self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over the summary of the training and the thresholds of categories.
+        """Take over the summary of the training, the range of pixel values and the thresholds of categories.
 
         Raises:
             ValueError: If the checkpoint is of another model than UniAD, or of one with other arguments; the message
@@ -501,6 +534,9 @@ class UniAD(AnomalibModule):
             raise InputError(msg)
         _check_same_model(checkpoint.get("hyper_parameters", {}), self.hparams)
         self.training_summary = dict(checkpoint.get("training_summary", {}))
+        self.value_range = check_value_range(checkpoint.get("value_range"))
+        if self._trainer is not None:
+            self._check_value_range(getattr(self._trainer, "datamodule", None))
         self._loaded_thresholds = checkpoint.get("category_thresholds", {})
         if isinstance(self.evaluator, PerCategoryEvaluator):
             # Lightning calls the evaluator too, but not in `load_from_checkpoint` and before an export.
@@ -519,7 +555,12 @@ class UniAD(AnomalibModule):
     def metadata(self) -> ModelMetadata:
         """Metadata of the model for exported files."""
         return metadata_of(
-            type(self).__name__, self.input_size, self.post_processor, self.category_thresholds, self.training_summary
+            type(self).__name__,
+            self.input_size,
+            self.post_processor,
+            self.category_thresholds,
+            self.training_summary,
+            self.value_range,
         )
 
     def to_onnx(  # type: ignore[override]  # as anomalib's, not Lightning's
@@ -579,6 +620,9 @@ class UniAD(AnomalibModule):
         compression = None if compression_type is None else CompressionType(compression_type)
         if compression is not None and compression != CompressionType.FP16:
             check_quantization(compression, self.post_processor, datamodule, metric, max_drop)
+            if compression != CompressionType.INT8:  # which looks at no images
+                self._check_value_range(datamodule)
+                check_samples(datamodule, whole=False)
         return super().to_openvino(
             export_root,
             model_file_name,

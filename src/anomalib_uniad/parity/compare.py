@@ -59,14 +59,15 @@ def compare_files(
     """
     check(models, data, output, export, timed_images, overwrite)
     model = load(ckpt)
-    datamodule = make_datamodule(data_class, data)
+    datamodule = make_datamodule(data_class, data, model.value_range)
     console = Console(stderr=True, highlight=False)
+    kind = normalises(model), model.model.image_size, model.value_range
     with tempfile.TemporaryDirectory() as folder:
-        others = _open(models, normalises(model), model.model.image_size)
+        others = _open(models, *kind)
         if export:  # after the given files are known to be usable
             console.print("Exporting ...")
             exported = export_files(model, Path(folder), datamodule)
-            others += _open(exported, normalises(model), model.model.image_size)
+            others += _open(exported, *kind)
         with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
             rows = _compare(model, TorchModel(model, ckpt), others, datamodule, timed_images, progress)
     frame = pd.DataFrame(rows).assign(
@@ -127,7 +128,12 @@ def _formatted(values: pd.Series, form: str) -> list[str]:
     return ["" if pd.isna(value) else f"{value:{form}}" for value in values]
 
 
-def _open(files: Sequence[Path], normalised: bool, image_size: tuple[int, int]) -> list[Model]:
+def _open(
+    files: Sequence[Path],
+    normalised: bool,
+    image_size: tuple[int, int],
+    value_range: tuple[float, float] | None,
+) -> list[Model]:
     """Each file in f32, and in the device's default precision where that is another one."""
     models: list[Model] = []
     for file in files:
@@ -137,6 +143,9 @@ def _open(files: Sequence[Path], normalised: bool, image_size: tuple[int, int]) 
         in_f32 = ExportedModel(file, normalised)
         if in_f32.image_size not in {None, image_size}:
             msg = f"{file} is of images of {in_f32.image_size} pixels, the checkpoint of {image_size}."
+            raise InputError(msg)
+        if in_f32.value_range != value_range:
+            msg = f"{file} has value_range {in_f32.value_range}, the checkpoint {value_range}."
             raise InputError(msg)
         default = ExportedModel(file, normalised, "auto")
         models += [in_f32] if default.computed_in == in_f32.computed_in else [in_f32, default]
@@ -156,7 +165,7 @@ def _compare(
     images: list[np.ndarray] = []
     task = progress.add_task("Comparing", total=len(paths))
     for batch in datamodule.test_dataloader():
-        image = pixels_of(batch)
+        image = pixels_of(batch, rounded=model.value_range is None)
         if len(images) < timed_images:
             images.append(image)
         if batch.gt_mask is not None:

@@ -15,6 +15,7 @@ from anomalib.deploy import CompressionType
 import anomalib_uniad.data
 from anomalib_uniad.checks import check_at_least
 from anomalib_uniad.errors import ExistingFileError, InputError, MissingFileError
+from anomalib_uniad.image_files import check_samples
 from anomalib_uniad.model import UniAD
 
 SUFFIXES = (".xml", ".onnx", ".pt")
@@ -88,8 +89,11 @@ def normalises(model: UniAD) -> bool:
     return bool(getattr(post_processor, "enable_normalization", False) and post_processor.image_min.isfinite())
 
 
-def make_datamodule(name: str, root: Path | None) -> AnomalibDataModule:
-    """Make a datamodule with the test images of a folder, one by one. Nothing is downloaded to the folder."""
+def make_datamodule(name: str, root: Path | None, value_range: tuple[float, float] | None = None) -> AnomalibDataModule:
+    """Make a datamodule with the test images of a folder, one by one, read as the model's own.
+
+    Nothing is downloaded to the folder.
+    """
     cls: Any = getattr(anomalib_uniad.data, name, None) or getattr(anomalib.data, name, None)
     if not (inspect.isclass(cls) and issubclass(cls, AnomalibDataModule)):
         msg = f"data_class must be MultiCategory, MetaFile, CIFAR10 or a datamodule of anomalib, got {name!r}."
@@ -101,6 +105,8 @@ def make_datamodule(name: str, root: Path | None) -> AnomalibDataModule:
         msg = f"{name} {lacking}, so it cannot be made of a folder alone; give MultiCategory."
         raise InputError(msg)
     arguments: dict[str, Any] = {"root": root, "eval_batch_size": 1, "num_workers": 0}
+    if value_range is not None and "value_range" in parameters:
+        arguments["value_range"] = value_range
     if root is not None and issubclass(cls, anomalib_uniad.data.MultiCategory):
         _check_categories(root)
     datamodule = cls(**arguments)
@@ -112,6 +118,7 @@ def make_datamodule(name: str, root: Path | None) -> AnomalibDataModule:
     if not len(datamodule.test_data):
         msg = f"{name} finds no test images in {root}."
         raise InputError(msg)
+    check_samples(datamodule, whole=False)
     return cast("AnomalibDataModule", datamodule)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint and exported files, all run in the same way on images ``(H, W, 3)``, uint8."""
+"""A checkpoint and exported files, all run in the same way on images ``(H, W, 3)``, 0 to 255."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,7 +100,7 @@ class ExportedModel:
             self._outputs = compiled.outputs
         self._request = compiled.model.create_infer_request()
         self.name, self.size_bytes, self.batch_size = file.name, size_on_disk(file), compiled.batch_size
-        self.image_size = compiled.metadata.image_size
+        self.image_size, self.value_range = compiled.metadata.image_size, compiled.metadata.value_range
         self.precision = compiled.metadata.precision or precision_of(ov.Core().read_model(file))
         self.computed_in = compiled.model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
 
@@ -119,7 +119,8 @@ class ExportedModel:
     def prepared(self, image: np.ndarray) -> np.ndarray:
         """Return a batch of an image ``(H, W, 3)``, of the file's size if that is fixed."""
         size = self._compiled.size
-        return np.repeat((resize_image(image, size) if size else image)[None], self.batch_size, axis=0)
+        pixels = (resize_image(image, size) if size else image).astype(self._compiled.dtype, copy=False)
+        return np.repeat(pixels[None], self.batch_size, axis=0)
 
     def queue(self) -> ov.AsyncInferQueue:
         """Return as many parallel requests as OpenVINO finds best."""
@@ -132,11 +133,12 @@ class ExportedModel:
 Model = TorchModel | ExportedModel
 
 
-def pixels_of(batch: ImageBatch) -> np.ndarray:
-    """Pixels ``(H, W, 3)``, uint8, of a batch of one image ``(1, 3, H, W)`` in [0, 1]."""
+def pixels_of(batch: ImageBatch, rounded: bool) -> np.ndarray:
+    """Pixels ``(H, W, 3)`` of a batch of one image ``(1, 3, H, W)`` in [0, 1]: uint8 if rounded, else float32."""
     images: Any = batch.image
-    pixels: np.ndarray = (images[0] * 255).round().clip(0, 255).byte().permute(1, 2, 0).numpy()
-    return pixels
+    pixels = (images[0] * 255).permute(1, 2, 0)
+    array: np.ndarray = (pixels.round().clip(0, 255).byte() if rounded else pixels).numpy()
+    return array
 
 
 def precision_of(model: ov.Model) -> str:

@@ -52,6 +52,7 @@ def key_parts(
         "versions": {package: version_of(package) for package in PACKAGES},
         "files": digest_of(describe_files(dataset, masks)),
         "masks": masks and str(dataset.samples.attrs.get("task")),  # without masks, normal images have none either
+        "value_range": _plain(getattr(dataset, "value_range", None)),
         "augmentations": describe_transform(getattr(dataset, "augmentations", None)),
         "pre_processor": describe_transform(transform),
         "extractor": describe_extractor(model),

@@ -121,10 +121,10 @@ def test_comparison(files: dict[str, Path], model: UniAD, data: Path, tmp_path: 
 
 def test_another_default_precision_has_its_own_row(monkeypatch) -> None:
     def fake(file: Path, normalised: bool, hint: str = "f32") -> Any:
-        return SimpleNamespace(image_size=None, computed_in={"auto": "bf16"}.get(hint, hint))
+        return SimpleNamespace(image_size=None, value_range=None, computed_in={"auto": "bf16"}.get(hint, hint))
 
     monkeypatch.setattr(compare, "ExportedModel", fake)
-    assert [one.computed_in for one in compare._open([Path("model.xml")], True, (64, 64))] == ["f32", "bf16"]
+    assert [one.computed_in for one in compare._open([Path("model.xml")], True, (64, 64), None)] == ["f32", "bf16"]
 
 
 def test_exports_in_all_precisions(model: UniAD, monkeypatch, tmp_path: Path) -> None:
