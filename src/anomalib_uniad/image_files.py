@@ -103,6 +103,22 @@ def check_depth(image: Image.Image, value_range: tuple[float, float] | None = No
         raise InputError(msg)
 
 
+def size_of(path: str | Path) -> tuple[int, int]:
+    """Height and width of an image file, from its header.
+
+    Args:
+        path (str | Path): The file.
+
+    Returns:
+        tuple[int, int]: As :func:`read_image` reads it.
+
+    Raises:
+        OSError: If it is not there or no image.
+    """
+    with Image.open(path) as image:
+        return image.height, image.width
+
+
 def read_whole(image: Image.Image, value_range: tuple[float, float] | None = None) -> None:
     """Read an image that was just opened to its end, which finds files that are cut off or damaged.
 

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from anomalib.models.components.base.export_mixin.utils import get_dynamic_shapes_from_axes, get_example_input
 from anomalib.post_processing import PostProcessor
 from torch import nn
 
 from anomalib_uniad.files import version_of
+from anomalib_uniad.geometry import Geometry
 from anomalib_uniad.inference.metadata import Level, ModelMetadata
 
 OPSET = 18  # what torch's exporter writes; for anomalib's default it would try to convert it, and fail
@@ -24,6 +26,7 @@ def metadata_of(
     category_thresholds: Mapping[str, Mapping[Level, float]],
     training_summary: Mapping[str, Any],
     value_range: tuple[float, float] | None = None,
+    geometry: Geometry | None = None,
 ) -> ModelMetadata:
     """Collect the metadata of a model for its exported file, without values that are unknown or not learned yet.
 
@@ -35,6 +38,7 @@ def metadata_of(
         training_summary (Mapping[str, Any]): ``dataset``, ``images``, ``categories``, ``epochs``, ``seed``.
         value_range (tuple[float, float] | None): Pixel values that are black and white in images of more than 8 bits.
             Defaults to ``None``.
+        geometry (Geometry | None): Crop and padding. Defaults to ``None``, neither.
 
     Returns:
         ModelMetadata: The metadata, without the precision.
@@ -57,6 +61,8 @@ def metadata_of(
         model=model,
         version=version_of("anomalib-uniad"),
         image_size=image_size,
+        resize_mode=None if geometry is None or geometry.resize_mode == "stretch" else geometry.resize_mode,
+        crop=None if geometry is None else geometry.crop,
         categories=tuple(map(str, training.pop("categories", []))),
         thresholds=_finite(thresholds),
         category_thresholds={category: levels for category, levels in of_categories.items() if levels},
@@ -96,6 +102,11 @@ def fixes_size(onnx_kwargs: Mapping[str, Any]) -> bool:
         names = list(onnx_kwargs.get("input_names", ["input"]))
         shapes = get_dynamic_shapes_from_axes(onnx_kwargs["dynamic_axes"], names, list(OUTPUTS))
     return 1 in get_example_input((1, 1), shapes).shape[2:]  # at least two pixels where it is free
+
+
+def any_size() -> tuple[dict[int, Any]]:
+    """The ``dynamic_shapes`` of anomalib's ``to_onnx`` for images of any number and size."""
+    return ({0: torch.export.Dim("batch_size"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")},)
 
 
 def _finite(values: Mapping[Any, float]) -> dict[str, float]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from anomalib_uniad.checks import check_value_range
 from anomalib_uniad.errors import InputError
+from anomalib_uniad.geometry import Geometry, ResizeMode, check_crop
 
 if TYPE_CHECKING:
     import openvino
@@ -35,6 +36,9 @@ class ModelMetadata:
         model (str | None): Name of the model's class. Defaults to ``None``.
         version (str | None): Version of anomalib-uniad that exported it. Defaults to ``None``.
         image_size (tuple[int, int] | None): Height and width to which the model resizes. Defaults to ``None``.
+        resize_mode (str | None): How it resizes, ``"pad"`` or ``"stretch"``. Defaults to ``None``, stretch.
+        crop (tuple[int, int, int, int] | None): The part of each image that it looks at: top, left, height and width
+            in pixels of the file. Defaults to ``None``, all of it.
         categories (tuple[str, ...]): Categories that it was trained on. Defaults to ``()``.
         thresholds (dict[str, float]): ``"image"`` and ``"pixel"``: raw scores and map values above it are anomalous,
             as learned, that is, at a sensitivity of 0.5. Defaults to ``{}``.
@@ -58,6 +62,8 @@ class ModelMetadata:
     model: str | None = None
     version: str | None = None
     image_size: tuple[int, int] | None = None
+    resize_mode: ResizeMode | None = None
+    crop: tuple[int, int, int, int] | None = None
     categories: tuple[str, ...] = ()
     thresholds: dict[str, float] = field(default_factory=dict)
     category_thresholds: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -126,6 +132,13 @@ class ModelMetadata:
                     properties[name] = str(model.get_rt_info([section, name]).value)
         return cls.from_properties(properties, file)
 
+    @property
+    def geometry(self) -> Geometry | None:
+        """How images become the model's input; ``None`` if its size is not known."""
+        if self.image_size is None:
+            return None
+        return Geometry(self.image_size, self.resize_mode or "stretch", self.crop)
+
     def range_of(self, level: Level) -> float | None:
         """Width of the range of raw values that is normalised to [0, 1]; ``None`` if it is not known."""
         low, high = (self.normalization.get(f"{level}_{end}") for end in ("min", "max"))
@@ -169,6 +182,15 @@ def _size(value: Any) -> tuple[int, int]:
         msg = f"it must be [height, width] in pixels, got {value!r}"
         raise InputError(msg)
     return value[0], value[1]
+
+
+def _resize_mode(value: Any) -> ResizeMode:
+    return Geometry((1, 1), value).resize_mode  # which refuses what it does not know
+
+
+def _crop(value: Any) -> tuple[int, int, int, int]:
+    check_crop(value)
+    return value[0], value[1], value[2], value[3]
 
 
 def _names(value: Any) -> tuple[str, ...]:
@@ -224,6 +246,8 @@ def _normalization(value: Any) -> dict[str, float]:
 
 _READERS = {
     "image_size": _size,
+    "resize_mode": _resize_mode,
+    "crop": _crop,
     "categories": _names,
     "thresholds": _thresholds,
     "category_thresholds": _category_thresholds,

@@ -19,10 +19,11 @@ from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRSchedulerConfig
 from torchmetrics import Metric
+from torchvision.transforms.v2 import Compose
 
 from anomalib_uniad.category import known_categories
 from anomalib_uniad.checks import check_at_least, check_choice, check_value_range, repeat
-from anomalib_uniad.deploy.export import OPSET, fixes_size, metadata_of, write_metadata
+from anomalib_uniad.deploy.export import OPSET, any_size, fixes_size, metadata_of, write_metadata
 from anomalib_uniad.deploy.official import OfficialCheckpoint, load_official
 from anomalib_uniad.deploy.pre_processor import AntialiasedPreProcessor
 from anomalib_uniad.deploy.quantization import (
@@ -32,7 +33,8 @@ from anomalib_uniad.deploy.quantization import (
     quantize_with_accuracy_control,
 )
 from anomalib_uniad.errors import InputError
-from anomalib_uniad.image_files import check_samples
+from anomalib_uniad.geometry import Geometry, ResizeMode
+from anomalib_uniad.image_files import check_samples, size_of
 from anomalib_uniad.inference.metadata import Level, ModelMetadata
 from anomalib_uniad.metrics import PerCategoryEvaluator
 from anomalib_uniad.metrics.batches import flat, refuse_deep
@@ -43,9 +45,11 @@ from anomalib_uniad.training.finite import FiniteTraining
 from anomalib_uniad.training.last_epoch import LastEpochValidation
 from anomalib_uniad.training.optimization import LearningRateSchedule, adamw, learning_rate_schedule
 from anomalib_uniad.training.resume import EpochSeed, ResumeCheckpoint, TrainedWeights
+from anomalib_uniad.transforms import CropAndPad, steps_of
 
 from .anomaly_map import ImageScore
 from .components.padding import BackbonePadding, PaddingMode
+from .components.tiles import size_of_tiles
 from .loss import ReconstructionLoss
 from .torch_model import PositionEmbedding, UniADModel
 
@@ -69,7 +73,13 @@ _SAME_IN_CHECKPOINT = (
     "neighbor_mask",
     "image_score",
     "score_pool_size",
+    "resize_mode",
+    "crop",
+    "tiles",
+    "tile_overlap",
 )
+# What checkpoints have that were written before these arguments.
+_BEFORE = {"resize_mode": "stretch", "crop": None, "tiles": (1, 1)}
 
 
 class UniAD(AnomalibModule):
@@ -95,7 +105,7 @@ class UniAD(AnomalibModule):
         backbone_padding_mode (str): What the backbone's convolutions pad with: ``"zeros"``, or ``"reflect"``, the
             mirrored map, against false positives at the border. Defaults to ``"zeros"``.
         image_size (int | Sequence[int]): Height and width to which images are resized, in pixels; a multiple
-            of ``feature_stride``. Defaults to ``224``.
+            of ``feature_stride``. With ``tiles``, those of each tile. Defaults to ``224``.
         feature_stride (int): Pixels per token; the token grid is ``image_size / feature_stride``.
             Defaults to ``16``.
         hidden_dim (int): Channels inside the transformer. Defaults to ``256``.
@@ -114,6 +124,16 @@ class UniAD(AnomalibModule):
         image_score (str): Score of an image: ``"max"``, ``"mean"`` or ``"std"`` of its anomaly map.
             Defaults to ``"max"``.
         score_pool_size (int): Side of the average pool before ``"max"``, in pixels. Defaults to ``16``.
+        resize_mode (str): How images that have other proportions are resized: ``"stretch"``, or ``"pad"``: the image
+            keeps its proportions, lies in the middle, and its edge is repeated on two sides, which counts neither in
+            scores nor in pixel metrics. Defaults to ``"stretch"``.
+        crop (Sequence[int] | None): The part of each image that is looked at, before anything else: top, left, height
+            and width in pixels of the file. What lies outside is not judged: it has no map and no pixel metrics.
+            Images that are too small are refused. Defaults to ``None``, all of it.
+        tiles (int | Sequence[int]): Rows and columns of overlapping tiles in which an image is looked at, so that small
+            defects of large images are not lost: it is resized to what the tiles make together, the model sees each
+            tile alone, and their maps are joined. One number is for both. Defaults to ``1``.
+        tile_overlap (float): Part of a tile that it shares with the next one, from 0 to 0.5. Defaults to ``0.125``.
         learning_rate (float): Learning rate of AdamW. Defaults to ``1e-4``.
         weight_decay (float): Weight decay of AdamW. Defaults to ``1e-4``.
         lr_schedule (str): ``"step"``, as in the paper, or ``"cosine"``, which falls to zero at the last epoch.
@@ -197,6 +217,10 @@ class UniAD(AnomalibModule):
         jitter_probability: float = 1.0,
         image_score: ImageScore = "max",
         score_pool_size: int = 16,
+        resize_mode: ResizeMode = "stretch",
+        crop: Sequence[int] | None = None,
+        tiles: int | Sequence[int] = 1,
+        tile_overlap: float = 0.125,
         learning_rate: float = 1e-4,
         weight_decay: float = 1e-4,
         lr_schedule: LearningRateSchedule = "step",
@@ -226,7 +250,16 @@ class UniAD(AnomalibModule):
         image_size = repeat("image_size", image_size, int, 2)
         neighbor_size = repeat("neighbor_size", neighbor_size, int, 2)
         neighbor_mask = repeat("neighbor_mask", neighbor_mask, bool, 3)
-        prepared = self.configure_pre_processor(image_size) if pre_processor is True else pre_processor
+        crop = tuple(crop) if isinstance(crop, Sequence) else crop
+        tiles = repeat("tiles", tiles, int, 2)
+        full_size = size_of_tiles(image_size, tiles, tile_overlap)
+        geometry = Geometry(full_size, resize_mode, cast("tuple[int, int, int, int] | None", crop))
+        prepared = pre_processor
+        if pre_processor is True:
+            prepared = _pre_processor_of(geometry)
+        elif geometry != Geometry(full_size):
+            msg = "resize_mode and crop are of the model's own pre_processor: give them, or a pre_processor."
+            raise InputError(msg)
         if type(prepared) is PreProcessor:  # anomalib's would transform cached features and export another resize
             prepared = AntialiasedPreProcessor(prepared.transform)
         super().__init__(
@@ -235,8 +268,9 @@ class UniAD(AnomalibModule):
             evaluator=evaluator,
             visualizer=visualizer,
         )
-        if self.input_size not in {None, image_size}:
-            msg = f"The pre_processor resizes images to {self.input_size}, but image_size is {image_size}."
+        if self.input_size not in {None, full_size}:
+            size = f"image_size is {image_size}" if full_size == image_size else f"the tiles make {full_size}"
+            msg = f"The pre_processor resizes images to {self.input_size}, but {size}."
             raise InputError(msg)
         _check_training(self.hparams)
         self.learning_rate = learning_rate
@@ -273,6 +307,8 @@ class UniAD(AnomalibModule):
                 jitter_probability=jitter_probability,
                 image_score=image_score,
                 score_pool_size=score_pool_size,
+                tiles=tiles,
+                tile_overlap=tile_overlap,
             )
         self.loss = ReconstructionLoss()
         self.training_summary: dict[str, Any] = {}
@@ -341,6 +377,16 @@ class UniAD(AnomalibModule):
         """Arguments that the trainer must have, whatever the user gives it."""
         return {"gradient_clip_val": self.gradient_clip_norm, "num_sanity_val_steps": 0}
 
+    @property
+    def geometry(self) -> Geometry | None:
+        """Crop and padding of the pre-processor; ``None`` if it only resizes."""
+        return self.pre_processor.geometry if isinstance(self.pre_processor, AntialiasedPreProcessor) else None
+
+    @property
+    def input_size(self) -> tuple[int, int] | None:
+        """Height and width after the pre-processor; ``None`` if it does not resize."""
+        return super().input_size if self.geometry is None else self.geometry.image_size
+
     @staticmethod
     def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:
         """The pre-processor of anomalib, exported with the resize of validation."""
@@ -369,17 +415,39 @@ class UniAD(AnomalibModule):
         """Predict a batch; thresholds and metrics are computed from it by the callbacks."""
         del args, kwargs  # These variables are not used.
         with torch.autocast(self.device.type, enabled=False):
-            return batch.update(**self.model.predict(self._features(batch))._asdict())
+            return batch.update(**self.model.predict(self._features(batch), self._covered(batch))._asdict())
 
     def test_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Predict a batch, in full precision like validation and exported models."""
+        del args, kwargs  # These variables are not used.
         with torch.autocast(self.device.type, enabled=False):
-            return super().test_step(batch, *args, **kwargs)
+            predictions = self.model(cast("torch.Tensor", batch.image), self._covered(batch))
+        return batch.update(**predictions._asdict())
 
     def predict_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Predict a batch, in full precision like validation, from which the thresholds are."""
-        with torch.autocast(self.device.type, enabled=False):
-            return super().predict_step(batch, *args, **kwargs)
+        return self.test_step(batch, *args, **kwargs)
+
+    def forward(self, batch: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Predict images of any size ``(B, 3, H, W)``, from 0 to 1; what exported files do."""
+        prepare = self.pre_processor
+        covered = prepare.covered(batch) if isinstance(prepare, AntialiasedPreProcessor) else None
+        if prepare is None or covered is None:
+            return super().forward(batch, *args, **kwargs)
+        outputs = self.model(prepare(batch), covered)
+        return self.post_processor(outputs) if self.post_processor else outputs
+
+    def _covered(self, batch: Any) -> torch.Tensor | None:
+        """Where the images of a batch lie in the map, ``(B, 1, H, W)``; ``None`` if nothing is padded."""
+        geometry, paths = self.geometry, batch.image_path
+        if geometry is None or geometry.resize_mode == "stretch" or not paths:
+            return None
+        # The batch has images of the model's size: their own is in the files, unless a crop makes it the same for all.
+        sizes = [geometry.least if geometry.crop is not None else size_of(path) for path in paths]
+        covered = torch.zeros(len(sizes), 1, *geometry.image_size, dtype=torch.bool)
+        for row, box in enumerate(map(geometry.covered, sizes)):
+            covered[row, 0, box.rows, box.columns] = True
+        return covered.to(self.device)
 
     def _features(self, batch: Batch) -> torch.Tensor:
         """Features (B, C, h, w) of a batch: from the cache, or computed; in full precision, as is their target."""
@@ -561,6 +629,7 @@ class UniAD(AnomalibModule):
             self.category_thresholds,
             self.training_summary,
             self.value_range,
+            self.geometry,
         )
 
     def to_onnx(  # type: ignore[override]  # as anomalib's, not Lightning's
@@ -583,10 +652,23 @@ class UniAD(AnomalibModule):
 
         Returns:
             Path: The file.
+
+        Raises:
+            ValueError: If the crop does not lie in images of ``input_size``, or the size is fixed, but not given, and
+                the model crops or pads.
         """
         kwargs.setdefault("opset_version", OPSET)
-        if input_size is None and fixes_size(kwargs):
+        if input_size is not None and self.geometry is not None:
+            self.geometry.check(input_size)
+        elif input_size is None and fixes_size(kwargs):
+            if self.geometry is not None:
+                msg = "A file of fixed size that crops or pads takes images of one size alone: give it with input_size."
+                raise InputError(msg)
             input_size = self.model.image_size  # anomalib would take 32 x 32 pixels, with which it probes models
+        elif input_size is None and self.geometry is not None:
+            input_size = self.geometry.least  # with which the model is probed
+            if not kwargs.keys() & {"dynamic_axes", "dynamic_shapes"}:
+                kwargs["dynamic_shapes"] = any_size()
         path = super().to_onnx(export_root, model_file_name, input_size, **kwargs)
         write_metadata(path, replace(self.metadata, precision=precision))
         return path
@@ -678,16 +760,26 @@ def _check_training(arguments: Mapping[str, Any]) -> None:
         check_choice(name, arguments[name], choices)
 
 
+def _pre_processor_of(geometry: Geometry) -> PreProcessor:
+    """The pre-processor of UniAD, with crop and padding where there are some."""
+    prepared = UniAD.configure_pre_processor(geometry.image_size)
+    if geometry == Geometry(geometry.image_size):
+        return prepared
+    return AntialiasedPreProcessor(Compose([CropAndPad(geometry), *steps_of(prepared.transform)[1:]]))
+
+
 def _check_same_model(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Refuse a checkpoint whose model was built with other arguments."""
 
     def plain(value: Any) -> Any:
         return tuple(value) if isinstance(value, (list, tuple)) else value
 
+    saved = {**_BEFORE, **saved} if saved else {}
+    one_tile = plain(saved.get("tiles")) == plain(given["tiles"]) == (1, 1)  # which overlaps nothing
     different = [
         f"{name}: {saved[name]} in the checkpoint, {given[name]} in the model"
         for name in _SAME_IN_CHECKPOINT
-        if name in saved and plain(saved[name]) != plain(given[name])
+        if name in saved and plain(saved[name]) != plain(given[name]) and not (one_tile and name == "tile_overlap")
     ]
     if different:
         msg = (

@@ -23,6 +23,7 @@ from .components import (
     SinePosition,
 )
 from .components.padding import BackbonePadding, PaddingMode
+from .components.tiles import Tiles
 
 PositionEmbedding = Literal["learned", "sine"]
 
@@ -97,6 +98,11 @@ class UniADModel(nn.Module):
 
     The arguments are those of ``anomalib_uniad.UniAD``, which documents them.
 
+    Attributes:
+        image_size (tuple[int, int]): Height ``H`` and width ``W`` of its input and its map: those of the argument, or
+            what all tiles make together.
+        grid_size (tuple[int, int]): Height and width of the token grid, of one tile.
+
     Raises:
         ValueError: If an argument is out of its range; the message names it.
     """
@@ -124,16 +130,20 @@ class UniADModel(nn.Module):
         jitter_probability: float = 1.0,
         image_score: ImageScore = "max",
         score_pool_size: int = 16,
+        tiles: tuple[int, int] = (1, 1),
+        tile_overlap: float = 0.125,
     ) -> None:
         super().__init__()
         image_size = (image_size[0], image_size[1])  # comparable with a shape, whatever sequence it was
-        self.image_size = image_size
         self.grid_size = _grid_size(image_size, feature_stride)
         if image_score == "max" and score_pool_size > min(image_size):
             msg = f"score_pool_size ({score_pool_size}) must not exceed image_size {image_size}."
             raise InputError(msg)
         self.jitter = FeatureJitter(jitter_scale, jitter_probability)
-        self.anomaly_map = AnomalyMap(image_size)
+        cut = Tiles(image_size, self.grid_size, (tiles[0], tiles[1]), tile_overlap)
+        self.image_size = cut.image_size
+        self.tiles = cut if max(tiles) > 1 else None
+        self.anomaly_map = AnomalyMap(self.image_size, self.tiles)
         self.score = AnomalyScore(image_score, score_pool_size)
         self.backbone = Backbone(
             backbone, layers, pre_trained, backbone_weights, backbone_padding, backbone_padding_mode
@@ -155,34 +165,53 @@ class UniADModel(nn.Module):
         )
 
     def extract(self, images: torch.Tensor) -> torch.Tensor:
-        """``images`` (B, 3, H, W), normalised as the backbone expects -> ``features`` (B, C, h, w) of the neck."""
+        """``images`` (B, 3, H, W), normalised as the backbone expects -> ``features`` (B, C, h, w) of the neck.
+
+        With tiles, those of all tiles side by side.
+        """
         if tuple(images.shape[-2:]) != self.image_size:
             msg = f"The model was built for images of {self.image_size}, got {tuple(images.shape[-2:])}."
             raise InputError(msg)
-        return self.neck(self.backbone(images))
+        if self.tiles is None:
+            return self.neck(self.backbone(images))
+        return self.tiles.mosaic(self.neck(self.backbone(self.tiles.cut(images))))
 
     def reconstruct(self, features: torch.Tensor) -> torch.Tensor:
         """``features`` (B, C, h, w) of the neck -> their reconstruction (B, C, h, w)."""
-        tokens = self.jitter(features.flatten(2).transpose(1, 2))  # (B, N, C)
-        return self.transformer(tokens).transpose(1, 2).unflatten(2, self.grid_size)
+        grids = features if self.tiles is None else self.tiles.apart(features)  # B is B * R * S with tiles
+        tokens = self.jitter(grids.flatten(2).transpose(1, 2))  # (B, N, C)
+        grids = self.transformer(tokens).transpose(1, 2).unflatten(2, self.grid_size)
+        return grids if self.tiles is None else self.tiles.mosaic(grids)
 
-    def predict(self, features: torch.Tensor) -> InferenceBatch:
-        """``features`` (B, C, h, w) -> ``pred_score`` (B,) and ``anomaly_map`` (B, 1, H, W)."""
-        anomaly_map = self.anomaly_map(self.reconstruct(features), features)
-        return InferenceBatch(pred_score=self.score(anomaly_map), anomaly_map=anomaly_map)
+    def predict(self, features: torch.Tensor, covered: torch.Tensor | None = None) -> InferenceBatch:
+        """Predict from features.
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | InferenceBatch:
+        Args:
+            features (torch.Tensor): ``(B, C, h, w)`` of the neck.
+            covered (torch.Tensor | None): ``(B or 1, 1, H, W)``, false where images are padded, which counts neither
+                in map nor score. Defaults to ``None``, no padding.
+
+        Returns:
+            InferenceBatch: ``pred_score`` ``(B,)`` and ``anomaly_map`` ``(B, 1, H, W)``.
+        """
+        anomaly_map = self.anomaly_map(self.reconstruct(features), features, covered)
+        return InferenceBatch(pred_score=self.score(anomaly_map, covered), anomaly_map=anomaly_map)
+
+    def forward(
+        self, images: torch.Tensor, covered: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor] | InferenceBatch:
         """Reconstruct the features of images.
 
         Args:
             images (torch.Tensor): ``(B, 3, H, W)``, normalised as the backbone expects.
+            covered (torch.Tensor | None): As of :meth:`predict`. Defaults to ``None``.
 
         Returns:
             tuple[torch.Tensor, torch.Tensor] | InferenceBatch: In training, reconstruction and target, both
             ``(B, C, h, w)``; in evaluation, ``pred_score`` ``(B,)`` and ``anomaly_map`` ``(B, 1, H, W)``.
         """
         features = self.extract(images)
-        return (self.reconstruct(features), features) if self.training else self.predict(features)
+        return (self.reconstruct(features), features) if self.training else self.predict(features, covered)
 
 
 def _grid_size(image_size: tuple[int, int], feature_stride: int) -> tuple[int, int]:

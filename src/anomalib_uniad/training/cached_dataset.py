@@ -228,7 +228,11 @@ def _prepare(items: list[Any], transform: Callable[..., Any] | None, dataset: st
             )
             raise InputError(msg)
         if transform is not None:
-            image, mask = transform(image, mask)
+            try:
+                image, mask = transform(image, mask)
+            except InputError as error:
+                msg = f"{item.image_path}: {error}."
+                raise InputError(msg) from error
         images.append(image.as_subclass(torch.Tensor))
         masks.append(mask)
     sizes = {tuple(image.shape) for image in images}

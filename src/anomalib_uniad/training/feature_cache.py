@@ -258,7 +258,9 @@ def transform_of_images(trainer: Trainer, pl_module: LightningModule) -> Any:
         msg = f"The feature cache knows pre-processors of anomalib, not {type(found).__name__}. {_OFF}"
         raise InputError(msg)
     check_deterministic(found.transform, "pre_processor")
-    image = torch.linspace(0, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
+    geometry: Any = getattr(found, "geometry", None)
+    height, width = (32, 32) if geometry is None else geometry.least
+    image = torch.linspace(0, 1, 3 * height * width).reshape(1, 3, height, width)
     expected = image if found.transform is None else found.transform(image)
     for hook in ("on_train_batch_start", "on_validation_batch_start"):
         images: Any = ImageBatch(image=image)

@@ -14,6 +14,7 @@ from torchvision.transforms import v2
 
 from anomalib_uniad.errors import InputError
 from anomalib_uniad.files import version_of
+from anomalib_uniad.transforms import CropAndPad
 
 FORMAT_VERSION = 1
 PACKAGES = ("anomalib_uniad", "anomalib", "torch", "torchvision", "timm", "pillow")
@@ -34,6 +35,7 @@ DETERMINISTIC = frozenset(
         v2.ToDtype,
         v2.ToImage,
         v2.ToPureTensor,
+        CropAndPad,
         ExportableCenterCrop,
         SquarePad,
         nn.Identity,
@@ -144,11 +146,13 @@ def describe_extractor(model: nn.Module) -> dict[str, Any]:
     """Describe what turns images into features: ``backbone``, and the model's ``neck`` and sizes, if it has them."""
     backbone: Any = model.backbone
     info = getattr(getattr(backbone, "features", None), "feature_info", None)
+    tiles = getattr(model, "tiles", None)
+    structure = f"{backbone!r}\n{getattr(model, 'neck', None)!r}" + (f"\n{tiles!r}" if tiles is not None else "")
     return {
         "backbone": str(getattr(backbone, "name", type(backbone).__name__)),
         "weights": digest_weights(backbone),
         # The tree of modules has what the weights do not show, such as the padding.
-        "structure": hashlib.sha256(f"{backbone!r}\n{getattr(model, 'neck', None)!r}".encode()).hexdigest(),
+        "structure": hashlib.sha256(structure.encode()).hexdigest(),
         "layers": None if info is None else [str(name) for name in info.module_name()],
         "strides": [int(stride) for stride in getattr(backbone, "strides", [])],
         "image_size": [int(size) for size in getattr(model, "image_size", ())],

@@ -39,7 +39,7 @@ def test_trainable_parameters_of_the_paper() -> None:
 def test_defaults_are_the_same_in_torch_and_lightning() -> None:
     torch_defaults = inspect.signature(UniADModel).parameters
     lightning_defaults = inspect.signature(UniAD).parameters
-    scalars = {"image_size": 224, "neighbor_size": 7, "neighbor_mask": True}
+    scalars = {"image_size": 224, "neighbor_size": 7, "neighbor_mask": True, "tiles": 1}
     for name, parameter in torch_defaults.items():
         assert lightning_defaults[name].default == scalars.get(name, parameter.default), name
 
