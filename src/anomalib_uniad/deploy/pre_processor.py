@@ -45,10 +45,15 @@ class AntialiasedResize(nn.Module):
             # By index: a slice would have to know whether images are large enough when the file is written.
             images = images.index_select(-2, torch.arange(top, top + height, device=images.device))
             images = images.index_select(-1, torch.arange(left, left + width, device=images.device))
-        if all(isinstance(side, int) for side in images.shape[-2:]) and images.shape[-2:] == self.geometry.image_size:
-            return images  # known when the file is written: nothing is left to do when it is used
+        known = all(isinstance(side, int) for side in images.shape[-2:])  # when the file is written
+        if known and images.shape[-2:] == self.geometry.image_size:
+            return images  # nothing is left to do when it is used
         # Weights (h, H) and (w, W).
         rows, columns = (self._weights(axis, images) for axis in (-2, -1))
+        if known:
+            # Channel by channel, as OpenVINO would fuse a product of known size with the normalisation that follows, by
+            # channels that it takes for columns.
+            return (rows @ (images.flatten(0, -3) @ columns.T)).unflatten(0, images.shape[:-2])
         return rows @ (images @ columns.T)
 
     def covered(self, images: torch.Tensor) -> torch.Tensor | None:
