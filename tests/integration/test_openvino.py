@@ -73,6 +73,20 @@ def test_map_of_torch(tmp_path: Path, size: int, mode: str) -> None:
         assert np.abs(outputs["pred_score"] - expected.pred_score.numpy()).max() < 1e-4 * span
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [None, (64, 64)])
+def test_a_score_that_is_not_a_number_is_never_normal(tmp_path: Path, size: tuple[int, int] | None) -> None:
+    """OpenVINO cuts NaN to 0, below every threshold."""
+    model = UniAD(**TINY, seed=0).eval()
+    next(model.model.transformer.parameters()).data[0, 0] = np.nan
+    for level in ("image", "pixel"):
+        for name, number in ((f"_{level}_threshold", 0.5), (f"{level}_min", 0), (f"{level}_max", 1)):
+            getattr(model.post_processor, name).fill_(number)
+    outputs = compiled(model.to_openvino(tmp_path, input_size=size))(np.zeros((1, 3, 64, 64), np.float32))
+    assert np.isnan(outputs["pred_score"]).all()
+    assert outputs["pred_label"].all()
+
+
 class Decoder(nn.Module):
     """The part of the transformer that makes the reconstruction of tokens, as they come from the encoder."""
 

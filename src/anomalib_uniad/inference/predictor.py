@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a model on many images: in parallel, in order, with bounded memory."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -135,6 +136,10 @@ class Predictor:
             output.score = float(named["pred_score"].reshape(-1)[index])
             if "pred_score" in raw:
                 output.raw_score = float(raw["pred_score"].reshape(-1)[index])
+            if not all(math.isfinite(score) for score in (output.score, output.raw_score or 0.0)):
+                output.score = output.raw_score = None
+                output.error = f"{output.file.path} has a score that is not a number: the model is damaged."
+                continue
             if "pred_label" in named:
                 output.label = bool(named["pred_label"].reshape(-1)[index])
             if "anomaly_map" in named:

@@ -130,6 +130,21 @@ def refuse_deep(loaders: Sequence[Any]) -> None:
             raise InputError(msg)
 
 
+def without_score(batch: Any, raw_scores: torch.Tensor | None) -> torch.Tensor | None:
+    """Say which images of a batch have a score that is not finite.
+
+    Args:
+        batch (Any): Batch of B images.
+        raw_scores (torch.Tensor | None): Scores ``(B,)`` as the model returned them, which the post-processor has cut;
+            ``None`` if unknown.
+
+    Returns:
+        torch.Tensor | None: ``(B,)``, bool; ``None`` if there are no scores.
+    """
+    scores = batch.pred_score if raw_scores is None else raw_scores
+    return None if scores is None or scores.numel() != len(batch) else ~scores.detach().reshape(-1).isfinite()
+
+
 def select(batch: Any, rows: Iterable[int]) -> Any:
     """Return some images of a batch as a batch of the same class; it shares memory if the rows are consecutive."""
     count, rows = len(batch), list(rows)

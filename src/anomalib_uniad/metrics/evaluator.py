@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pandas as pd
+import torch
 from anomalib.data import InferenceBatch
 from anomalib.metrics import AnomalibMetric, Evaluator
 from anomalib.post_processing import PostProcessor
@@ -19,11 +20,19 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from anomalib_uniad.category import categories_of, find_category, known_categories, paths_of
 from anomalib_uniad.checks import check_choice
 from anomalib_uniad.errors import InputError
-from anomalib_uniad.metrics.batches import OwnImages, expected_images, flat, leave_out_unreadable, mask_paths, select
+from anomalib_uniad.metrics.batches import (
+    OwnImages,
+    expected_images,
+    flat,
+    leave_out_unreadable,
+    mask_paths,
+    select,
+    without_score,
+)
 from anomalib_uniad.metrics.category_metrics import CategoryMetrics, Results, seven_metrics
 from anomalib_uniad.metrics.functional import Ranking, f1_threshold
 from anomalib_uniad.metrics.original_size import PixelResolution, check_whole_images
-from anomalib_uniad.metrics.run_files import Predictions, RunFiles, describe_run, show, to_frame
+from anomalib_uniad.metrics.run_files import Predictions, RunFiles, check_scores, describe_run, show, to_frame
 from anomalib_uniad.metrics.scores import Level
 from anomalib_uniad.metrics.thresholds import (
     Thresholds,
@@ -398,7 +407,11 @@ class PerCategoryEvaluator(Evaluator):
         self._log_results(trainer)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the table, and write it, the predictions and the curves to the folder of the run."""
+        """Show the table, and write it, the predictions and the curves to the folder of the run.
+
+        Raises:
+            ValueError: If scores are not numbers; all is written.
+        """
         if _writes_files(trainer):
             files = RunFiles(Path(trainer.default_root_dir))
             if self._results.metrics:
@@ -417,7 +430,9 @@ class PerCategoryEvaluator(Evaluator):
             files.write_predictions(self._table)
             if self._curves:
                 files.write_curves(self._curves)
+        table = self._table
         self._forget()
+        check_scores(table)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave out images that cannot be read."""
@@ -456,7 +471,7 @@ class PerCategoryEvaluator(Evaluator):
         """Write the table of the images; images that were left out are an error in the end.
 
         Raises:
-            ValueError: If images could not be read; the others are predicted and written.
+            ValueError: If images could not be read, or scores are not numbers; all others are predicted and written.
         """
         del pl_module
         table = self._predictions.table()
@@ -474,6 +489,7 @@ class PerCategoryEvaluator(Evaluator):
         self._forget()
         if self._unreadable:  # now that all is written, so that a command ends with an error
             raise InputError(self._unreadable)
+        check_scores(table)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Drop the scores of a run that failed."""
@@ -502,6 +518,9 @@ class PerCategoryEvaluator(Evaluator):
         raw = self._raw_outputs.take()
         if self._used:
             decide_by_category(batch, raw, categories, self._used, pl_module.post_processor)
+        wrong = without_score(batch, raw.pred_score)
+        if wrong is not None and batch.pred_label is not None and batch.pred_label.dtype == torch.bool:
+            batch.pred_label = batch.pred_label | wrong.reshape(batch.pred_label.shape)  # never normal
         return raw
 
     def _update(self, batch: Any, count: int) -> None:

@@ -20,15 +20,18 @@ from rich.table import Table
 from rich.text import Text
 
 from anomalib_uniad.category import paths_of
+from anomalib_uniad.errors import InputError
 from anomalib_uniad.files import file_names, version_of
+from anomalib_uniad.metrics.batches import without_score
 from anomalib_uniad.metrics.category_metrics import Results
 from anomalib_uniad.metrics.functional import Floats
 from anomalib_uniad.metrics.scores import gather_objects
 from anomalib_uniad.metrics.thresholds import Thresholds
 
 _ODD: Literal["backslashreplace"] = "backslashreplace"  # names of files need not be text
+NO_SCORE = "the score is not a number"
 _LABELS = ("normal", "anomalous")
-_PREDICTIONS = ["path", "category", "label", "raw_score", "normalised_score", "threshold", "decision"]
+_PREDICTIONS = ["path", "category", "label", "raw_score", "normalised_score", "threshold", "decision", "error"]
 
 
 class Predictions:
@@ -36,7 +39,8 @@ class Predictions:
 
     The columns are ``path``, ``category``, ``label`` (``normal`` or ``anomalous``), ``raw_score`` as the model returns
     it, ``normalised_score`` from 0 to 1 with the threshold at 0.5 (unless anomalib's sensitivity moves it),
-    ``threshold`` in raw scores and ``decision``. Cells are empty where something is unknown.
+    ``threshold`` in raw scores, ``decision`` and ``error``. Cells are empty where something is unknown; an image whose
+    score is not a number has an error instead of a decision.
     """
 
     def __init__(self) -> None:
@@ -66,10 +70,14 @@ class Predictions:
             _numbers(raw_scores, count),
             _numbers(batch.pred_score, count),
             _labels(batch.pred_label, count),
+            [False] * count if (wrong := without_score(batch, raw_scores)) is None else wrong.tolist(),
         )
-        for category, (path, label, raw, score, decision) in zip(categories, zip(*columns, strict=True), strict=False):
+        for category, (path, label, raw, score, decision, bad) in zip(
+            categories, zip(*columns, strict=True), strict=False
+        ):
             used = category_thresholds.get(category, {}).get("image", threshold)
-            self._rows.append((str(path or ""), category, label, raw, score, used, decision))
+            end = ("", NO_SCORE) if bad else (decision, "")
+            self._rows.append((str(path or ""), category, label, raw, score, used, *end))
 
     def table(self) -> pd.DataFrame:
         """Return the rows of all processes, each of which must call this; by path if there are several processes."""
@@ -152,6 +160,22 @@ class RunFiles:
 
     def _path(self, stem: str, suffix: str) -> Path:
         return self._folder / f"{stem}{self._end}{suffix}"
+
+
+def check_scores(predictions: pd.DataFrame) -> None:
+    """Refuse a table of :class:`Predictions` with scores that are not numbers; to be called when it is written.
+
+    Raises:
+        ValueError: If there are such scores; the message names an image.
+    """
+    wrong = predictions.path[predictions.error == NO_SCORE]
+    if len(wrong):
+        msg = (
+            f"{len(wrong)} of {len(predictions)} images have a score that is not a number, for example "
+            f"{wrong.iloc[0]}: nothing is decided about them, and their rows in predictions.csv have an error. The "
+            "model is damaged: take another checkpoint."
+        )
+        raise InputError(msg)
 
 
 def to_frame(results: Results) -> pd.DataFrame:

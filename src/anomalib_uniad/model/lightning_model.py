@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """UniAD as an anomalib model."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 from anomalib import LearningType, TaskType
-from anomalib.data import AnomalibDataModule, Batch
+from anomalib.data import AnomalibDataModule, Batch, InferenceBatch
 from anomalib.deploy import CompressionType
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
@@ -428,14 +429,23 @@ class UniAD(AnomalibModule):
         """Predict a batch, in full precision like validation, from which the thresholds are."""
         return self.test_step(batch, *args, **kwargs)
 
-    def forward(self, batch: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Predict images of any size ``(B, 3, H, W)``, from 0 to 1; what exported files do."""
+    def forward(self, batch: torch.Tensor, *args: Any, **kwargs: Any) -> InferenceBatch:
+        """Predict images of any size ``(B, 3, H, W)``, from 0 to 1; what exported files do.
+
+        A score that is not finite stays as it is: OpenVINO would cut NaN to 0, the score of a perfect image. Such an
+        image is never called normal.
+        """
+        del args, kwargs  # These variables are not used.
         prepare = self.pre_processor
         covered = prepare.covered(batch) if isinstance(prepare, AntialiasedPreProcessor) else None
-        if prepare is None or covered is None:
-            return super().forward(batch, *args, **kwargs)
-        outputs = self.model(prepare(batch), covered)
-        return self.post_processor(outputs) if self.post_processor else outputs
+        raw = self.model(batch if prepare is None else prepare(batch), covered)
+        if self.post_processor is None:
+            return raw
+        found = self.post_processor(raw)
+        finite = raw.pred_score.abs() < math.inf  # (B,); NaN is not
+        label = found.pred_label
+        label = label if label is None or label.dtype != torch.bool else label | ~finite
+        return found._replace(pred_score=torch.where(finite, found.pred_score, raw.pred_score), pred_label=label)
 
     def _covered(self, batch: Any) -> torch.Tensor | None:
         """Where the images of a batch lie in the map, ``(B, 1, H, W)``; ``None`` if nothing is padded."""

@@ -153,6 +153,28 @@ def test_errors_of_openvino_are_of_the_image(tmp_path: Path, monkeypatch) -> Non
     ]
 
 
+@pytest.mark.parametrize("name", ["pred_score", "raw"])
+def test_a_score_that_is_not_a_number_is_an_error(tmp_path: Path, monkeypatch, name: str) -> None:
+    """Also if only the raw one is: OpenVINO cuts NaN to 0, as if the image were as good as can be."""
+    files = write_images(tmp_path / "images", 3)
+    compiled = compile_file(save_tiny(tmp_path / "model.xml"))
+    predictor = Predictor(compiled)
+    request, index = predictor._request, (compiled.raw_outputs if name == "raw" else compiled.outputs)["pred_score"]
+
+    def damaged(of: object, images: np.ndarray) -> list[np.ndarray]:
+        results = request(of, images)
+        if images.shape[1] == 25:
+            results[index][:] = np.nan
+        return results
+
+    monkeypatch.setattr(predictor, "_request", damaged)
+    first, second, third = predictor.predict(files)
+    assert second.error == f"{files[1].path} has a score that is not a number: the model is damaged."
+    assert second.score is second.raw_score is second.label is second.anomaly_map is None
+    assert not first.error
+    assert not third.error
+
+
 def test_bad_files(tmp_path: Path) -> None:
     model = save_tiny(tmp_path / "model.xml")
     compile_file(model.with_suffix(".bin"))

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import logging
+import math
 import warnings
 from types import SimpleNamespace
 
@@ -395,6 +396,22 @@ class TestWiring:
         metrics = CategoryMetrics(seven_metrics())
         with pytest.raises(ValueError, match=r"maps of \(4, 16\) pixels cannot be compared with masks of \(8, 8\)"):
             metrics.update(batch)
+
+    @pytest.mark.parametrize("several", [True, False])
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    def test_a_score_that_is_not_a_number_is_never_normal(self, tmp_path, several, value):
+        batch = make_batch(["a", "b" if several else "a"] * 4, [0, 0, 1, 1] * 2)
+        batch.pred_score[5] = value
+        batch.pred_label = batch.pred_score > 0.5
+        normal = (~batch.pred_label).nonzero().flatten().tolist()
+        message = r"1 of 8 images have a score that is not a number, for example /d/\w/test/x/0_5\.png: nothing"
+        with pytest.raises(ValueError, match=message):
+            run(PerCategoryEvaluator(), [batch], tmp_path)
+        assert (~batch.pred_label).nonzero().flatten().tolist() == [row for row in normal if row != 5]
+        table = pd.read_csv(tmp_path / "predictions.csv", keep_default_na=False)
+        assert table.error.tolist() == ["the score is not a number" if row == 5 else "" for row in range(8)]
+        assert (table.decision == "").tolist() == (table.error != "").tolist()
+        assert (tmp_path / "metrics.csv").is_file()
 
     def test_without_scores(self, tmp_path):
         batch = make_batch(["a", "b"] * 4, [0, 0, 1, 1] * 2).update(pred_score=None, anomaly_map=None, pred_mask=None)

@@ -45,6 +45,23 @@ def test_hyper_parameters_are_plain_whatever_the_config_is_made_of() -> None:
     assert type(model.hparams["neighbor_size"]) is tuple
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_score_that_is_not_a_number_is_never_normal(value: float) -> None:
+    model = UniAD(**SMALL, seed=0).eval()
+    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    for level in ("image", "pixel"):
+        for name, number in ((f"_{level}_threshold", 1e6), (f"{level}_min", 0), (f"{level}_max", 2e6)):
+            getattr(model.post_processor, name).fill_(number)
+    with torch.no_grad():
+        good = model(images)
+        images[1, 0, 0, 0] = value
+        found = model(images)
+    assert good.pred_label.tolist() == [False] * 3
+    assert found.pred_label.tolist() == [False, True, False]
+    assert not found.pred_score[1].isfinite()
+    assert found.pred_score[::2].equal(good.pred_score[::2])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
