@@ -40,6 +40,7 @@ from anomalib_uniad.inference.metadata import Level, ModelMetadata
 from anomalib_uniad.metrics import PerCategoryEvaluator
 from anomalib_uniad.metrics.batches import flat, refuse_deep
 from anomalib_uniad.training.checkpoint_files import CheckpointRescue
+from anomalib_uniad.training.checkpoint_reading import UnreadableCheckpoint, read_checkpoint
 from anomalib_uniad.training.checkpoint_selection import CheckpointChoice, CheckpointSelection
 from anomalib_uniad.training.feature_cache import FeatureCache, FeatureDtype
 from anomalib_uniad.training.finite import FiniteTraining
@@ -324,6 +325,7 @@ class UniAD(AnomalibModule):
             self._trained_weights,
             self._finite,
             ResumeCheckpoint(resume_interval),
+            UnreadableCheckpoint(),
         ]
         if feature_cache != "off":
             self._training_callbacks.append(FeatureCache(feature_cache, feature_cache_dtype, feature_cache_dir))
@@ -361,10 +363,29 @@ class UniAD(AnomalibModule):
         return model
 
     @classmethod
-    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> "UniAD":
-        """Load a Lightning checkpoint; it brings the backbone's weights, so nothing else is read or fetched."""
-        kwargs = {"pre_trained": False, "backbone_weights": None, **kwargs}
-        return cast("UniAD", super().load_from_checkpoint(*args, **kwargs))
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: Any, *args: Any, weights_only: bool = True, **kwargs: Any
+    ) -> "UniAD":
+        """Load a Lightning checkpoint; it brings the backbone's weights, so nothing else is read or fetched.
+
+        Args:
+            checkpoint_path (Any): As of anomalib, like all other arguments.
+            *args (Any): As of anomalib.
+            weights_only (bool): As of anomalib. Defaults to ``True``.
+            **kwargs (Any): As of anomalib.
+
+        Returns:
+            UniAD: The model.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it cannot be read, or is not a checkpoint of UniAD.
+        """
+        if weights_only and isinstance(checkpoint_path, (str, Path)) and "://" not in str(checkpoint_path):
+            checkpoint = read_checkpoint(Path(checkpoint_path), cls.checkpoint_safe_globals())
+            _check_is_uniad(checkpoint["state_dict"], checkpoint_path)
+        kwargs = {"pre_trained": False, "backbone_weights": None, "weights_only": weights_only, **kwargs}
+        return cast("UniAD", super().load_from_checkpoint(checkpoint_path, *args, **kwargs))
 
     # Parts that anomalib asks for.
 
@@ -607,10 +628,10 @@ class UniAD(AnomalibModule):
             return
         super().on_load_checkpoint(checkpoint)
         weights = checkpoint.get("state_dict", {})
-        if weights and not any(name.startswith("model.transformer.") for name in weights):
-            msg = "The checkpoint is not of UniAD: it has no weights of its transformer."
-            raise InputError(msg)
-        _check_same_model(checkpoint.get("hyper_parameters", {}), self.hparams)
+        file = getattr(self._trainer, "ckpt_path", None) or "The checkpoint"
+        if weights:
+            _check_is_uniad(weights, file)
+        _check_same_model(checkpoint.get("hyper_parameters", {}), weights, self, file)
         self.training_summary = dict(checkpoint.get("training_summary", {}))
         self.value_range = check_value_range(checkpoint.get("value_range"))
         if self._trainer is not None:
@@ -778,22 +799,46 @@ def _pre_processor_of(geometry: Geometry) -> PreProcessor:
     return AntialiasedPreProcessor(Compose([CropAndPad(geometry), *steps_of(prepared.transform)[1:]]))
 
 
-def _check_same_model(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint whose model was built with other arguments."""
+def _check_is_uniad(weights: Mapping[str, Any], file: str | Path) -> None:
+    """Refuse the weights of another model."""
+    if not any(name.startswith("model.transformer.") for name in weights):
+        parts = sorted({".".join(name.split(".")[:2]) for name in weights})
+        msg = f"{file} is not a checkpoint of UniAD, but of a model with {', '.join(parts[:4]) or 'no weights'}."
+        raise InputError(msg)
+
+
+def _check_same_model(
+    saved: Mapping[str, Any], weights: Mapping[str, torch.Tensor], model: UniAD, file: str | Path
+) -> None:
+    """Refuse a checkpoint whose model was built with other arguments, or has weights of other shapes."""
 
     def plain(value: Any) -> Any:
         return tuple(value) if isinstance(value, (list, tuple)) else value
 
+    given = model.hparams
     saved = {**_BEFORE, **saved} if saved else {}
     one_tile = plain(saved.get("tiles")) == plain(given["tiles"]) == (1, 1)  # which overlaps nothing
-    different = [
-        f"{name}: {saved[name]} in the checkpoint, {given[name]} in the model"
-        for name in _SAME_IN_CHECKPOINT
-        if name in saved and plain(saved[name]) != plain(given[name]) and not (one_tile and name == "tile_overlap")
+
+    def differences(names: Sequence[str]) -> list[str]:
+        return [
+            f"{name}: {saved[name]} in the checkpoint, {given[name]} in the model"
+            for name in names
+            if name in saved and plain(saved[name]) != plain(given[name]) and not (one_tile and name == "tile_overlap")
+        ]
+
+    own = {f"model.{name}": tuple(tensor.shape) for name, tensor in model.model.state_dict().items()}
+    theirs = {name: tuple(tensor.shape) for name, tensor in weights.items() if name in own}
+    sizes = [
+        f"{name}: {shape} in the checkpoint, {own[name]} in the model"
+        for name, shape in theirs.items()
+        if shape != own[name]
     ]
-    if different:
+    different = differences(_SAME_IN_CHECKPOINT)
+    if sizes or len(theirs) < len(own):  # else names of the same backbone
+        different += differences(("backbone", "layers"))
+    if different or sizes:
         msg = (
-            "The checkpoint is of another model; give the arguments of its training (for an imported checkpoint, the "
-            f"config beside it, with --config). {'; '.join(different)}."
+            f"{file} is of another model; give the arguments of its training (for an imported checkpoint, the "
+            f"config beside it, with --config): {'; '.join(different or sizes[:3])}."
         )
         raise InputError(msg)

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from anomalib.deploy import TorchInferencer
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import Progress
@@ -23,7 +22,7 @@ from anomalib_uniad.files import replacing
 from anomalib_uniad.metrics.run_files import to_markdown, versions
 
 from .differences import METRICS, Quality, difference, difference_columns
-from .inputs import check, export_files, load, make_datamodule, normalises
+from .inputs import check, export_files, load, load_pickled, make_datamodule, normalises
 from .models import ExportedModel, Kind, Model, TorchModel, pixels_of, processor
 from .timing import latencies, throughput
 
@@ -138,7 +137,7 @@ def _open(
     models: list[Model] = []
     for file in files:
         if file.suffix == ".pt":
-            models.append(TorchModel(TorchInferencer(file, device="cpu").model, file))
+            models.append(TorchModel(load_pickled(file), file))
             continue
         in_f32 = ExportedModel(file, normalised)
         if in_f32.image_size not in {None, image_size}:

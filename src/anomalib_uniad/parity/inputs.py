@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import anomalib.data
-import torch
 from anomalib.data import AnomalibDataModule
-from anomalib.deploy import CompressionType
+from anomalib.deploy import CompressionType, TorchInferencer
 
 import anomalib_uniad.data
 from anomalib_uniad.checks import check_at_least
@@ -68,19 +67,26 @@ def check(
 
 def load(ckpt: Path) -> UniAD:
     """Load a checkpoint of UniAD."""
-    if not ckpt.is_file():
-        msg = f"There is no checkpoint {ckpt}."
-        raise MissingFileError(msg)
-    try:
-        content = torch.load(ckpt, map_location="cpu", weights_only=True)
-    except Exception as error:  # its readers raise all kinds on other files
-        msg = f"{ckpt} is not a checkpoint that torch can read."
-        raise InputError(msg) from error
-    weights = content.get("state_dict", {}) if isinstance(content, dict) else {}
-    if "model.transformer.input_projection.weight" not in weights or "hyper_parameters" not in content:
-        msg = f"{ckpt} is not a Lightning checkpoint of UniAD; `anomalib train` writes one to weights/lightning."
-        raise InputError(msg)
     return UniAD.load_from_checkpoint(ckpt, map_location="cpu").eval()
+
+
+def load_pickled(file: Path) -> Any:
+    """Load the torch module of a ``model.pt``.
+
+    Raises:
+        ValueError: If the file is damaged, or its classes are not those of the installed version.
+    """
+    try:
+        return TorchInferencer(file, device="cpu").model
+    except (AttributeError, ImportError) as error:  # classes that have moved since
+        msg = (
+            f"{file} was exported with another version of anomalib-uniad or anomalib ({error}): export it again from "
+            "the checkpoint with `anomalib export --export_type torch`."
+        )
+        raise InputError(msg) from error
+    except Exception as error:  # of torch, pickle and zipfile
+        msg = f"{file} is not a model that torch can read: {type(error).__name__}."
+        raise InputError(msg) from error
 
 
 def normalises(model: UniAD) -> bool:
