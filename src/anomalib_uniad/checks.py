@@ -24,6 +24,24 @@ def check_at_least(name: str, value: float, lowest: float) -> None:
         raise InputError(msg)
 
 
+def check_loading(train_batch_size: int = 1, eval_batch_size: int = 1, num_workers: int = 0, **others: Any) -> None:
+    """Refuse sizes of batches and numbers of workers that a dataloader cannot have, before data are read.
+
+    Args:
+        train_batch_size (int): Images per batch of training. Defaults to ``1``.
+        eval_batch_size (int): Images per batch of validation and test. Defaults to ``1``.
+        num_workers (int): Processes that read images. Defaults to ``0``.
+        **others (Any): Other arguments of a datamodule, which are not looked at.
+
+    Raises:
+        ValueError: If one is too small.
+    """
+    del others  # These variables are not used.
+    check_at_least("train_batch_size", train_batch_size, 1)
+    check_at_least("eval_batch_size", eval_batch_size, 1)
+    check_at_least("num_workers", num_workers, 0)
+
+
 def check_fraction(name: str, value: float) -> None:
     """Refuse a value outside [0, 1].
 

@@ -18,8 +18,8 @@ from anomalib_uniad.errors import UserError
 # Environment variable that brings the traceback back.
 TRACEBACK = "ANOMALIB_UNIAD_TRACEBACK"
 _PACKAGE = __name__.partition(".")[0]
-# Errors of the system that a user can mend: no room, no permission, a disk that can only be read.
-_DISK = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EACCES, errno.EPERM, errno.EROFS}
+# Errors of the system that a user can mend: no room, no permission, a folder in the place of a file.
+_DISK = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR}
 _SECONDS_OF_RANK_ZERO = 5.0
 
 
@@ -72,6 +72,8 @@ def disk_sentence_of(error: BaseException, traceback: TracebackType | None) -> s
     """
     if not isinstance(error, OSError) or error.errno not in _DISK or not _is_ours(traceback):
         return None
+    if error.errno == errno.EISDIR:
+        return f"{error.filename} is a folder, where a file or link is to be written: rename or remove it."
     if error.filename is None:
         return f"{error.strerror}: make room or choose other folders."
     return f"{error.filename}: {error.strerror}; change its permissions, make room, or choose another folder."

@@ -2,6 +2,7 @@
 """anomalib's command line: one training in a fresh process with nothing imported by hand, the rest in this one."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import yaml
 from anomalib.cli.cli import main
 from anomalib.pipelines.benchmark import job
 
+from anomalib_uniad.messages import install_excepthook
 from helpers import make_mvtec_like
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -153,19 +155,37 @@ def test_help_shows_the_arguments_with_their_docs(command: Callable[..., None], 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model.image_size", "100"], "must be a positive multiple of feature_stride"),
-        (["--model.neighbor_size", "11"], "hides the whole 4 x 4 grid"),
-        (["--model.backbone", "resnet_of_nobody"], "timm knows no backbone"),
-        (["--model.backbone_weights", "gone.safetensors"], "there is no file 'gone.safetensors'"),
-        (["--data.categories", "[botle]"], "bottle"),
+        (["--model.image_size", "100"], r"image_size .* must be a positive multiple of feature_stride"),
+        (["--model.neighbor_size", "11"], "neighbor_size .* hides the whole 4 x 4 grid"),
+        (["--model.learning_rate", "-1"], "learning_rate must be at least 0, got -1.0."),
+        (["--model.backbone", "resnett18"], "timm knows no backbone 'resnett18'; did you mean resnet18"),
+        (["--model.backbone_weights", "gone.safetensors"], "backbone_weights: there is no file 'gone.safetensors'"),
+        (["--model.lerning_rate", "1"], r"UniAD has no argument lerning_rate; did you mean learning_rate\?"),
+        (["--model.image_score", "maxx"], "image_score of UniAD must be one of max, mean, std, got maxx."),
+        (["--model.neighbor_mask", "[1,2]"], r"neighbor_mask of UniAD must be bool or Sequence\[bool\], got \[1, 2\]."),
+        (["--data.categories", "[botle]"], "There is no category 'botle' in .*: bottle, cable"),
+        (["--data.train_batch_size", "-4"], "train_batch_size must be at least 1, got -4."),
     ],
 )
-def test_mistakes_end_in_a_message_before_work_starts(
-    command: Callable[..., None], folder: Path, capsys, arguments: list[str], message: str
+def test_mistakes_end_in_one_sentence_before_work_starts(
+    command: Callable[..., None], folder: Path, capsys, monkeypatch, arguments: list[str], message: str
 ) -> None:
     before = sorted((folder / "results").rglob("*"))
+    monkeypatch.setattr(sys, "excepthook", lambda *error: pytest.fail("a traceback is shown"))
+    install_excepthook()
     with pytest.raises((ValueError, FileNotFoundError, SystemExit)) as caught:
         command("train", "--model", "UniAD", *MODEL, *DATA, *TRAINER, *arguments)
-    printed = capsys.readouterr()
-    assert message in " ".join(f"{caught.value} {printed.out} {printed.err}".replace("│", " ").split())
+    if caught.type is not SystemExit:  # which the parser has raised, after it has said why
+        sys.excepthook(caught.type, caught.value, caught.tb)
+    shown = capsys.readouterr().err.splitlines()
+    assert re.match(f"error: {message}", shown[-1])
+    assert not any("Subtypes" in line or "Traceback" in line for line in shown)
     assert sorted((folder / "results").rglob("*")) == before
+
+
+def test_the_command_ends_in_one_sentence(folder: Path) -> None:
+    """In a process of its own: anomalib's command line installs its tracebacks after the plugin has loaded."""
+    arguments = ["test", "--model", "UniAD", *MODEL, *DATA, "--ckpt_path", "gone.ckpt"]
+    output = anomalib(folder, *arguments, ok=False)
+    assert output.splitlines()[-1].startswith("error: There is no checkpoint ")
+    assert "Traceback" not in output

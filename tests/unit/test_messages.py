@@ -8,23 +8,11 @@ import traceback
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch._utils import ExceptionWrapper
 
 from anomalib_uniad import MultiCategory, UniAD, messages
 from anomalib_uniad.errors import DiskError, InputError, MissingFileError, UserError
 from anomalib_uniad.messages import ParserErrors, disk_sentence_of, parser_sentence, sentence_of
-
-
-class Damaged(Dataset):
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, index: int) -> None:
-        try:
-            msg = "a.png is damaged:\n  copy it again."
-            raise InputError(msg)
-        except InputError as error:
-            raise DiskError("a.png cannot be read.") from error
 
 
 def caught(function, *arguments) -> BaseException:
@@ -61,8 +49,17 @@ def test_other_errors_are_left_alone() -> None:
 
 
 def test_errors_of_workers() -> None:
-    loader = DataLoader(Damaged(), num_workers=1, multiprocessing_context="fork", collate_fn=lambda items: items)
-    error = caught(lambda: list(loader))
+    """A dataloader raises them again in the main process, as the same class, with the traceback in the message."""
+    try:
+        try:
+            msg = "a.png is damaged."
+            raise InputError(msg)
+        except InputError as error:
+            msg = "a.png cannot be read."
+            raise DiskError(msg) from error
+    except DiskError:
+        wrapped = ExceptionWrapper(where="in DataLoader worker process 0")
+    error = caught(wrapped.reraise)
     assert "Traceback" in str(error)
     assert sentence_of(error) == "a.png cannot be read."
 

@@ -21,6 +21,7 @@ from torchvision.datasets.utils import check_integrity
 from torchvision.transforms.v2 import Transform
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
+from anomalib_uniad.checks import check_loading
 from anomalib_uniad.errors import DiskError, ExistingFileError, InputError, MissingFileError
 from anomalib_uniad.files import replacing
 from anomalib_uniad.splits import check_ratios
@@ -89,6 +90,7 @@ class CIFAR10(AnomalibDataModule):
         verify: bool = True,
     ) -> None:
         check_ratios(val_split_ratio=val_split_ratio)
+        check_loading(train_batch_size, eval_batch_size, num_workers)
         super().__init__(
             train_batch_size=train_batch_size,
             eval_batch_size=eval_batch_size,

@@ -18,7 +18,7 @@ from anomalib.data.utils import ValSplitMode
 from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 
-from anomalib_uniad.checks import check_choice
+from anomalib_uniad.checks import check_choice, check_loading
 from anomalib_uniad.data.mixed_dataset import MixedDataset, unmixed
 from anomalib_uniad.errors import InputError
 from anomalib_uniad.image_files import check_samples
@@ -76,6 +76,7 @@ class MultiCategoryDataModule(AnomalibDataModule):
         mixed = mode == MIXED
         ratio = val_split_ratio if val_split_ratio is not None else MIXED_RATIO if mixed else 0.5
         check_ratios(val_split_ratio=ratio)
+        check_loading(**arguments)
         super().__init__(
             val_split_mode=None if mixed else mode,  # which anomalib does not know
             val_split_ratio=ratio,

@@ -802,8 +802,8 @@ def _pre_processor_of(geometry: Geometry) -> PreProcessor:
 def _check_is_uniad(weights: Mapping[str, Any], file: str | Path) -> None:
     """Refuse the weights of another model."""
     if not any(name.startswith("model.transformer.") for name in weights):
-        parts = sorted({".".join(name.split(".")[:2]) for name in weights})
-        msg = f"{file} is not a checkpoint of UniAD, but of a model with {', '.join(parts[:4]) or 'no weights'}."
+        parts = sorted({name.split(".")[1] for name in weights if name.startswith("model.")})
+        msg = f"{file} is not a checkpoint of UniAD, but of a model with {', '.join(parts[:4]) or 'other weights'}."
         raise InputError(msg)
 
 

@@ -12,6 +12,7 @@ from anomalib.data import MVTecAD
 from anomalib.utils.path import resolve_dataset_root
 from tqdm.auto import tqdm
 
+from anomalib_uniad.checks import check_loading
 from anomalib_uniad.errors import ExistingFileError, InputError
 from anomalib_uniad.synthetic import PRODUCTS
 
@@ -65,6 +66,7 @@ class SyntheticProducts(MVTecAD):
         if category not in PRODUCTS:
             msg = f"Unknown category {category!r}; there are {', '.join(CATEGORIES)}"
             raise InputError(msg)
+        check_loading(**kwargs)
         super().__init__(root=resolve_dataset_root(root, "SyntheticProducts"), category=category, **kwargs)
 
     def prepare_data(self) -> None:

@@ -14,6 +14,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from anomalib_uniad.errors import DiskError, InputError, MissingFileError, UserError
 
+_IMPORT = "one of the authors' code is turned into one with `anomalib-uniad import-checkpoint`."
+
 
 def read_checkpoint(path: Path, safe_globals: Sequence[Any] = ()) -> dict[str, Any]:
     """Read a checkpoint; the values of its tensors stay in the file until they are used.
@@ -23,7 +25,7 @@ def read_checkpoint(path: Path, safe_globals: Sequence[Any] = ()) -> dict[str, A
         safe_globals (Sequence[Any]): Classes that may be in it, besides those that anomalib allows. Defaults to ``()``.
 
     Returns:
-        dict[str, Any]: Its content, with ``state_dict``.
+        dict[str, Any]: Its content, with ``state_dict`` and ``pytorch-lightning_version``.
 
     Raises:
         FileNotFoundError: If it is not there.
@@ -42,14 +44,16 @@ def read_checkpoint(path: Path, safe_globals: Sequence[Any] = ()) -> dict[str, A
         found = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if found:
             msg = (
-                f"{path} is not a checkpoint that anomalib can load: it has objects of the class {found[1]} in it. A "
-                "checkpoint of the authors' code is turned into one with `anomalib-uniad import-checkpoint`."
+                f"{path} is not a checkpoint that anomalib can load: it has objects of the class {found[1]} in it; "
+                f"{_IMPORT}"
             )
         else:
             msg = f"{path} is not a checkpoint that torch can read: it is damaged, cut off, or a file of another kind."
         raise InputError(msg) from error
-    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
-        msg = f"{path} is not a checkpoint: it has no state_dict; `anomalib train` writes one to weights/lightning."
+    if not isinstance(content, dict) or not {"state_dict", "pytorch-lightning_version"} <= content.keys():
+        official = isinstance(content, dict) and "arch" in content
+        hint = _IMPORT if official else "`anomalib train` writes one to weights/lightning."
+        msg = f"{path} is not a checkpoint of Lightning: {hint}"
         raise InputError(msg)
     return content
 

@@ -4,6 +4,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from anomalib import LearningType
@@ -13,9 +14,11 @@ from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Trainer
 from omegaconf import OmegaConf
+from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Resize
 
 from anomalib_uniad import PerCategoryEvaluator, UniAD
+from anomalib_uniad.errors import UserError
 from small import SMALL
 
 
@@ -130,8 +133,64 @@ def test_checkpoint_of_another_model_is_refused(name: str, other: object) -> Non
 
 def test_checkpoint_of_another_method_is_refused() -> None:
     checkpoint = {"hyper_parameters": {"backbone": "resnet18"}, "state_dict": {"model.memory_bank": torch.zeros(3, 4)}}
-    with pytest.raises(ValueError, match="The checkpoint is not of UniAD"):
+    with pytest.raises(ValueError, match="is not a checkpoint of UniAD, but of a model with memory_bank"):
         UniAD(**SMALL).on_load_checkpoint(checkpoint)
+
+
+def test_weights_of_other_shapes_are_refused() -> None:
+    model = UniAD(**SMALL)
+    checkpoint = {"hyper_parameters": dict(model.hparams), "state_dict": dict(model.state_dict())}
+    for other, message in (
+        ({"layers": (1, 2)}, r"--config\): layers: \(0, 1, 2, 3\) in the checkpoint, \(1, 2\) in the model\.$"),
+        (
+            {"backbone": "resnet10_synthetic"},
+            r"--config\): backbone: resnet18 in the checkpoint, resnet10_",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            UniAD(**{**SMALL, **other}).on_load_checkpoint(checkpoint)
+    UniAD(**{**SMALL, "backbone": "resnet18.tv_in1k"}).on_load_checkpoint(checkpoint)  # the same by another name
+    del checkpoint["hyper_parameters"]
+    checkpoint["state_dict"]["model.transformer.output_projection.bias"] = torch.zeros(3)
+    with pytest.raises(ValueError, match=r"output_projection.bias: \(3,\) in the checkpoint, \(\d+,\) in the model\.$"):
+        model.on_load_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"There is no checkpoint .*a\.ckpt: its folder has b\.ckpt\."),
+        ("", r"a\.ckpt is not a checkpoint that torch can read"),
+        ("cut", r"a\.ckpt is not a checkpoint that torch can read"),
+        (np.dtype("float32").type, r"objects of the class numpy\.float32 in it.*import-checkpoint"),
+        ({"state_dict": {}}, r"a\.ckpt is not a checkpoint of Lightning: .* weights/lightning\.$"),
+        ({"state_dict": {}, "arch": []}, r"a\.ckpt is not a checkpoint of Lightning: .*import-checkpoint`\.$"),
+        (
+            {"state_dict": {"model.memory_bank": torch.zeros(1)}, "pytorch-lightning_version": "2.6.0"},
+            r"a\.ckpt is not a checkpoint of UniAD, but of a model with memory_bank\.",
+        ),
+    ],
+)
+def test_files_that_are_no_checkpoints(tmp_path: Path, content: object, message: str) -> None:
+    (tmp_path / "b.ckpt").touch()
+    file = tmp_path / "a.ckpt"
+    if content == "":
+        file.touch()
+    elif content is not None:
+        torch.save(content, file)
+    if content == "cut":
+        file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(UserError, match=message):
+        UniAD.load_from_checkpoint(file)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    with pytest.raises(UserError, match=message):
+        trainer.predict(UniAD(**SMALL), DataLoader([0]), ckpt_path=file)
+
+
+def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "model.ckpt").touch()
+    with pytest.raises(FileNotFoundError, match=r"is a folder: give the file .*, such as .*model\.ckpt\.$"):
+        UniAD.load_from_checkpoint(tmp_path)
 
 
 def test_checkpoints_keep_thresholds_of_categories_and_the_summary() -> None:

@@ -2,6 +2,7 @@
 """UniADModel and its backbone, loss, map and score."""
 
 import inspect
+import socket
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 
 from anomalib_uniad.model import ReconstructionTransformer, UniAD, UniADModel
 from anomalib_uniad.model.anomaly_map import AnomalyMap, AnomalyScore
-from anomalib_uniad.model.components import Backbone
+from anomalib_uniad.model.components import Backbone, backbone, weights_hub
 from anomalib_uniad.model.loss import ReconstructionLoss
 
 SMALL = {
@@ -202,13 +203,41 @@ def test_backbone_weights_that_cannot_be_read(tmp_path, name: str) -> None:
         Backbone("resnet18", [1], weights=path)
 
 
-def test_hub_that_cannot_be_reached(monkeypatch) -> None:
-    def unreachable(*args, **kwargs):
+def test_hub_that_cannot_be_reached(monkeypatch, tmp_path) -> None:
+    """The client of the hub would try for a minute, also where the weights are in its cache."""
+
+    def fetch(*args, **kwargs):
         raise OSError("no route to host")
 
-    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", unreachable)
-    with pytest.raises(ConnectionError, match=r"'resnet18' could not be fetched.*no route.*backbone_weights=FILE"):
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", fetch)
+    with pytest.raises(ConnectionError, match=r"'resnet18' .*hub cannot be reached.*backbone_weights=FILE"):
         Backbone("resnet18", [1], pre_trained=True)
+    with monkeypatch.context() as reachable:
+        reachable.setattr(backbone, "is_reachable", lambda: True)
+        with pytest.raises(ConnectionError, match=r"'resnet18' could not be fetched \(OSError: no route to host\)"):
+            Backbone("resnet18", [1], pre_trained=True)
+    whole = timm.create_model("resnet18", pretrained=False)
+    save_file(whole.state_dict(), tmp_path / "model.safetensors")
+
+    def cached(repository: str, filename: str, revision: str | None) -> str | None:
+        assert (repository, revision) == ("timm/resnet18.a1_in1k", None)
+        return str(tmp_path / filename) if (tmp_path / filename).is_file() else None
+
+    monkeypatch.setattr(weights_hub, "try_to_load_from_cache", cached)
+    assert torch.equal(Backbone("resnet18", [1]).features.conv1.weight, whole.conv1.weight)
+
+
+def test_hub_is_asked_once(monkeypatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setattr(weights_hub.constants, "ENDPOINT", address)
+        monkeypatch.setattr(weights_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(weights_hub, "getproxies", dict)
+        assert weights_hub.is_reachable()
+    assert not weights_hub.is_reachable()
+    monkeypatch.setattr(weights_hub, "getproxies", lambda: {"http": "http://proxy"})
+    assert weights_hub.is_reachable()
+    assert not weights_hub.is_on_hub("resnet10_synthetic")
 
 
 def test_loss_is_the_mean_over_all_elements() -> None:

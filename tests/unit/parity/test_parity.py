@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `anomalib-uniad parity` compares, measures, writes and refuses."""
 
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -354,6 +355,23 @@ def test_other_checkpoints_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.ckpt").write_text("text")
     with pytest.raises(ValueError, match=r"text\.ckpt is not a checkpoint that torch can read"):
         inputs.load(tmp_path / "text.ckpt")
-    torch.save({"state_dict": {"model.weight": torch.ones(1)}}, tmp_path / "other.ckpt")
-    with pytest.raises(ValueError, match=r"other\.ckpt is not a Lightning checkpoint of UniAD"):
+    torch.save(
+        {"state_dict": {"model.a.weight": torch.ones(1)}, "pytorch-lightning_version": "2"}, tmp_path / "other.ckpt"
+    )
+    with pytest.raises(ValueError, match=r"other\.ckpt is not a checkpoint of UniAD"):
         inputs.load(tmp_path / "other.ckpt")
+
+
+def test_pickled_models_of_other_versions_are_refused(tmp_path: Path, monkeypatch) -> None:
+    """As version 0.1.0 exported them, whose classes have moved since."""
+    monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
+    moved = ModuleType("anomalib_uniad.model.pre_processor")
+    moved.ExactPreProcessor = type("ExactPreProcessor", (), {"__module__": moved.__name__})
+    with monkeypatch.context() as old:
+        old.setitem(sys.modules, moved.__name__, moved)
+        torch.save({"model": moved.ExactPreProcessor()}, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=r"another version .*model\.pre_processor.*export it again"):
+        inputs.load_pickled(tmp_path / "model.pt")
+    (tmp_path / "model.pt").write_text("text")
+    with pytest.raises(ValueError, match=r"model\.pt is not a model that torch can read"):
+        inputs.load_pickled(tmp_path / "model.pt")

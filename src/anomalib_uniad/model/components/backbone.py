@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Frozen feature extractor from timm."""
 
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -11,10 +12,11 @@ from torch import nn
 
 import anomalib_uniad.synthetic.backbone  # noqa: F401 - registers this package's own backbones with timm
 from anomalib_uniad.checks import check_choice
-from anomalib_uniad.errors import InputError, NoConnectionError
+from anomalib_uniad.errors import InputError, NoConnectionError, UserError
 
 from .backbone_weights import load_weights, read_weights
 from .padding import BackbonePadding, PaddingMode, has_same_padding, native_size, reflection_checked, set_padding
+from .weights_hub import cached_weights, is_on_hub, is_reachable
 
 
 class Backbone(nn.Module):
@@ -188,10 +190,9 @@ def _create(name: str, **kwargs: Any) -> Any:  # a module with `feature_info`
         if timm.is_model(name):
             msg = f"timm cannot extract features from the backbone {name!r}: {error}"
         else:
-            stem = name.split(".", maxsplit=1)[0]
-            similar = timm.list_models(f"*{stem.split('_')[0]}*")[:8]
-            hint = f" Similar names: {', '.join(similar)}." if similar else ""
-            msg = f"timm knows no backbone {name!r}.{hint} All names: timm.list_models()."
+            names = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), 5)
+            hint = f"; did you mean {' or '.join(names)}?" if names else "."
+            msg = f"timm knows no backbone {name!r}{hint} All names: timm.list_models()."
         raise InputError(msg) from error
 
 
@@ -214,17 +215,26 @@ def _out_indices(name: str, layers: Sequence[int] | Sequence[str]) -> list[int]:
 
 
 def _create_pretrained(name: str, indices: list[int]) -> Any:
+    overlay: dict[str, Any] = {}
+    if is_on_hub(name) and not is_reachable():
+        file = cached_weights(name)
+        if file is None:
+            raise NoConnectionError(_no_weights(name, "the model hub cannot be reached from here"))
+        overlay = {"pretrained_cfg_overlay": {"file": str(file)}}
     try:
-        return _create(name, pretrained=True, out_indices=indices)
+        return _create(name, pretrained=True, out_indices=indices, **overlay)
     except Exception as error:  # errors of requests, urllib and huggingface_hub are OSErrors, most of them
         from_hub = type(error).__module__.startswith(("huggingface_hub", "httpx", "httpcore", "requests"))
-        if not isinstance(error, (ValueError, OSError)) and not from_hub:
+        if isinstance(error, UserError) or (not isinstance(error, (ValueError, OSError)) and not from_hub):
             raise
-        msg = (
-            f"The pretrained weights of the backbone {name!r} could not be fetched from the model hub "
-            f"({type(error).__name__}: {error}). Without a hub: give a local file with backbone_weights=FILE "
-            "(safetensors or torch, timm's parameter names); copy the hub's cache from another machine; use "
-            "backbone=resnet10_synthetic, which comes with this package; or, when a checkpoint is loaded next and "
-            "brings the weights, set pre_trained=false."
-        )
-        raise NoConnectionError(msg) from error
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0].rstrip('.')}"
+        raise NoConnectionError(_no_weights(name, reason)) from error
+
+
+def _no_weights(name: str, reason: str) -> str:
+    return (
+        f"The pretrained weights of the backbone {name!r} could not be fetched ({reason}): connect this machine once, "
+        "copy the hub's cache from another one, or give a local file with backbone_weights=FILE (safetensors or torch, "
+        "timm's parameter names); backbone=resnet10_synthetic comes with this package, and with pre_trained=false the "
+        "weights are those of the checkpoint that is loaded."
+    )
