@@ -198,7 +198,7 @@ class Models:
                 else:
                     data = None
                     if name == "int8_ptq":
-                        data = MultiCategory(root=self.images(self._calibration), num_workers=0)
+                        data = MultiCategory("MVTecAD", root=self.images(self._calibration), num_workers=0)
                     types = {"f16": "FP16", "int8": "INT8", "int8_ptq": "INT8_PTQ"}
                     compression = CompressionType[types[name]] if name in types else None
                     self.uniad.to_openvino(

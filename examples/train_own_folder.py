@@ -3,7 +3,7 @@
 
     python examples/train_own_folder.py mydata
 
-`mydata` has a folder per product in the layout of MVTec AD, see docs/own-data.md.
+`mydata` has a folder per product, see docs/own-data.md.
 """
 
 import sys
@@ -36,8 +36,8 @@ def main(root: str, epochs: int = 100, **arguments: Any) -> Path:
         **arguments: Arguments of UniAD, instead of those above.
     """
     model = UniAD(**{**SMALL, "lr_decay_epoch": max(1, int(0.8 * epochs)), "seed": 0, **arguments})
-    # Half of the test images set the thresholds and are not tested.
-    datamodule = MultiCategory(root=root, train_batch_size=8, val_split_mode="from_test", val_split_ratio=0.5, seed=0)
+    # Part of the images of each product is set aside for the thresholds: neither trained on nor tested.
+    datamodule = MultiCategory(root=root, train_batch_size=8)
     engine = Engine(max_epochs=epochs, check_val_every_n_epoch=epochs)
     engine.train(model=model, datamodule=datamodule)
     checkpoint = Path(engine.trainer.default_root_dir, "weights", "lightning", "model.ckpt")

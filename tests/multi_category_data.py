@@ -10,8 +10,8 @@ from anomalib_uniad.data import MultiCategory
 SETS = ("train_data", "val_data", "test_data")
 
 
-def make(root, **arguments) -> MultiCategory:
-    datamodule = MultiCategory(root=root, num_workers=0, **arguments)
+def make(root, source="MVTecAD", **arguments) -> MultiCategory:
+    datamodule = MultiCategory(source, root, num_workers=0, **arguments)
     datamodule.prepare_data()
     datamodule.setup()
     return datamodule

@@ -134,17 +134,40 @@ def report(
         _show(f"Wrote {file}.")
 
 
-def make_meta(folder: Path, output: Path | None = None, overwrite: bool = False) -> None:
-    """Write the meta files train.json and test.json of a folder in the layout of MVTec AD, as MetaFile reads them.
+def make_meta(
+    folder: Path,
+    output: Path | None = None,
+    overwrite: bool = False,
+    categories: list[str] | None = None,
+    normal_dir: str | list[str] | None = None,
+    abnormal_dir: str | list[str] | None = None,
+    normal_test_dir: str | list[str] | None = None,
+    mask_dir: str | list[str] | None = None,
+    normal_split_ratio: float = 0.2,
+    extensions: list[str] | None = None,
+    seed: int = 0,
+) -> None:
+    """Write the meta files train.json and test.json of a folder of products, as MetaFile reads them.
+
+    The folder is read as by MultiCategory, in any usual layout.
 
     Args:
-        folder: Folder with the categories, or with one category alone.
+        folder: Folder with a folder per product.
         output: Where to write them; default: the folder itself.
         overwrite: Replace files that are there.
+        categories: Names of the products, such as '[bottle,cable]'; default: all.
+        normal_dir: Folder of good training images in each product, or several; default: recognised by its name.
+        abnormal_dir: Folder of defective images in each product, or several.
+        normal_test_dir: Folder of good test images in each product, or several.
+        mask_dir: Folder of masks in each product, or several.
+        normal_split_ratio: Part of the good images that become test images of a product without good test images.
+        extensions: Types of files that are read, such as '[.png]'; default: all that anomalib reads.
+        seed: Seed of that draw.
     """
+    given = {name: value for name, value in locals().items() if name not in {"folder", "output", "overwrite"}}
     from anomalib_uniad.data.make_meta import make_meta as write
 
-    files, counts = write(folder, output, overwrite)
+    files, counts = write(folder, output, overwrite, **given)
     for file, count in zip(files, counts, strict=True):
         _show(f"Wrote {file}: {count} images.")
 

@@ -202,8 +202,9 @@ def test_nothing_to_select_with(root: Path, tmp_path: Path, arguments: dict, opt
 
 @pytest.mark.filterwarnings("ignore:.*")  # pytest.warns gives out Lightning's own warnings as if they were ours
 def test_drawn_without_a_seed(root: Path, tmp_path: Path) -> None:
+    of_anomalib = MVTecAD(root, "bottle", num_workers=0, train_batch_size=4, val_split_mode="from_test", seed=None)
     with pytest.warns(UserWarning, match="drawn without a seed: a later test would draw others"):
-        engine(tmp_path, max_epochs=1).fit(model(0.5), datamodule=data(root, seed=None))
+        engine(tmp_path, max_epochs=1).fit(model(0.5), datamodule=of_anomalib)
 
 
 def test_own_checkpoints_stay(root: Path, tmp_path: Path) -> None:

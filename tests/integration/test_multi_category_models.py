@@ -82,7 +82,7 @@ def test_several_categories(root, tmp_path, cls, caplog):
 @pytest.mark.parametrize("cls", [Patchcore, Padim])
 def test_one_category_is_as_with_anomalib_alone(root, tmp_path, cls):
     _, _, expected = fit_and_test(cls, MVTecAD(root=root, category="cable", num_workers=0), tmp_path / "a")
-    datamodule = MultiCategory(root=root, categories=["cable"], num_workers=0)
+    datamodule = MultiCategory("MVTecAD", root, ["cable"], num_workers=0)
     model, _, results = fit_and_test(cls, datamodule, tmp_path / "b")
     assert results == expected
     assert list(results) == list(STOCK)

@@ -4,7 +4,6 @@
 import inspect
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 
 import anomalib.data
 from anomalib.data import (
@@ -39,7 +38,6 @@ from anomalib.data.datasets.image import (
     visa,
 )
 
-from anomalib_uniad.data.mvtec_layout import find_categories
 from anomalib_uniad.errors import InputError
 
 # Categories of anomalib's datasets, which are needed when the dataset is not there yet.
@@ -116,29 +114,6 @@ def listed_categories(cls: type[AnomalibDataModule]) -> list[str]:
         if listed := vars(base).get("available_categories") or _CATEGORIES.get(base):
             return sorted(listed)
     return []
-
-
-def category_folders(datamodule: AnomalibDataModule, root: Path) -> dict[str, Path]:
-    """Find the categories of a dataset on disk.
-
-    A category is a folder in the root (or in one of the datamodule's folders below it, as VisA's ``visa_pytorch``) that
-    has images in ``train``, or whose name the class lists.
-
-    Args:
-        datamodule (AnomalibDataModule): A datamodule for any category.
-        root (Path): Root of the dataset.
-
-    Returns:
-        dict[str, Path]: Category -> folder, sorted by name.
-    """
-    listed = listed_categories(type(datamodule))
-    if isinstance(datamodule, RealIAD):
-        bases = [root / f"realiad_{datamodule.resolution}"]
-    else:
-        paths = [value for value in vars(datamodule).values() if isinstance(value, Path)]
-        bases = [root, *(path for path in paths if path != root and path.is_relative_to(root))]
-    found = {path.name: path for base in bases if base.is_dir() for path in find_categories(base, listed)}
-    return dict(sorted(found.items()))
 
 
 def _usable() -> str:

@@ -19,6 +19,7 @@ from anomalib.data.utils import Split
 from anomalib_uniad.data.records import Record
 from anomalib_uniad.errors import InputError, MissingFileError
 from anomalib_uniad.image_files import EXTENSIONS
+from anomalib_uniad.splits import draw
 
 EXPECTED = (
     "expected are <root>/<product>/good and, where there are defects, <root>/<product>/bad (or normal and abnormal, ok "
@@ -41,6 +42,7 @@ _OTHER_TYPES = frozenset(
     {".gif", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".dcm", ".dng", ".raw", ".npy", ".tga", ".exr", ".svg"}
 )
 _SHOWN = 3
+_CLOSE = 0.7  # similarity of names from which one may be meant for the other
 _DEEPEST = 6  # folders in which images are looked for, to tell what a folder is
 
 Dirs = str | Path | Sequence[str | Path] | None
@@ -128,7 +130,10 @@ def read_products(
         _refuse_too_high(root, chosen, dirs["normal_dir"])
     else:
         if missing := [name for name in categories if name not in folders]:
-            raise InputError(no_category(missing[0], root, list(folders)))
+            _refuse_a_product(root, top, dirs["normal_dir"])
+            deeper = [folder.path for folder in folders.values() if folder.find(missing[0])]
+            there = f" It is in {deeper[0]}: set root to that." if deeper else ""
+            raise InputError(no_category(missing[0], root, list(folders)) + there)
         chosen = {name: folders[name] for name in categories}
     products = [_read_product(folder, root, dirs) for folder in chosen.values()]
     for name, given in dirs.items():
@@ -138,6 +143,26 @@ def read_products(
             msg = f"{name} is {absent[0]!r}, but none of the products in {root} has such a folder{close}."
             raise InputError(msg)
     return products
+
+
+def set_test_images_aside(product: Product, ratio: float, seed: int | None) -> int:
+    """Turn part of the good training images of a product into test images, if it has no good ones there.
+
+    Args:
+        product (Product): The product; its records are changed.
+        ratio (float): The part that becomes test images.
+        seed (int | None): Seed of the draw; ``None`` is 0.
+
+    Returns:
+        int: How many there are.
+    """
+    if any(record.split == Split.TEST and record.label == 0 for record in product.records):
+        return 0
+    drawn = draw([record for record in product.records if record.split == Split.TRAIN], ratio, seed)
+    for record in drawn:
+        record.split = Split.TEST
+    product.records.sort(key=lambda record: (record.split != Split.TRAIN, record.paths[0]))
+    return len(drawn)
 
 
 def raise_product_problems(root: Path, products: Iterable[Product]) -> None:
@@ -199,7 +224,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
         "; did you mean 'bottle'?"
     """
     folded = {other.casefold(): other for other in names}
-    close = difflib.get_close_matches(name.casefold(), folded, n=1)
+    close = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=_CLOSE)
     return f"; did you mean {folded[close[0]]!r}?" if close else ""
 
 
@@ -418,9 +443,15 @@ class _Masks:
                 self.shared.append((path, other, image))
         return found
 
-    def left(self) -> list[str]:
-        """Return the masks that no image has taken."""
-        return [path for paths in self._by_name.values() for path in paths if path not in self.owners]
+    def left(self, good: set[str]) -> tuple[list[str], list[str]]:
+        """Return the masks that no image has taken: those of good images, whose names are given, and others."""
+        of_good: list[str] = []
+        lost: list[str] = []
+        for (where, stem), paths in self._by_name.items():
+            in_good = not where or any(_key(name) in _NORMAL for name in where)
+            is_good = in_good and not good.isdisjoint({stem, _image_of(stem)})
+            (of_good if is_good else lost).extend(path for path in paths if path not in self.owners)
+        return of_good, lost
 
     def _candidates(self, image: _Image) -> Iterator[list[str]]:
         for start in range(len(image.where) + 1):
@@ -463,16 +494,13 @@ def _add_images(product: Product, root: Path, places: Sequence[_Place], mask_fol
             f"the mask {_below(path, product.folder)} fits {_below(first.path, product.folder)} and "
             f"{_below(second.path, product.folder)}: put masks into folders of the same names as those of the images."
         )
-    good = {image.stem for image in images if not image.place.label}
-    of_good: list[str] = []
-    lost: list[str] = []
-    for path in masks.left():
-        stem = _stem(path.rpartition("/")[2])
-        (of_good if {stem, _image_of(stem)} & good else lost).append(_below(path, product.folder))
+    of_good, lost = masks.left({image.stem for image in images if not image.place.label})
     if of_good:
-        product.notes.append(f"{_number(len(of_good), 'mask')} of good images ({_first(of_good)}), not used.")
+        names = _first([_below(path, product.folder) for path in of_good])
+        product.notes.append(f"{_number(len(of_good), 'mask')} of good images ({names}), not used.")
     if lost:
-        text = f"{_number(len(lost), 'mask')} without an image ({_first(lost)}): masks have the names of their images."
+        names = _first([_below(path, product.folder) for path in lost])
+        text = f"{_number(len(lost), 'mask')} without an image ({names}): masks have the names of their images."
         product.problems.append(text)
     if without and masks.owners:
         product.notes.append(
@@ -586,7 +614,7 @@ def _nearest_folder(path: Path) -> str:
     missing, *rest = path.relative_to(there).parts
     names = [folder.name for folder in _subfolders(there)]
     folded = {name.casefold(): name for name in names}
-    if close := difflib.get_close_matches(missing.casefold(), folded, n=1):
+    if close := difflib.get_close_matches(missing.casefold(), folded, n=1, cutoff=_CLOSE):
         return f"; did you mean {there.joinpath(folded[close[0]], *rest)}?"
     return f"; {there} has the folders {_first(names)}" if names else f"; {there} has no folders"
 
@@ -611,6 +639,8 @@ def _types(extensions: Sequence[str] | None) -> frozenset[str]:
 
 def _relative(name: str, given: Dirs) -> list[str]:
     """Return folders as a list, without those that leave the product's folder."""
+    if isinstance(given, str) and given.startswith("[") and given.endswith("]"):  # a list on the command line
+        given = [part.strip(" \"'") for part in given[1:-1].split(",")]
     parts = [] if given is None else [given] if isinstance(given, str | Path) else list(given)
     paths = [PurePath(part) for part in parts]
     for path in paths:

@@ -1,27 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes meta files for a folder in the layout of MVTec AD."""
+"""Writes meta files for folders of products."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from anomalib.data import MVTecADDataset
 from anomalib.data.utils import Split
 
-from anomalib_uniad.data.mvtec_layout import check_layout, find_categories
-from anomalib_uniad.errors import ExistingFileError, InputError, MissingFileError
+from anomalib_uniad.data.layouts import Dirs, raise_product_problems, read_products, set_test_images_aside
+from anomalib_uniad.data.records import Record
+from anomalib_uniad.errors import ExistingFileError, InputError
 from anomalib_uniad.files import replacing
+from anomalib_uniad.splits import MIXED_RATIO, check_ratios
 
 
-def make_meta(folder: Path, output: Path | None = None, overwrite: bool = False) -> tuple[list[Path], list[int]]:
+def make_meta(
+    folder: Path,
+    output: Path | None = None,
+    overwrite: bool = False,
+    categories: Sequence[str] | None = None,
+    normal_dir: Dirs = None,
+    abnormal_dir: Dirs = None,
+    normal_test_dir: Dirs = None,
+    mask_dir: Dirs = None,
+    normal_split_ratio: float = MIXED_RATIO,
+    extensions: Sequence[str] | None = None,
+    seed: int = 0,
+) -> tuple[list[Path], list[int]]:
     """Write ``train.json`` and ``test.json`` with all images of a folder, for ``MetaFile(root=folder)``.
 
-    Images are listed as anomalib's ``MVTecAD`` finds them. Both files are complete or are not there.
+    Images are found as by ``MultiCategory(root=folder)``, whose arguments are those from ``categories`` on. Both files
+    are complete or are not there.
 
     Args:
-        folder (Path): Folder with the categories in the layout of MVTec AD, or with one category alone.
+        folder (Path): Folder with a folder per product.
         output (Path | None): Folder of the files; made if it is not there. ``None`` is ``folder``.
             Defaults to ``None``.
         overwrite (bool): Replace files that are there. Defaults to ``False``.
+        categories (Sequence[str] | None): Names of the products; ``None`` is all. Defaults to ``None``.
+        normal_dir (Dirs): Folders of good training images in each product. Defaults to ``None``.
+        abnormal_dir (Dirs): Folders of defective images in each product. Defaults to ``None``.
+        normal_test_dir (Dirs): Folders of good test images in each product. Defaults to ``None``.
+        mask_dir (Dirs): Folders of masks in each product. Defaults to ``None``.
+        normal_split_ratio (float): Part of the good images that become test images of a product without good test
+            images. Defaults to ``0.2``.
+        extensions (Sequence[str] | None): Types of files; ``None`` is all. Defaults to ``None``.
+        seed (int): Seed of that draw. Defaults to ``0``.
 
     Returns:
         tuple[list[Path], list[int]]: The two files, and the number of images in each.
@@ -29,7 +54,7 @@ def make_meta(folder: Path, output: Path | None = None, overwrite: bool = False)
     Raises:
         FileNotFoundError: If the folder is not there.
         FileExistsError: If one of the files is there.
-        ValueError: If the folder has no categories, or their layout is not that of MVTec AD.
+        ValueError: If the folder has no products, or something is wrong in one of them.
     """
     folder = folder.expanduser().resolve()
     output = folder if output is None else output.expanduser()
@@ -38,20 +63,25 @@ def make_meta(folder: Path, output: Path | None = None, overwrite: bool = False)
     if there and not overwrite:
         msg = f"{' and '.join(there)} would be overwritten: choose another output folder, or set overwrite to true."
         raise ExistingFileError(msg)
-    if not folder.is_dir():
-        msg = f"{folder} is {'a file' if folder.exists() else 'not there'}: give the folder with the images."
-        raise MissingFileError(msg)
-    categories = [folder] if (folder / "train").is_dir() else find_categories(folder)
-    if not categories:
-        msg = f"Found no categories in {folder}: they need images in <category>/train/good."
-        raise InputError(msg)
-    check_layout(categories[0].parent, [category.name for category in categories])
+    check_ratios(normal_split_ratio=normal_split_ratio)
+    products = read_products(
+        folder,
+        categories,
+        normal_dir=normal_dir,
+        abnormal_dir=abnormal_dir,
+        normal_test_dir=normal_test_dir,
+        mask_dir=mask_dir,
+        extensions=extensions,
+    )
+    raise_product_problems(folder, products)
+    for product in products:
+        set_test_images_aside(product, normal_split_ratio, seed)
     train, test = (
-        [line for category in categories for line in _lines(folder, category, split)]
+        [_line(record) for product in products for record in product.records if record.split == split]
         for split in (Split.TRAIN, Split.TEST)
     )
-    if not train or not test:
-        msg = f"{folder} has no images for {'training' if not train else 'testing'}, so nothing is written."
+    if not test:
+        msg = f"{folder} has no images for testing, so nothing is written."
         raise InputError(msg)
     output.mkdir(parents=True, exist_ok=True)
     with replacing(*files) as partial:
@@ -60,22 +90,13 @@ def make_meta(folder: Path, output: Path | None = None, overwrite: bool = False)
     return files, [len(train), len(test)]
 
 
-def _lines(root: Path, category: Path, split: Split) -> list[str]:
-    """Return a line per image of a split of one category."""
-    real = category.resolve()  # a category may be a link, which anomalib follows
-
-    def relative(path: str) -> str:
-        name = (category / Path(path).relative_to(real)).relative_to(root).as_posix()
+def _line(record: Record) -> str:
+    """Return the line of an image."""
+    for name in (record.image, *record.masks):
         if not name.isprintable():
             msg = f"The name {name!r} has control characters or is not UTF-8: rename the file."
             raise InputError(msg)
-        return name
-
-    lines = []
-    samples = MVTecADDataset(root=category.parent, category=category.name, split=split).samples
-    for row in samples.to_dict("records"):
-        record = {"filename": relative(row["image_path"]), "label": int(row["label_index"]), "label_name": row["label"]}
-        if row["mask_path"]:
-            record["maskname"] = relative(row["mask_path"])
-        lines.append(json.dumps({**record, "clsname": category.name}, ensure_ascii=False))
-    return lines
+    content: dict[str, Any] = {"filename": record.image, "label": record.label, "label_name": record.label_name}
+    if record.masks:
+        content["maskname"] = record.masks[0] if len(record.masks) == 1 else list(record.masks)
+    return json.dumps({**content, "clsname": record.category}, ensure_ascii=False)

@@ -3,6 +3,7 @@
 
 import copy
 import os
+import random
 import shutil
 import tempfile
 import weakref
@@ -11,11 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
 from anomalib import TaskType
 from anomalib.data import AnomalibDataModule, AnomalibDataset
 from anomalib.data.utils import ValSplitMode
 from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
+from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 
 from anomalib_uniad.checks import check_choice, check_loading
@@ -71,8 +75,7 @@ class MultiCategoryDataModule(AnomalibDataModule):
         seed: int | None = None,
         **arguments: Any,
     ) -> None:
-        mode = str(getattr(val_split_mode, "value", val_split_mode or "none"))
-        check_choice("val_split_mode", mode, [*(known.value for known in ValSplitMode), MIXED])
+        mode = check_val_split_mode(val_split_mode or ValSplitMode.NONE)
         mixed = mode == MIXED
         ratio = val_split_ratio if val_split_ratio is not None else MIXED_RATIO if mixed else 0.5
         check_ratios(val_split_ratio=ratio)
@@ -169,8 +172,20 @@ class MultiCategoryDataModule(AnomalibDataModule):
                 moved.samples = replace_prefix(moved.samples, old, new)
 
 
+def check_val_split_mode(mode: ValSplitMode | str) -> str:
+    """Return the name of a mode, one of anomalib's or ``"mixed"``, and refuse others.
+
+    Examples:
+        >>> check_val_split_mode(ValSplitMode.FROM_TEST)
+        'from_test'
+    """
+    name = mode.value if isinstance(mode, ValSplitMode) else mode
+    check_choice("val_split_mode", name, [*(known.value for known in ValSplitMode), MIXED])
+    return name
+
+
 def read_sets(datamodule: AnomalibDataModule) -> dict[str, AnomalibDataset]:
-    """Set up a datamodule.
+    """Set up a datamodule; what it draws is drawn with its seed.
 
     Args:
         datamodule (AnomalibDataModule): Datamodule of one category.
@@ -178,7 +193,14 @@ def read_sets(datamodule: AnomalibDataModule) -> dict[str, AnomalibDataset]:
     Returns:
         dict[str, AnomalibDataset]: Its sets ``"train"``, ``"test"`` and, if there is one, ``"val"``.
     """
-    datamodule.setup()
+    seed = getattr(datamodule, "seed", None) or 0
+    with isolate_rng(
+        include_cuda=False
+    ):  # the images that synthetic defects are painted on, and the defects, have no seed of their own
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        torch.default_generator.manual_seed(seed)
+        datamodule.setup()
     # Some classes (MVTecAD2) keep the test set that they use elsewhere than in `test_data`.
     sets = {"train": datamodule.train_data, "test": datamodule.test_dataloader().dataset}
     if hasattr(datamodule, "val_data"):

@@ -113,8 +113,8 @@ def make_datamodule(name: str, root: Path | None, value_range: tuple[float, floa
     arguments: dict[str, Any] = {"root": root, "eval_batch_size": 1, "num_workers": 0}
     if value_range is not None and "value_range" in parameters:
         arguments["value_range"] = value_range
-    if root is not None and issubclass(cls, anomalib_uniad.data.MultiCategory):
-        _check_categories(root)
+    if issubclass(cls, anomalib_uniad.data.MultiCategory):
+        arguments["val_split_mode"] = "same_as_test"  # of own folders, it would set some of the test images aside
     datamodule = cls(**arguments)
     try:
         datamodule.setup()  # without prepare_data, which would download a public data set
@@ -126,24 +126,6 @@ def make_datamodule(name: str, root: Path | None, value_range: tuple[float, floa
         raise InputError(msg)
     check_samples(datamodule, whole=False)
     return cast("AnomalibDataModule", datamodule)
-
-
-def _check_categories(root: Path) -> None:
-    """Refuse a folder in which no category is complete, which a public data set would be downloaded to."""
-    needed = (Path("train", "good"), Path("test"))
-    if all((root / part).is_dir() for part in needed):
-        msg = f"{root} is a category: give the folder above it, {root.resolve().parent}."
-        raise MissingFileError(msg)
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    lacking = {folder.name: [str(part) for part in needed if not (folder / part).is_dir()] for folder in folders}
-    if all(lacking.values()):
-        nearly = [f"{name} has no {parts[0]}" for name, parts in lacking.items() if len(parts) == 1]
-        found = "; ".join(nearly) or f"it has {', '.join(lacking) or 'no folders'}"
-        msg = (
-            f"There is no category in the layout of MVTec AD in {root}, a folder with train/good and test in it: "
-            f"{found}. Correct --data, or give the datamodule that reads the folder with --data_class."
-        )
-        raise MissingFileError(msg)
 
 
 def export_files(model: UniAD, folder: Path, datamodule: AnomalibDataModule) -> list[Path]:

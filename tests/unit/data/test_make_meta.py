@@ -7,7 +7,7 @@ import pytest
 from anomalib_uniad import MetaFile, MultiCategory
 from anomalib_uniad.cli import main
 from anomalib_uniad.data.make_meta import make_meta
-from helpers import make_mvtec_like, write_image
+from helpers import make_mvtec_like, write_image, write_mask
 
 COLUMNS = ["image_path", "mask_path", "label", "label_index", "split", "category"]
 
@@ -34,7 +34,9 @@ def test_several_categories(root: Path, capsys) -> None:
     main(["make-meta", str(root)])
     out = capsys.readouterr().out
     assert out == f"Wrote {root}/train.json: 8 images.\nWrote {root}/test.json: 12 images.\n"
-    same_samples(MetaFile(root, num_workers=0), MultiCategory(root=root, num_workers=0))
+    same_samples(MetaFile(root, num_workers=0), MultiCategory("MVTecAD", root, num_workers=0))
+    own = MultiCategory(root=root, num_workers=0)
+    same_samples(MetaFile(root, num_workers=0, val_split_mode="mixed"), own)
     lines = (root / "test.json").read_text().splitlines()
     assert json.loads(lines[0]) == {
         "filename": "bottle/test/broken/000.png",
@@ -48,11 +50,22 @@ def test_several_categories(root: Path, capsys) -> None:
 
 def test_one_category(root: Path, tmp_path: Path) -> None:
     output = tmp_path / "new" / "meta"
-    make_meta(root / "cable", output)
-    assert '"filename": "train/good/000.png"' in (output / "train.json").read_text()
-    datamodule = MetaFile(root / "cable", output / "train.json", num_workers=0)
+    make_meta(root, output, categories=["cable"])
+    datamodule = MetaFile(root, output / "train.json", num_workers=0)
     assert datamodule.categories == ["cable"]
-    same_samples(datamodule, MultiCategory(root=root, categories="cable", num_workers=0))
+    same_samples(datamodule, MultiCategory("MVTecAD", root, "cable", num_workers=0))
+
+
+def test_any_layout(tmp_path: Path) -> None:
+    for number in range(10):
+        write_image(tmp_path / "Größe 1" / "OK" / f"{number}.JPG", (16, 16), number)
+    mask = write_image(tmp_path / "Größe 1" / "kratzer" / "a.bmp", (16, 16), 10, True)
+    for part in range(2):
+        write_mask(tmp_path / "Größe 1" / "masks" / "a" / f"{part}.png", mask)
+    main(["make-meta", str(tmp_path), "--abnormal_dir", "kratzer", "--normal_split_ratio", "0.3", "--seed", "3"])
+    own = MultiCategory(root=tmp_path, abnormal_dir="kratzer", normal_split_ratio=0.3, seed=3, num_workers=0)
+    same_samples(MetaFile(tmp_path, num_workers=0, val_split_mode="mixed", seed=3), own)
+    assert (len(own.train_data), len(own.val_data), len(own.test_data)) == (6, 1 + 1, 2 + 1)
 
 
 @pytest.mark.parametrize("there", ["train.json", "test.json"])
@@ -85,20 +98,15 @@ def test_nothing_is_left_of_a_failure(root: Path, monkeypatch) -> None:
 
 
 def test_layout_is_checked(root: Path) -> None:
-    (root / "cable" / "ground_truth" / "broken" / "001_mask.png").unlink()
-    with pytest.raises(ValueError, match=r"cable: test/broken has 3 images, but ground_truth/broken has 2 masks"):
+    (root / "cable" / "test" / "broken" / "001.png").unlink()
+    with pytest.raises(ValueError, match=r"cable: 1 mask without an image \(ground_truth/broken/001_mask.png\)"):
         make_meta(root)
 
 
-def test_folders_without_categories(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nothing is not there: give the folder with the images"):
-        make_meta(tmp_path / "nothing")
-    write_image(tmp_path / "flat" / "a.png")
-    with pytest.raises(ValueError, match=r"Found no categories in .*flat: they need images in <category>/train/good"):
-        make_meta(tmp_path / "flat")
-    make_mvtec_like(tmp_path / "untested", ["bottle"], good=0, bad=0)
-    with pytest.raises(ValueError, match="untested has no images for testing, so nothing is written"):
-        make_meta(tmp_path / "untested")
+def test_nothing_to_test(tmp_path: Path) -> None:
+    write_image(tmp_path / "nut" / "good" / "1.png", (16, 16))
+    with pytest.raises(ValueError, match="has no images for testing, so nothing is written"):
+        make_meta(tmp_path)
 
 
 def test_a_link_to_a_category_keeps_its_name(root: Path, tmp_path: Path) -> None:

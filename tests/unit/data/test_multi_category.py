@@ -189,7 +189,7 @@ def test_command_line(root, capsys):
     with pytest.raises(SystemExit):
         parser.parse_args([f"--data.help={name}"])
     text = capsys.readouterr().out
-    assert "Datamodule class to wrap" in text
+    assert "folders of your own; otherwise a datamodule class" in " ".join(text.split())
     assert "--data.categories" in text
 
 

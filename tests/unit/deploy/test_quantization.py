@@ -32,7 +32,7 @@ from small import SMALL
 @pytest.fixture
 def data(tmp_path: Path) -> MultiCategory:
     root = make_mvtec_like(tmp_path / "Products", sizes={"bottle": (72, 90), "cable": (64, 64)})
-    return MultiCategory(root=root, num_workers=0)
+    return MultiCategory("MVTecAD", root, num_workers=0)
 
 
 @pytest.fixture
@@ -281,8 +281,9 @@ def test_nothing_is_downloaded_to_a_misspelt_folder(
         root.mkdir()
         for name in content:
             (root / name).touch()
-    for datamodule in (MultiCategory(source, root=root), getattr(anomalib.data, source)(root=root)):
-        with pytest.raises(FileNotFoundError, match=r"INT8_PTQ takes training images that are there.*: .*typo"):
-            learned().to_openvino(tmp_path / "out", compression_type="int8_ptq", datamodule=datamodule)
+    with pytest.raises(FileNotFoundError, match=r"INT8_PTQ takes training images that are there.*: .*typo"):
+        learned().to_openvino(
+            tmp_path / "out", compression_type="int8_ptq", datamodule=getattr(anomalib.data, source)(root=root)
+        )
     left = [] if content is None else ["typo", *content]
     assert [path.name for path in tmp_path.rglob("*")] == left
