@@ -78,6 +78,24 @@ def known_categories(datamodule: Any) -> list[str]:
     return [only] if only else []
 
 
+def summary_label(word: str, categories: Container[str]) -> str:
+    """Label of a row of a table that sums up the categories; no category has it.
+
+    Args:
+        word (str): What the row is called, if no category is called so.
+        categories (Container[str]): Names of the categories, which may be anything.
+
+    Examples:
+        >>> summary_label("mean", ["bottle", "cable"])
+        'mean'
+        >>> summary_label("mean", ["bottle", "mean"])
+        'mean of all'
+    """
+    while word in categories:
+        word = f"{word} of all"
+    return word
+
+
 def category_from_path(path: str | PurePath) -> str:
     """Return the fourth part of a path from its end, as UniAD's authors do; empty if it has fewer parts.
 

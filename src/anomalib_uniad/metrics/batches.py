@@ -83,6 +83,28 @@ def expected_images(loaders: Sequence[Any], datamodule: Any) -> Mapping[str, int
     return Counter(categories_of(list(samples[0].image_path), datamodule))
 
 
+def count_images(datamodule: Any, categories: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Number of images of each category in the sets of a datamodule.
+
+    Args:
+        datamodule (Any): A datamodule of anomalib that is set up, or ``None``.
+        categories (Sequence[str]): The categories; if there is one, all images are of it.
+
+    Returns:
+        dict[str, dict[str, int]]: Category -> ``training_images``, ``validation_images`` and ``test_images``, of the
+            sets that there are.
+    """
+    counts: dict[str, dict[str, int]] = {category: {} for category in categories}
+    for name, prefix in (("training", "train"), ("validation", "val"), ("test", "test")):
+        samples = getattr(getattr(datamodule, f"{prefix}_data", None), "samples", None)
+        if samples is not None:
+            paths = list(samples.image_path)
+            found = Counter(categories_of(paths, datamodule))
+            for category in categories:
+                counts[category][f"{name}_images"] = len(paths) if len(categories) == 1 else found[category]
+    return counts
+
+
 def leave_out_unreadable(dataloaders: Any) -> str:
     """Leave images that cannot be read out of folders that are predicted; datasets of datamodules are not checked.
 

@@ -18,14 +18,8 @@ from anomalib_uniad.metrics.functional import Ranking
 from anomalib_uniad.metrics.original_size import PixelResolution, at_original_size
 from anomalib_uniad.metrics.scores import LEVELS, Level, ScorePool, gather_objects, world_size
 
-# Why a metric is undefined if its target is not in the batches, or has one value only.
+# Why a metric is undefined if its target is not in the batches.
 _NO_TARGETS = {"gt_label": "no labels", "gt_mask": "no masks"}
-_ONE_VALUE = {
-    ("gt_label", False): "only normal images",
-    ("gt_label", True): "only defective images",
-    ("gt_mask", False): "no defective pixels",
-    ("gt_mask", True): "only defective pixels",
-}
 
 
 class AP(AUPR):
@@ -148,6 +142,8 @@ class CategoryMetrics:
         finished (Callable | None): Called with each category, the results so far and the category's rankings by level.
             Defaults to ``None``.
         device (torch.device | None): Device over which processes exchange tensors. Defaults to ``None``, the CPU.
+        what (str): What the images are for, ``"test"`` or ``"validation"``; in the reasons of what is undefined.
+            Defaults to ``"test"``.
     """
 
     def __init__(
@@ -160,7 +156,9 @@ class CategoryMetrics:
         expected: Mapping[str, int] | None = None,
         finished: Callable[[str, Results, Mapping[Level, Ranking]], None] | None = None,
         device: torch.device | None = None,
+        what: str = "test",
     ) -> None:
+        self._what = what
         self._metrics: dict[str, Any] = {metric.name: metric for metric in metrics}
         self._exact = {name: found for name, m in self._metrics.items() if (found := _exact_function(m)) is not None}
         self._needed = {level for level, _ in self._exact.values()}
@@ -192,7 +190,8 @@ class CategoryMetrics:
             batch (ImageBatch): Batch of B images after post-processing.
 
         Raises:
-            ValueError: If the batch lacks a field of a strict metric.
+            ValueError: If the model does not return a field that a strict metric needs. Missing labels or masks are no
+                error: the metric is undefined there, with a reason.
         """
         names = self.categories(batch)
         for name in dict.fromkeys(names):
@@ -225,10 +224,8 @@ class CategoryMetrics:
         metrics: dict[Level, list[str]] = {"image": [], "pixel": []}
         for name, metric in self._metrics.items():
             lacking = [key for key in metric.fields if getattr(batch, key, None) is None]
-            if lacking and metric.strict:
-                msg = (
-                    f"{name} needs {lacking[0]}, but the batch does not have a value for field with name {lacking[0]}."
-                )
+            if metric.strict and (needed := [key for key in lacking if key not in _NO_TARGETS]):
+                msg = f"{name} needs {needed[0]}, but the batch does not have a value for field with name {needed[0]}."
                 raise InputError(msg)
             if lacking:
                 seen.missing.setdefault(name, lacking[-1])
@@ -292,15 +289,20 @@ class CategoryMetrics:
 
     def _why_undefined(self, name: str, seen: _Seen) -> str:
         """Say why a metric is undefined; empty if it is defined."""
+        images = f"{self._what} images"
         if not seen.images:
-            return "no images"
+            return f"no {images}"
+        labels, target = seen.targets.get("gt_label"), self._metrics[name].fields[-1]
+        pixels = seen.targets.get("gt_mask") if target == "gt_mask" else None
+        if labels == {False} and target in _NO_TARGETS and (pixels is None or len(pixels) < 2):
+            return f"no defective {images}"
         if name not in seen.updated:
             lacking = seen.missing.get(name, "")
             return _NO_TARGETS.get(lacking, f"no {lacking} from the model")
-        target = self._metrics[name].fields[-1]
-        values = seen.targets.get(target, set())
-        if len(values) == 1 and (reason := _ONE_VALUE.get((target, next(iter(values))))):
-            return reason
+        if target == "gt_label" and labels == {True}:
+            return f"only defective {images}"
+        if pixels is not None and len(pixels) == 1:
+            return "only defective pixels" if True in pixels else "no defective pixels"
         if name in self._exact and self._exact[name][0] in seen.nan:
             return "scores that are not numbers"
         return ""

@@ -22,6 +22,7 @@ from anomalib_uniad.checks import check_choice
 from anomalib_uniad.errors import InputError
 from anomalib_uniad.metrics.batches import (
     OwnImages,
+    count_images,
     expected_images,
     flat,
     leave_out_unreadable,
@@ -32,7 +33,7 @@ from anomalib_uniad.metrics.batches import (
 from anomalib_uniad.metrics.category_metrics import CategoryMetrics, Results, seven_metrics
 from anomalib_uniad.metrics.functional import Ranking, f1_threshold
 from anomalib_uniad.metrics.original_size import PixelResolution, check_whole_images
-from anomalib_uniad.metrics.run_files import Predictions, RunFiles, check_scores, describe_run, show, to_frame
+from anomalib_uniad.metrics.run_files import Predictions, RunFiles, check_scores, count, describe_run, show, to_frame
 from anomalib_uniad.metrics.scores import Level
 from anomalib_uniad.metrics.thresholds import (
     Thresholds,
@@ -308,6 +309,7 @@ class PerCategoryEvaluator(Evaluator):
             expected=expected_images(loaders, datamodule),
             finished=self._learn_thresholds,
             device=pl_module.device,
+            what="validation",
         )
 
     def on_validation_batch_end(
@@ -336,9 +338,10 @@ class PerCategoryEvaluator(Evaluator):
         """Show and write the results of a validation that is not a part of a training."""
         if trainer.state.fn == TrainerFn.VALIDATING and self._results.metrics and _writes_files(trainer):
             run = describe_run(trainer, pl_module, self._loaded_epochs, self._thresholds_from)
-            show(to_frame(self._results), f"{run['model']}, validation")
+            counts = self._count(trainer, "validation_images")
+            show(to_frame(self._results), f"{run['model']}, validation", counts)
             files = RunFiles(Path(trainer.default_root_dir), "validation")
-            files.write_metrics(self._results, run, self.category_thresholds)
+            files.write_metrics(self._results, run, self.category_thresholds, counts)
         self._forget()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -425,8 +428,9 @@ class PerCategoryEvaluator(Evaluator):
                     pixel_resolution=self._pixel_size,
                     raw=self._several,
                 )
-                show(to_frame(self._results), " on ".join(filter(None, (run["model"], run["dataset"]))))
-                files.write_metrics(self._results, run, self.category_thresholds)
+                counts = self._count(trainer, "test_images", self._table)
+                show(to_frame(self._results), " on ".join(filter(None, (run["model"], run["dataset"]))), counts)
+                files.write_metrics(self._results, run, self.category_thresholds, counts)
             files.write_predictions(self._table)
             if self._curves:
                 files.write_curves(self._curves)
@@ -532,6 +536,13 @@ class PerCategoryEvaluator(Evaluator):
         del results
         if rankings:
             self._learned[category] = {level: f1_threshold(ranking) for level, ranking in rankings.items()}
+
+    def _count(self, trainer: Trainer, seen: str, predictions: pd.DataFrame | None = None) -> pd.DataFrame:
+        """Count the images of the datamodule's sets, those that were seen now as they were seen, and decisions."""
+        images = count_images(getattr(trainer, "datamodule", None), self._results.categories)
+        for category, number in self._results.images.items():
+            images[category][seen] = number
+        return count(self._results.categories, images, predictions)
 
     def _log_results(self, trainer: Trainer) -> None:
         for name, value in self._results.logged().items():

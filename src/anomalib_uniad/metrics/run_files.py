@@ -7,6 +7,7 @@ import math
 import os
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from anomalib_uniad.category import paths_of
+from anomalib_uniad.category import paths_of, summary_label
 from anomalib_uniad.errors import InputError
 from anomalib_uniad.files import file_names, version_of
 from anomalib_uniad.metrics.batches import without_score
@@ -31,6 +32,7 @@ from anomalib_uniad.metrics.thresholds import Thresholds
 _ODD: Literal["backslashreplace"] = "backslashreplace"  # names of files need not be text
 NO_SCORE = "the score is not a number"
 _LABELS = ("normal", "anomalous")
+COUNTS = ("training_images", "validation_images", "test_images", "defective", "missed", "false_alarms", "undecided")
 _PREDICTIONS = ["path", "category", "label", "raw_score", "normalised_score", "threshold", "decision", "error"]
 
 
@@ -111,18 +113,25 @@ class RunFiles:
             number += 1
             self._end = f"-{number}"
 
-    def write_metrics(self, results: Results, run: Mapping[str, Any], thresholds: Thresholds) -> None:
+    def write_metrics(
+        self, results: Results, run: Mapping[str, Any], thresholds: Thresholds, counts: pd.DataFrame
+    ) -> None:
         """Write the table as csv, markdown and json.
 
         Args:
             results (Results): Metrics of each category.
             run (Mapping[str, Any]): What the run was; columns of the csv, so that each row tells its origin.
             thresholds (Thresholds): Thresholds of categories, in raw scores.
+            counts (pd.DataFrame): Images and decisions, of :func:`count`.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         frame = to_frame(results)
-        frame.assign(**run).to_csv(self._path(self._stem, ".csv"), index=False, mode="x", errors=_ODD)
-        lines = [to_markdown(frame), "", *(f"- {name}: {value}" for name, value in run.items() if value != ""), ""]
+        # A category may be called as the row of the means: `kind` tells them apart.
+        kinds = [*["category"] * len(results.categories), "mean"]
+        whole = pd.concat([frame.assign(kind=kinds), counts[list(COUNTS)]], axis=1)
+        whole.assign(**run).to_csv(self._path(self._stem, ".csv"), index=False, mode="x", errors=_ODD)
+        lines = [to_markdown(frame), "", "Images and decisions:", "", to_markdown(without_unknown(counts)), ""]
+        lines += [*(f"- {name}: {value}" for name, value in run.items() if value != ""), ""]
         if thresholds:
             table = pd.DataFrame([{"category": category, **levels} for category, levels in thresholds.items()])
             lines += ["Thresholds of the categories, in raw scores:", "", to_markdown(table), ""]
@@ -133,11 +142,12 @@ class RunFiles:
             "categories": {
                 category: {
                     "images": results.images.get(category, 0),
+                    "counts": {name: None if pd.isna(row[name]) else int(row[name]) for name in COUNTS},
                     "values": {name: results.values.get((name, category)) for name in results.metrics},
                     "reasons": {m: reason for (m, name), reason in results.reasons.items() if name == category},
                     "thresholds": {k: v if math.isfinite(v) else None for k, v in thresholds.get(category, {}).items()},
                 }
-                for category in results.categories
+                for category, (_, row) in zip(results.categories, counts.iterrows(), strict=False)
             },
             "mean": {name: results.mean(name) for name in results.metrics},
         }
@@ -186,24 +196,73 @@ def to_frame(results: Results) -> pd.DataFrame:
         reasons = {name: results.reasons.get((name, category), "") for name in results.metrics}
         rows.append({"category": category, **values, "note": _note(reasons)})
     of, defined = len(results.categories), {name: len(results.of(name)) for name in results.metrics}
-    reasons = {name: f"over {n} of {of} categories" if 0 < n < of else "" for name, n in defined.items()}
+    reasons = {name: "" if n == of else f"over {n} of {of} categories" for name, n in defined.items()}
     means = {name: results.mean(name) for name in results.metrics}
-    rows.append({"category": "mean", **means, "note": _note(reasons)})
+    rows.append({"category": summary_label("mean", results.categories), **means, "note": _note(reasons)})
     return pd.DataFrame(rows).astype(dict.fromkeys(results.metrics, float))
 
 
-def show(frame: pd.DataFrame, title: str) -> None:
-    """Write a table of :func:`to_frame` to the terminal, with the notes below it."""
+def count(
+    categories: Sequence[str], images: Mapping[str, Mapping[str, int]], predictions: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """Count images and decisions of each category.
+
+    Args:
+        categories (Sequence[str]): Names of the categories.
+        images (Mapping[str, Mapping[str, int]]): Number of images, of
+            :func:`~anomalib_uniad.metrics.batches.count_images`.
+        predictions (pd.DataFrame | None): Table of :class:`Predictions`. Defaults to ``None``.
+
+    Returns:
+        pd.DataFrame: A row per category and one for all; columns ``category``, ``training_images``,
+            ``validation_images``, ``test_images``, and of the test images with a label ``defective``, ``missed`` of
+            them, ``false_alarms`` and, without a decision, ``undecided``. What is not known is ``<NA>``.
+    """
+    rows: list[dict[str, Any]] = [{"category": category, **images.get(category, {})} for category in categories]
+    if predictions is not None and len(predictions):
+        found = Counter(zip(predictions.category, predictions.label, predictions.decision, strict=True))
+        for row in rows:
+            normal, defective = (
+                {word: found[row["category"], label, word] for word in ("", *_LABELS)} for label in _LABELS
+            )
+            if total := sum(normal.values()) + sum(defective.values()):
+                undecided = normal[""] + defective[""]
+                row["defective"], row["undecided"] = sum(defective.values()), undecided
+                if undecided < total:
+                    row["missed"], row["false_alarms"] = defective["normal"], normal["anomalous"]
+    frame = pd.DataFrame(rows, columns=["category", *COUNTS]).astype(dict.fromkeys(COUNTS, "Int64"))
+    sums = frame[list(COUNTS)].sum(min_count=1)
+    frame.loc[len(frame)] = [summary_label("all", categories), *sums]
+    return frame
+
+
+def without_unknown(counts: pd.DataFrame) -> pd.DataFrame:
+    """Leave out columns of :func:`count` that no category has, and images without a decision if there are none."""
+    empty = [name for name in COUNTS if counts[name].isna().all() or (name == "undecided" and counts[name].sum() == 0)]
+    return counts.drop(columns=empty)
+
+
+def show(frame: pd.DataFrame, title: str, counts: pd.DataFrame) -> None:
+    """Write the tables of :func:`to_frame` and :func:`count` to the terminal, with notes on empty cells."""
     console = Console(highlight=False)
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=0)
     values = frame.drop(columns="note")
-    _fill(table, values, [name.replace("_", "_\n", 1) for name in values])  # nine metrics fit into 80 columns
+    _show_table(
+        console, values, [name.replace("_", "_\n", 1) for name in values.columns], title
+    )  # nine fit into 80 columns
+    for category, note in zip(frame["category"], frame["note"], strict=True):
+        if note:
+            console.print(Text(f"{_cell(category)}: {note}"))
+    known = without_unknown(counts)
+    if len(known.columns) > 1:
+        _show_table(console, known, [name.replace("_", "\n") for name in known.columns])
+
+
+def _show_table(console: Console, frame: pd.DataFrame, headings: Sequence[str], title: str | None = None) -> None:
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=0)
+    _fill(table, frame, headings)
     for row in table.rows[-2:-1]:
         row.end_section = True
     console.print(table)
-    for category, note in zip(frame["category"], frame["note"], strict=True):
-        if note:
-            console.print(Text(f"{category}: {note}"))
 
 
 def to_markdown(frame: pd.DataFrame) -> str:
@@ -301,7 +360,7 @@ def _fill(table: Table, frame: pd.DataFrame, headings: Sequence[str]) -> None:
 def _cell(value: Any) -> str:
     if pd.isna(value):
         return ""
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return f"{value:.4f}" if isinstance(value, float) else " ".join(str(value).split())  # on one line
 
 
 def _labels(values: torch.Tensor | None, count: int) -> list[str]:

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs side by side: values and means, which of them are best, and what makes them incomparable."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from anomalib_uniad.category import summary_label
 from anomalib_uniad.errors import InputError
 
 from .decisions import count, decision_notes, decision_table
@@ -21,11 +22,12 @@ PARTIAL = (
 
 
 class Cell(NamedTuple):
-    """A value of a table; ``None`` if it is undefined. A partial mean is over fewer categories than there are."""
+    """A value of a table, ``None`` if it is undefined; a partial mean is over fewer categories than there are."""
 
     value: float | None
     best: bool
     partial: bool
+    reason: str = ""  # why it is undefined
 
     def text(self) -> str:
         """The value with 4 decimals, and a mark if it is a partial mean."""
@@ -41,14 +43,17 @@ class Table:
     kinds: list[str]  # of rows: category, mean (over the categories of each run) or common (over those all runs have)
     best: np.ndarray  # whether a value is the best of its row
     partial: np.ndarray  # whether a value is a mean over fewer categories than there are
-    notes: list[str]  # why cells are empty, and what the means are over
+    reasons: dict[tuple[str, str], str]  # (category, run) -> why the cell is empty
+    notes: list[str]  # the same in sentences
+    mean_notes: list[str]  # what the means are over
 
     def rows(self) -> Iterator[tuple[str, str, list[Cell]]]:
         """Label, kind and cells of each row."""
         values = self.values.astype(object).where(self.values.notna(), None).to_numpy().tolist()
         flags = self.best.tolist(), self.partial.tolist()
         for label, kind, *row in zip(self.values.index, self.kinds, values, *flags, strict=True):
-            yield label, kind, [Cell(*cell) for cell in zip(*row, strict=True)]
+            reasons = [self.reasons.get((label, run), "") for run in self.values.columns]
+            yield label, kind, [Cell(*cell) for cell in zip(*row, reasons, strict=True)]
 
 
 @dataclass
@@ -61,6 +66,7 @@ class Comparison:
     warnings: list[str]  # why numbers cannot be compared
     decisions: pd.DataFrame  # of the runs that have some, see decision_table
     decision_notes: list[str]  # which images are not counted
+    images: pd.DataFrame  # numbers of images, of the runs that tell: "training / validation / test"
 
     @property
     def names(self) -> list[str]:
@@ -94,7 +100,22 @@ def compare(runs: Sequence[Run], metrics: Sequence[str] | None = None) -> Compar
     counts = {run.name: count(run.predictions) for run in runs}
     decisions = decision_table(counts, categories)
     warnings = _warnings(runs, wanted, categories, decided=not decisions.empty)
-    return Comparison(list(runs), categories, tables, warnings, decisions, decision_notes(counts))
+    return Comparison(
+        list(runs), categories, tables, warnings, decisions, decision_notes(counts), _images(runs, categories)
+    )
+
+
+def _images(runs: Sequence[Run], categories: Sequence[str]) -> pd.DataFrame:
+    """Write the numbers of images, a row per category and a column per run; ``?`` where a number is not known."""
+    sets = ("training_images", "validation_images", "test_images")
+
+    def cell(counts: Mapping[str, int]) -> str:
+        defective = f" ({counts['defective']} defective)" if "defective" in counts else ""
+        return " / ".join(str(counts.get(name, "?")) for name in sets) + defective if counts else ""
+
+    telling = [run for run in runs if any(run.counts.values())]
+    columns = {run.name: [cell(run.counts.get(name, {})) for name in categories] for run in telling}
+    return pd.DataFrame(columns, index=list(categories))
 
 
 def _table(runs: Sequence[Run], metric: str, categories: list[str]) -> Table:
@@ -106,10 +127,12 @@ def _table(runs: Sequence[Run], metric: str, categories: list[str]) -> Table:
     common = list(measured.dropna().index)
     alike = len(common) == len(measured)  # all means are over the same categories
 
-    means = {"mean": values.mean()}
+    means = {summary_label("mean", categories): values.mean()}
     kinds = ["category"] * len(categories) + ["mean"]
     if not alike and common:
-        means[f"mean of {len(common)} in common"] = measured.loc[common].mean().reindex(values.columns)
+        means[summary_label(f"mean of {len(common)} in common", categories)] = (
+            measured.loc[common].mean().reindex(values.columns)
+        )
         kinds.append("common")
     values = pd.concat([values, pd.DataFrame(means).T])
 
@@ -118,7 +141,8 @@ def _table(runs: Sequence[Run], metric: str, categories: list[str]) -> Table:
     is_mean = np.array(kinds) == "mean"
     if not alike:
         best[is_mean] = False
-    notes = _empty_cells(runs, metric, categories)
+    reasons = _reasons(runs, metric, categories)
+    notes = []
     for run in runs:
         if partial[run.name]:
             left_out = [name for name in categories if (metric, name) not in run.values]
@@ -129,22 +153,36 @@ def _table(runs: Sequence[Run], metric: str, categories: list[str]) -> Table:
             "Means over different categories are not compared: none is marked as best"
             + (f". In common are {', '.join(common)}." if common else ", and there are no categories in common.")
         )
-    return Table(metric, values, kinds, best, np.outer(is_mean, partial), notes)
+    empty = _sentences(reasons, runs, metric)
+    return Table(metric, values, kinds, best, np.outer(is_mean, partial), reasons, empty, notes)
 
 
-def _empty_cells(runs: Sequence[Run], metric: str, categories: Sequence[str]) -> list[str]:
-    """Say why cells are empty, one sentence for the same reason in the same categories."""
+def _reasons(runs: Sequence[Run], metric: str, categories: Sequence[str]) -> dict[tuple[str, str], str]:
+    """Say why a cell is empty, by category and run."""
+    reasons = {}
+    for run in runs:
+        for name in categories:
+            if metric not in run.metrics:
+                reasons[name, run.name] = "not measured"
+            elif name not in run.categories:
+                reasons[name, run.name] = "not among its categories"
+            elif (metric, name) not in run.values:
+                reasons[name, run.name] = run.reasons.get((metric, name)) or "no value, for an unknown reason"
+    return reasons
+
+
+def _sentences(reasons: Mapping[tuple[str, str], str], runs: Sequence[Run], metric: str) -> list[str]:
+    """Write one sentence for the same reason in the same categories."""
     found: dict[tuple[str, str], list[str]] = {}
     for run in runs:
         if metric not in run.metrics:
             found.setdefault(("", "not measured"), []).append(run.name)
             continue
-        reasons: dict[str, list[str]] = {}
-        for name in categories:
-            if (metric, name) not in run.values:
-                known = run.reasons.get((metric, name)) or "no value, for an unknown reason"
-                reasons.setdefault(known if name in run.categories else "not among its categories", []).append(name)
-        for reason, names in reasons.items():
+        of_run: dict[str, list[str]] = {}
+        for (category, name), reason in reasons.items():
+            if name == run.name:
+                of_run.setdefault(reason, []).append(category)
+        for reason, names in of_run.items():
             found.setdefault((", ".join(names), reason), []).append(run.name)
     return [
         f"{where} ({', '.join(names)}): {reason}." if where else f"{', '.join(names)}: {reason}."

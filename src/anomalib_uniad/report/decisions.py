@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from anomalib_uniad.category import summary_label
 from anomalib_uniad.errors import InputError
 
 # How labels and decisions are written.
@@ -65,8 +66,9 @@ def count(predictions: pd.DataFrame) -> pd.DataFrame:
 def decision_table(counts: Mapping[str, pd.DataFrame], categories: Sequence[str]) -> pd.DataFrame:
     """Lay the counts of runs side by side.
 
-    Rows are categories and, if there are several, ``all``; columns (run, ``missed``) and (run, ``false alarms``) of
-    each run that has decisions; cells such as ``3 of 20``.
+    Rows are categories and, if there are several, all of them; columns (run, ``missed``) and (run, ``false alarms``) of
+    each run that has decisions; cells such as ``3 of 20``, or words where
+    there is nothing to count.
     """
     columns = {}
     for name, of_run in counts.items():
@@ -76,12 +78,17 @@ def decision_table(counts: Mapping[str, pd.DataFrame], categories: Sequence[str]
         rows += [of_run.sum()] if len(categories) > 1 else []
         columns[name, "missed"] = [_of(row, "missed", "defective") for row in rows]
         columns[name, "false alarms"] = [_of(row, "false_alarms", "normal") for row in rows]
-    labels = [*categories, *(["all"] if len(categories) > 1 else [])]
+    labels = [*categories, *([summary_label("all", categories)] if len(categories) > 1 else [])]
     return pd.DataFrame(columns, index=labels if columns else [])
 
 
 def _of(row: "pd.Series[int] | None", part: str, whole: str) -> str:
-    return "" if row is None or not row[whole] else f"{row[part]} of {row[whole]}"
+    """Write ``3 of 20``, or why there is nothing to count."""
+    if row is None:
+        return "no images"
+    if row[whole]:
+        return f"{row[part]} of {row[whole]}"
+    return "no decisions" if row["open"] else f"no {whole} images"
 
 
 def decision_notes(counts: Mapping[str, pd.DataFrame]) -> list[str]:

@@ -35,10 +35,12 @@ def to_html(comparison: Comparison, heatmaps: int) -> str:
         subtitle=_subtitle(comparison),
         means=_chart(row for row in means if row[1] != "category"),
         means_note=comparison.means_note,
-        tables=[(table.metric, _chart(table.rows()), table.notes) for table in comparison.tables],
+        tables=[(table.metric, _chart(table.rows()), [*table.notes, *table.mean_notes]) for table in comparison.tables],
         decided=list(comparison.decisions.columns.unique(level=0)),
         decisions=comparison.decisions.reset_index().to_numpy().tolist(),
         decision_notes=comparison.decision_notes,
+        counted=list(comparison.images.columns),
+        images=comparison.images.reset_index().to_numpy().tolist(),
         categories=_pictures(comparison, heatmaps),
         facts={run.name: facts(run) for run in comparison.runs},
     )
@@ -68,7 +70,7 @@ def _chart(rows: Iterable[tuple[str, str, list[Cell]]]) -> dict[str, Any]:
 
     def prepared(cell: Cell) -> dict[str, Any]:
         if cell.value is None:
-            return {"text": "", "full": "", "best": cell.best, "partial": False, "at": None}
+            return {"text": "\u2013", "full": cell.reason, "best": cell.best, "partial": False, "at": None}
         return {
             "text": f"{100 * cell.value:.1f}" if percent else f"{cell.value:.4g}",
             "full": repr(cell.value),

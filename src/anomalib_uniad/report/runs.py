@@ -16,6 +16,9 @@ from anomalib_uniad.errors import InputError, MissingFileError
 
 from .decisions import read_predictions
 
+# Columns of metrics.csv after the note that are about the row, not about the run.
+COUNTS = ("training_images", "validation_images", "test_images", "defective", "missed", "false_alarms", "undecided")
+
 
 @dataclass
 class Run:
@@ -29,6 +32,7 @@ class Run:
     values: dict[tuple[str, str], float] = field(default_factory=dict)  # (metric, category) -> value, where defined
     reasons: dict[tuple[str, str], str] = field(default_factory=dict)  # (metric, category) -> why it is undefined
     images: dict[str, int] = field(default_factory=dict)  # category -> number of images, if known
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)  # category -> what (COUNTS) -> number, if known
     thresholds: dict[str, dict[str, float]] = field(default_factory=dict)  # category -> level -> its own threshold
     predictions: pd.DataFrame = field(default_factory=lambda: read_predictions(None))  # labels and decisions of images
 
@@ -138,6 +142,8 @@ def _from_json(file: Path, content: Any) -> Run:
             run.reasons[metric, category] = str(reason)
         if isinstance(item.get("images"), int):
             run.images[category] = item["images"]
+        counts = mapping(item.get("counts") or {}, f"{where}.counts")
+        run.counts[category] = {name: value for name in COUNTS if isinstance(value := counts.get(name), int)}
         thresholds = mapping(item.get("thresholds") or {}, f"{where}.thresholds")
         run.thresholds[category] = {level: value for level, value in thresholds.items() if _is_number(value)}
     return run
@@ -151,13 +157,18 @@ def _from_csv(file: Path, stream: Iterable[str]) -> Run:
         raise InputError(msg)
     run = Run(file, metrics=names[1 : names.index("note")])
     rows = list(reader)
-    if not rows or rows[-1]["category"] != "mean" or None in rows[-1].values():
+    # The row of the means is the last one; a category may be called "mean", and the row then something else.
+    if not rows or rows[-1].get("kind", rows[-1]["category"]) != "mean" or None in rows[-1].values():
         msg = f"{file} is damaged: its last row has to be the mean."
         raise InputError(msg)
-    run.about = {name: rows[-1][name] for name in names[names.index("note") + 1 :]}
+    about = [name for name in names[names.index("note") + 1 :] if name not in ("kind", *COUNTS)]
+    run.about = {name: rows[-1][name] for name in about}
     for line, row in enumerate(rows[:-1], 2):
         category = row["category"]
         run.categories.append(category)
+        run.counts[category] = {name: int(row[name]) for name in COUNTS if (row.get(name) or "").isdecimal()}
+        if "test_images" in run.counts[category]:
+            run.images[category] = run.counts[category]["test_images"]
         for metric in run.metrics:
             try:
                 value: Any = float(row[metric]) if row[metric] else None

@@ -23,7 +23,9 @@ def to_markdown(comparison: Comparison) -> str:
     parts = [f"# Report: {_escape(', '.join(comparison.names))}"]
     parts += [f"> **Warning.** {_escape(text)}" for text in comparison.warnings]
     sections = [("Means", "metric", comparison.means(), [comparison.means_note] if comparison.means_note else [])]
-    sections += [(table.metric, "category", table.rows(), table.notes) for table in comparison.tables]
+    sections += [
+        (table.metric, "category", table.rows(), [*table.notes, *table.mean_notes]) for table in comparison.tables
+    ]
     for title, first, rows, notes in sections:
         texts = [
             [label, *(f"**{cell.text()}**" if cell.best else cell.text() for cell in cells)] for label, _, cells in rows
@@ -34,6 +36,10 @@ def to_markdown(comparison: Comparison) -> str:
         head = ["category", *map(", ".join, decisions.columns)]
         parts += ["## Decisions", "Missed of the defective images, false alarms of the normal ones."]
         parts += [_table(head, decisions.reset_index().to_numpy().tolist()), _list(comparison.decision_notes)]
+    images = comparison.images
+    if not images.empty:
+        parts += ["## Images", "Training / validation / test."]
+        parts.append(_table(["category", *images.columns], images.reset_index().to_numpy().tolist()))
     parts.append("## Runs")
     for run in comparison.runs:
         parts += [f"### {_escape(run.name)}", _list(f"{name}: {text}" for name, text in facts(run))]
@@ -41,16 +47,25 @@ def to_markdown(comparison: Comparison) -> str:
 
 
 def to_csv(comparison: Comparison) -> str:
-    """Render a comparison as csv: a row per metric and category, then its means, with full values."""
+    """Render a comparison as csv: a row per metric and category, then its means, with full values.
+
+    ``kind`` is ``category``, ``mean`` or ``common`` (the mean over the categories that all runs have); ``note`` says
+    why cells are empty, and what means are over.
+    """
     frames = []
     for table in comparison.tables:
         best = [[name for name, is_best in zip(comparison.names, row, strict=True) if is_best] for row in table.best]
         frame = table.values.rename(index=_plain).reset_index(names="category")
         frame.insert(0, "metric", _plain(table.metric))
         frame["best"] = [_plain("; ".join(names)) for names in best]
-        frame["note"] = [_plain(" ".join(table.notes)) if kind == "mean" else "" for kind in table.kinds]
+        empty: dict[str, list[str]] = {category: [] for category in comparison.categories}
+        for (category, run), reason in table.reasons.items():
+            empty[category].append(f"{run}: {reason}")
+        notes = [_plain("; ".join(empty[category])) for category in comparison.categories]
+        notes += [_plain(" ".join(table.mean_notes)) if kind == "mean" else "" for kind in table.kinds[len(notes) :]]
+        frame["note"], frame["kind"] = notes, table.kinds
         frames.append(frame)
-    columns = ["metric", "category", *map(_plain, comparison.names), "best", "note"]
+    columns = ["metric", "category", *map(_plain, comparison.names), "best", "note", "kind"]
     return pd.concat(frames).set_axis(columns, axis=1).to_csv(index=False, lineterminator="\n")
 
 

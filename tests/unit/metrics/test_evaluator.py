@@ -189,7 +189,7 @@ class TestKnownCategories:
             metrics.update(batch)
         results = metrics.compute()
         assert results.categories == ["c", "b", "empty", "a"]
-        assert results.reasons == dict.fromkeys([(name, "empty") for name in DEFAULT], "no images")
+        assert results.reasons == dict.fromkeys([(name, "empty") for name in DEFAULT], "no test images")
 
     def test_datamodule_without_categories_is_one(self):
         metrics = CategoryMetrics([AUROC(**IMAGE)], SimpleNamespace(category="", name="Folder"))

@@ -6,7 +6,7 @@ import pytest
 from anomalib.post_processing import PostProcessor
 
 from anomalib_uniad.metrics import PerCategoryEvaluator
-from anomalib_uniad.metrics.run_files import describe_run
+from anomalib_uniad.metrics.run_files import COUNTS, describe_run
 from replay import METRICS, make_batch, mixed, run
 
 pytestmark = [
@@ -32,8 +32,8 @@ def test_undefined_metrics_are_left_out(tmp_path):
     assert list(frame.index) == ["a", "defective", "normal", "unmasked", "mean"]
     assert frame.note["a"] == ""
     image, pixel = (", ".join(name for name in DEFAULT if name.startswith(level)) for level in ("image", "pixel"))
-    assert frame.note["defective"] == f"{image}: only defective images"
-    assert frame.note["normal"] == f"{image}: only normal images; {pixel}: no defective pixels"
+    assert frame.note["defective"] == f"{image}: only defective test images"
+    assert frame.note["normal"] == f"{', '.join(DEFAULT)}: no defective test images"
     assert frame.note["unmasked"] == f"{pixel}: no masks"
     assert frame.note["mean"] == f"{', '.join(DEFAULT)}: over 2 of 4 categories"
     assert frame.image_AUROC["normal"] == ""
@@ -43,6 +43,8 @@ def test_nothing_is_defined(tmp_path):
     assert run(PerCategoryEvaluator(), [make_batch(["a", "b"], [0, 0], 1)], tmp_path) == {}
     frame = pd.read_csv(tmp_path / "metrics.csv")
     assert frame[DEFAULT].isna().all(axis=None)
+    assert frame.note.str.endswith(("no defective test images", "over 0 of 2 categories")).all()
+    assert frame.false_alarms.tolist()[-1] == frame.false_alarms[:2].sum()
 
 
 def test_files(tmp_path, monkeypatch, capsys):
@@ -51,7 +53,19 @@ def test_files(tmp_path, monkeypatch, capsys):
     results = run(PerCategoryEvaluator(), mixed(), tmp_path)
     frame = pd.read_csv(tmp_path / "metrics.csv", keep_default_na=False)
     assert list(frame) == [
-        *("category", *DEFAULT, "note", "model", "dataset", "epochs", "thresholds", "decisions", "pixel_resolution"),
+        *(
+            "category",
+            *DEFAULT,
+            "note",
+            "kind",
+            *COUNTS,
+            "model",
+            "dataset",
+            "epochs",
+            "thresholds",
+            "decisions",
+            "pixel_resolution",
+        ),
         *("scores", "seed", "device", "versions", "command"),
     ]
     assert list(frame.category) == ["a", "b", "c", "mean"]

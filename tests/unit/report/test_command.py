@@ -36,7 +36,7 @@ def test_report(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_options(runs: list[str], tmp_path: Path) -> None:
     main(["report", "--names", "[A,B]", *runs, "--metrics", "[pixel_AP]", "--output", "x/y", "--heatmaps", "0"])
     lines = (tmp_path / "x" / "y" / "report.csv").read_text().splitlines()
-    assert lines[0] == "metric,category,A,B,best,note"
+    assert lines[0] == "metric,category,A,B,best,note,kind"
     assert {line.partition(",")[0] for line in lines[1:]} == {"pixel_AP"}
 
 

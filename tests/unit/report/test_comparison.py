@@ -56,7 +56,7 @@ def test_values_and_best(tmp_path: Path) -> None:
     assert values(table, 2) == pytest.approx([0.625, 0.625, 0.250005])
     assert best(table, 2) == [True, True, False]
     assert [cell.partial for cell in cells(table, 2)] == [False] * 3
-    assert table.notes == found.warnings == []
+    assert table.notes == table.mean_notes == found.warnings == []
     assert mean_labels(found) == ["image_AUROC"]
 
 
@@ -77,9 +77,9 @@ def test_undefined_and_means_over_fewer_categories(tmp_path: Path) -> None:
     assert best(table, 3) == [False] * 3  # the last is the largest, over other categories
     assert values(table, 4) == [0.5, 1.0, 0.6]
     assert best(table, 4) == [False, True, False]
-    assert table.notes == [
-        "b (B): no masks.",
-        "c (C): not among its categories.",
+    assert table.notes == ["b (B): no masks.", "c (C): not among its categories."]
+    assert cells(table, 1)[1].reason == "no masks"
+    assert table.mean_notes == [
         "† B: mean over 2 of 3 categories, without b.",
         "† C: mean over 2 of 3 categories, without c.",
         "Means over different categories are not compared: none is marked as best. In common are a.",
@@ -97,7 +97,7 @@ def test_a_metric_without_any_value(tmp_path: Path) -> None:
 
 def test_a_category_with_the_name_of_a_mean(tmp_path: Path) -> None:
     (table,) = comparison(tmp_path, {"mean": 0.5, "b": 0.1}, {"mean": 0.25, "b": 0.2}).tables
-    assert labels(table) == ["mean", "b", "mean"]
+    assert labels(table) == ["mean", "b", "mean of all"]
     assert [best(table, row) for row in range(3)] == [[True, False], [False, True], [True, False]]
 
 
@@ -105,7 +105,7 @@ def test_no_categories_in_common(tmp_path: Path) -> None:
     (table,) = comparison(tmp_path, {"a": 0.5}, {"b": 0.75}).tables
     assert labels(table) == ["a", "b", "mean"]
     assert best(table, 2) == [False, False]
-    assert "there are no categories in common" in table.notes[-1]
+    assert "there are no categories in common" in table.mean_notes[-1]
 
 
 def test_a_metric_that_only_some_runs_have(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_markdown(tmp_path: Path) -> None:
 def test_csv(tmp_path: Path) -> None:
     found = comparison(tmp_path, {"a": 1 / 3, "=1+1": 0.5}, {"a": 0.25, "=1+1": None})
     rows = list(csv.DictReader(io.StringIO(to_csv(found))))
-    assert list(rows[0]) == ["metric", "category", "A", "B", "best", "note"]
+    assert list(rows[0]) == ["metric", "category", "A", "B", "best", "note", "kind"]
     assert rows[0] == {
         "metric": "image_AUROC",
         "category": "a",
@@ -186,12 +186,13 @@ def test_csv(tmp_path: Path) -> None:
         "B": "0.25",
         "best": "A",
         "note": "",
+        "kind": "category",
     }
     assert rows[1]["category"] == "'=1+1"  # no formula in a spreadsheet
-    assert (rows[1]["B"], rows[1]["best"]) == ("", "")
-    assert rows[2]["category"] == "mean"
-    assert "no masks" in rows[2]["note"]
-    assert [row["category"] for row in rows[3:]] == ["mean of 1 in common"]
+    assert (rows[1]["B"], rows[1]["best"], rows[1]["note"]) == ("", "", "B: no masks")
+    assert (rows[2]["category"], rows[2]["kind"]) == ("mean", "mean")
+    assert "† B: mean over 1 of 2 categories, without =1+1." in rows[2]["note"]
+    assert [(row["category"], row["kind"]) for row in rows[3:]] == [("mean of 1 in common", "common")]
 
 
 def test_names_are_safe_in_markdown(tmp_path: Path) -> None:
@@ -217,13 +218,15 @@ def test_terminal(tmp_path: Path, monkeypatch, capsys) -> None:
 
 
 def test_decisions(tmp_path: Path) -> None:
-    found = comparison(tmp_path, {"a": 0.5, "b": 0.5}, {"a": 0.5, "b": 0.5})
-    counts = pd.DataFrame({"a": [4, 1, 6, 2, 0], "b": [2, 2, 0, 0, 3]}, index=COUNTS).T
+    found = comparison(tmp_path, {"a": 0.5, "b": 0.5, "c": 0.5, "d": 0.5}, {"a": 0.5, "b": 0.5})
+    counts = pd.DataFrame({"a": [4, 1, 6, 2, 0], "b": [2, 2, 0, 0, 0], "c": [0, 0, 0, 0, 3]}, index=COUNTS).T
     decisions = decision_table({"A": counts, "B": counts.iloc[:0]}, found.categories)
     assert list(decisions.columns) == [("A", "missed"), ("A", "false alarms")]
     assert decisions.reset_index().to_numpy().tolist() == [
         ["a", "1 of 4", "2 of 6"],
-        ["b", "2 of 2", ""],
+        ["b", "2 of 2", "no normal images"],
+        ["c", "no decisions", "no decisions"],
+        ["d", "no images", "no images"],
         ["all", "3 of 6", "2 of 6"],
     ]
     notes = decision_notes({"A": counts, "B": counts.iloc[:0]})

@@ -3,10 +3,12 @@ import json
 import os
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from anomalib_uniad.report.decisions import COUNTS, count
 from anomalib_uniad.report.runs import find_metrics, read_runs, unique
+from anomalib_uniad.report.write import write_report
 from runs import write_predictions, write_run
 
 VALUES = {
@@ -195,14 +197,58 @@ def test_damaged_predictions(tmp_path: Path) -> None:
 def test_files_of_an_evaluation(tmp_path: Path) -> None:
     """What evaluations write is what is read here."""
     from anomalib_uniad.metrics.category_metrics import Results
-    from anomalib_uniad.metrics.run_files import RunFiles
+    from anomalib_uniad.metrics.run_files import RunFiles, count
 
     results = Results(["image_AUROC"], ["a/b", "a|b"], {("image_AUROC", "a/b"): 0.5})
     results.reasons["image_AUROC", "a|b"] = "only normal images"
-    RunFiles(tmp_path).write_metrics(results, {"model": "UniAD", "epochs": 3, "seed": ""}, {"a/b": {"image": 0.5}})
+    about = {"model": "UniAD", "epochs": 3, "seed": ""}
+    counts = count(results.categories, {"a/b": {"training_images": 5, "test_images": 2}})
+    RunFiles(tmp_path).write_metrics(results, about, {"a/b": {"image": 0.5}}, counts)
     for suffix in ("json", "csv"):
         (run,) = read_runs([tmp_path / f"metrics.{suffix}"])
         assert run.values == {("image_AUROC", "a/b"): 0.5}
         assert run.reasons == {("image_AUROC", "a|b"): "only normal images"}
         assert run.about == {"model": "UniAD", "epochs": "3", "seed": ""}
+        assert run.counts == {"a/b": {"training_images": 5, "test_images": 2}, "a|b": {}}
     assert json.loads((tmp_path / "metrics.json").read_text())["categories"]["a/b"]["thresholds"] == {"image": 0.5}
+
+
+ODD_NAMES = [
+    *("mean", "Mean", "mean of all", "all", "a/b", "a\\b", "a,b", 'a "b"', "a; b: c", "[red]x", "<b>", "a|b", "=1+1"),
+    *("Blister Packung Größe 1", "零件", "a\nb", " a ", "x" * 300, "nan", "1.5"),
+]
+
+
+@pytest.mark.parametrize("suffix", ["json", "csv"])
+def test_any_name_of_a_product_survives(tmp_path: Path, suffix: str) -> None:
+    """Evaluation, its files, reader, report: each product keeps its value, and the mean stays the mean."""
+    from anomalib_uniad.metrics.category_metrics import Results
+    from anomalib_uniad.metrics.run_files import RunFiles, count
+
+    values = {("image_AP", name): round(0.5 + number / 100, 2) for number, name in enumerate(ODD_NAMES)}
+    results = Results(["image_AP", "pixel_AP"], ODD_NAMES, values)
+    results.reasons = {("pixel_AP", name): "no masks" for name in ODD_NAMES}
+    label = [(name, "normal", "anomalous") for name in ODD_NAMES]
+    predictions = pd.DataFrame(label, columns=["category", "label", "decision"]).assign(path="x.png")
+    counts = count(ODD_NAMES, {name: {"test_images": 1} for name in ODD_NAMES}, predictions)
+    files = RunFiles(tmp_path)
+    files.write_metrics(results, {"model": "UniAD"}, {}, counts)
+    files.write_predictions(predictions)
+
+    table = pd.read_csv(tmp_path / "metrics.csv", keep_default_na=False).set_index("category")
+    assert table.image_AP["mean"] == 0.5
+    assert table.image_AP[table.kind == "mean"].tolist() == pytest.approx([results.mean("image_AP")])
+    assert table.index.is_unique
+
+    file = tmp_path / f"metrics.{suffix}"
+    _, (written, *_) = write_report([file], tmp_path / "report")
+    (run,) = read_runs([file])
+    assert run.categories == ODD_NAMES
+    assert run.values == values
+    assert run.reasons == results.reasons
+    assert {name: of["false_alarms"] for name, of in run.counts.items()} == dict.fromkeys(ODD_NAMES, 1)
+    assert list(run.predictions.category) == ODD_NAMES
+    lines = written.read_text().splitlines()
+    rows = [line for line in lines if line.startswith("| mean of all of all ")]
+    assert f"{results.mean('image_AP'):.4f}" in rows[0]
+    assert len([line for line in lines if line.startswith("| mean ") and "0.5000" in line]) == 1
