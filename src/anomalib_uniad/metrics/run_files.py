@@ -130,7 +130,14 @@ class RunFiles:
         kinds = [*["category"] * len(results.categories), "mean"]
         whole = pd.concat([frame.assign(kind=kinds), counts[list(COUNTS)]], axis=1)
         whole.assign(**run).to_csv(self._path(self._stem, ".csv"), index=False, mode="x", errors=_ODD)
-        lines = [to_markdown(frame), "", "Images and decisions:", "", to_markdown(without_unknown(counts)), ""]
+        lines = [
+            to_markdown(frame.assign(note=short_notes(frame))),
+            "",
+            "Images and decisions:",
+            "",
+            to_markdown(without_unknown(counts)),
+            "",
+        ]
         lines += [*(f"- {name}: {value}" for name, value in run.items() if value != ""), ""]
         if thresholds:
             table = pd.DataFrame([{"category": category, **levels} for category, levels in thresholds.items()])
@@ -249,12 +256,26 @@ def show(frame: pd.DataFrame, title: str, counts: pd.DataFrame) -> None:
     _show_table(
         console, values, [name.replace("_", "_\n", 1) for name in values.columns], title
     )  # nine fit into 80 columns
-    for category, note in zip(frame["category"], frame["note"], strict=True):
-        if note:
-            console.print(Text(f"{_cell(category)}: {note}"))
+    categories: dict[str, list[str]] = {}
+    for category, note in zip(frame["category"], short_notes(frame), strict=True):
+        categories.setdefault(note, []).append(_cell(category))
+    for note in filter(None, categories):
+        console.print(Text(f"{', '.join(categories[note])}: {note}"))
     known = without_unknown(counts)
     if len(known.columns) > 1:
         _show_table(console, known, [name.replace("_", "\n") for name in known.columns])
+
+
+def short_notes(frame: pd.DataFrame) -> list[str]:
+    """Notes of :func:`to_frame` for people: ``pixel metrics: no masks`` in place of the names of all of them."""
+    metrics = [name for name in frame.columns if name not in ("category", "note")]
+    levels = {level: [name for name in metrics if name.startswith(f"{level}_")] for level in ("image", "pixel")}
+    groups = {"all metrics": metrics, **{f"{level} metrics": names for level, names in levels.items()}}
+    notes = list(frame["note"])
+    for words, names in groups.items():
+        if len(names) > 1:
+            notes = [note.replace(", ".join(names), words) for note in notes]
+    return notes
 
 
 def _show_table(console: Console, frame: pd.DataFrame, headings: Sequence[str], title: str | None = None) -> None:
