@@ -226,8 +226,8 @@ def import_checkpoint(
     _show(f"  anomalib predict --config {config} --data IMAGES --ckpt_path {output}")
     _show(f"  anomalib export --config {config} --export_type openvino --ckpt_path {output}")
     _show(
-        "The authors' file has no thresholds: scores, heatmaps and AUROC are right, but whether an image is called "
-        "anomalous means nothing until thresholds are learned from your images: see the documentation, page Thresholds."
+        "The authors' file has no thresholds: scores and AUROC are right, but no image is called normal or anomalous "
+        "until thresholds are learned from your images: see the documentation, page Thresholds."
     )
 
 

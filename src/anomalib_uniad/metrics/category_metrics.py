@@ -18,8 +18,9 @@ from anomalib_uniad.metrics.functional import Ranking
 from anomalib_uniad.metrics.original_size import PixelResolution, at_original_size
 from anomalib_uniad.metrics.scores import LEVELS, Level, ScorePool, gather_objects, world_size
 
-# Why a metric is undefined if its target is not in the batches.
+# Why a metric is undefined if one of its fields is not in the batches.
 _NO_TARGETS = {"gt_label": "no labels", "gt_mask": "no masks"}
+_LACKING = {**_NO_TARGETS, "pred_label": "no decisions", "pred_mask": "no decisions"}
 
 
 class AP(AUPR):
@@ -190,8 +191,8 @@ class CategoryMetrics:
             batch (ImageBatch): Batch of B images after post-processing.
 
         Raises:
-            ValueError: If the model does not return a field that a strict metric needs. Missing labels or masks are no
-                error: the metric is undefined there, with a reason.
+            ValueError: If the model does not return a field that a strict metric needs. Missing labels, masks and
+                decisions are no error: the metric is undefined there, with a reason.
         """
         names = self.categories(batch)
         for name in dict.fromkeys(names):
@@ -224,7 +225,7 @@ class CategoryMetrics:
         metrics: dict[Level, list[str]] = {"image": [], "pixel": []}
         for name, metric in self._metrics.items():
             lacking = [key for key in metric.fields if getattr(batch, key, None) is None]
-            if metric.strict and (needed := [key for key in lacking if key not in _NO_TARGETS]):
+            if metric.strict and (needed := [key for key in lacking if key not in _LACKING]):
                 msg = f"{name} needs {needed[0]}, but the batch does not have a value for field with name {needed[0]}."
                 raise InputError(msg)
             if lacking:
@@ -298,7 +299,7 @@ class CategoryMetrics:
             return f"no defective {images}"
         if name not in seen.updated:
             lacking = seen.missing.get(name, "")
-            return _NO_TARGETS.get(lacking, f"no {lacking} from the model")
+            return _LACKING.get(lacking, f"no {lacking} from the model")
         if target == "gt_label" and labels == {True}:
             return f"only defective {images}"
         if pixels is not None and len(pixels) == 1:

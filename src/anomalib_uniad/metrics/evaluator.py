@@ -40,6 +40,7 @@ from anomalib_uniad.metrics.thresholds import (
     ThresholdScope,
     decide_by_category,
     global_thresholds,
+    join_learning,
     with_sensitivity,
 )
 from anomalib_uniad.splits import describe_validation
@@ -48,7 +49,7 @@ logger = logging.getLogger(__name__)
 
 
 class RawOutputs(Callback):
-    """Keeps scores and maps of a batch as the model returned them, before the post-processor changes the batch.
+    """What has to happen before the post-processor: keeps scores and maps of a batch as the model returned them.
 
     anomalib's post-processor shifts scores by one threshold for all categories and cuts them to the range from 0 to 1.
     Categories that score higher or lower than others are then cut as a whole, and nothing is left of their order.
@@ -87,6 +88,11 @@ class RawOutputs(Callback):
         self._last = InferenceBatch(pred_score=source.pred_score, anomaly_map=source.anomaly_map)
 
     on_predict_batch_end = on_test_batch_end
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Have all processes take part when the post-processor learns its thresholds, which comes next."""
+        del trainer
+        join_learning(getattr(pl_module, "post_processor", None))
 
 
 class PerCategoryEvaluator(Evaluator):

@@ -6,13 +6,15 @@ All are in raw scores, as the model returns them.
 """
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
 from anomalib.data import InferenceBatch
 from anomalib.post_processing import PostProcessor
 
-from anomalib_uniad.metrics.scores import Level
+from anomalib_uniad.metrics.post_processor import LearnedPostProcessor
+from anomalib_uniad.metrics.scores import Level, gather_objects, world_size
 
 ThresholdScope = Literal["global", "category"]
 Thresholds = dict[str, dict[Level, float]]
@@ -26,7 +28,8 @@ def global_thresholds(post_processor: Any) -> dict[Level, float]:
     found: dict[Level, float] = {"image": _NAN, "pixel": _NAN}
     if not isinstance(post_processor, PostProcessor) or not post_processor.enable_thresholding:
         return found
-    for level in _levels(post_processor):
+    undecided = isinstance(post_processor, LearnedPostProcessor) and not post_processor.learned["pred_label"]
+    for level in () if undecided else _levels(post_processor):
         low = float(getattr(post_processor, f"{level}_min"))
         if post_processor.enable_normalization and low == low:
             found[level] = _with_sensitivity(
@@ -35,6 +38,25 @@ def global_thresholds(post_processor: Any) -> dict[Level, float]:
         else:  # anomalib then compares the scores as they are
             found[level] = float(getattr(post_processor, f"normalized_{level}_threshold"))
     return found
+
+
+def join_learning(post_processor: Any) -> None:
+    """Have each process take part in learning thresholds, also one that has seen no image with a mask.
+
+    anomalib's post-processor would not ask such a process for its scores, while the others wait for them.
+
+    Args:
+        post_processor (Any): Post-processor of the model, at the end of a validation before it learns.
+    """
+    if world_size() == 1 or not isinstance(post_processor, PostProcessor):
+        return
+    for name in ("_image_threshold_metric", "_pixel_threshold_metric"):
+        metric: Any = getattr(post_processor, name)
+        kinds = gather_objects(metric.preds[0].dtype if metric.update_called else None)
+        kind = next((kind for kind in kinds if kind is not None), None)
+        if kind is not None and not metric.update_called:
+            scores, targets = (torch.zeros(0, dtype=dtype, device=metric.device) for dtype in (kind, torch.int64))
+            metric.update(SimpleNamespace(**dict(zip(metric.fields, (scores, targets), strict=True))))
 
 
 def with_sensitivity(thresholds: Thresholds, post_processor: PostProcessor) -> Thresholds:
@@ -88,7 +110,7 @@ def decide_by_category(
 
 def _levels(post_processor: PostProcessor) -> tuple[Level, ...]:
     """Levels of decisions by a threshold; derived classes (MEBin) decide about pixels in other ways."""
-    return ("image", "pixel") if type(post_processor) is PostProcessor else ("image",)
+    return ("image", "pixel") if type(post_processor) in (PostProcessor, LearnedPostProcessor) else ("image",)
 
 
 def _with_sensitivity(threshold: float, level: Level, post_processor: PostProcessor) -> float:

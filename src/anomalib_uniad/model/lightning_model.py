@@ -39,6 +39,7 @@ from anomalib_uniad.image_files import check_samples, size_of
 from anomalib_uniad.inference.metadata import Level, ModelMetadata
 from anomalib_uniad.metrics import PerCategoryEvaluator
 from anomalib_uniad.metrics.batches import flat, refuse_deep
+from anomalib_uniad.metrics.post_processor import LearnedPostProcessor
 from anomalib_uniad.training.checkpoint_files import CheckpointRescue
 from anomalib_uniad.training.checkpoint_reading import UnreadableCheckpoint, read_checkpoint
 from anomalib_uniad.training.checkpoint_selection import CheckpointChoice, CheckpointSelection
@@ -54,6 +55,7 @@ from .components.padding import BackbonePadding, PaddingMode
 from .components.tiles import size_of_tiles
 from .loss import ReconstructionLoss
 from .torch_model import PositionEmbedding, UniADModel
+from .visualizer import HeatmapVisualizer
 
 FeatureCacheMode = Literal["off", "memory", "disk"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
@@ -166,7 +168,7 @@ class UniAD(AnomalibModule):
         pre_processor (PreProcessor | bool): ``True`` resizes to ``image_size`` and applies ImageNet mean and standard
             deviation. Defaults to ``True``.
         post_processor (PostProcessor | bool): ``True`` is anomalib's: normalised scores and thresholds, both learned
-            at validation. Defaults to ``True``.
+            at validation. Before one, nothing is decided. Defaults to ``True``.
         evaluator (Evaluator | bool): ``True`` is ``anomalib_uniad.PerCategoryEvaluator``. Defaults to ``True``.
         visualizer (Visualizer | bool): ``True`` is anomalib's: one heatmap file per image. Defaults to ``True``.
 
@@ -414,6 +416,15 @@ class UniAD(AnomalibModule):
         """The pre-processor of anomalib, exported with the resize of validation."""
         return AntialiasedPreProcessor(AnomalibModule.configure_pre_processor(image_size).transform)
 
+    def configure_post_processor(self) -> PostProcessor:
+        """anomalib's, without decisions by a model that was never validated."""
+        return LearnedPostProcessor()
+
+    @classmethod
+    def configure_visualizer(cls) -> HeatmapVisualizer:
+        """anomalib's, with maps that are not normalised relative to their range."""
+        return HeatmapVisualizer()
+
     @staticmethod
     def configure_evaluator() -> Evaluator:
         """Metrics per category and their mean."""
@@ -577,19 +588,17 @@ class UniAD(AnomalibModule):
         self.training_summary["epochs"] = self.trainer.current_epoch + 1
 
     def on_predict_start(self) -> None:
-        """Refuse images read in another way than in training, and warn if there are no thresholds.
-
-        Without thresholds, anomalib calls nearly every image anomalous.
-        """
+        """Refuse images read in another way than in training, and warn if there are no thresholds."""
         self._check_value_range(self.trainer.datamodule)  # type: ignore[attr-defined]
         refuse_deep(flat(self.trainer.predict_dataloaders))
         post_processor = self.post_processor
-        if not isinstance(post_processor, PostProcessor) or not post_processor.enable_thresholding:
+        if not isinstance(post_processor, LearnedPostProcessor) or not post_processor.enable_thresholding:
             return
-        if post_processor.image_threshold.isnan():
+        if not post_processor.learned["pred_label"]:
             rank_zero_warn(
-                "The model has no thresholds: it was never validated, like a checkpoint of the authors' code. Scores "
-                "and heatmaps are right, labels mean nothing. Validate it on your images and save it to have them."
+                "The model has no thresholds: it was never validated, like a checkpoint of the authors' code. No "
+                "image is called normal or anomalous; scores are right. Validate it on your images and save it to have "
+                "thresholds."
             )
 
     def teardown(self, stage: str) -> None:

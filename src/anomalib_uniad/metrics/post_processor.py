@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""anomalib's post-processor, without decisions where nothing was learned by which to decide."""
+
+from typing import Any
+
+import torch
+from anomalib.data import Batch, InferenceBatch
+from anomalib.post_processing import PostProcessor
+
+
+class LearnedPostProcessor(PostProcessor):
+    """anomalib's post-processor that decides nothing before it has learned thresholds from a validation.
+
+    anomalib's own compares raw scores with 0.5 then: which images it calls anomalous depends on the unit of the scores.
+    Here ``pred_label`` and ``pred_mask`` are ``None`` in tests and predictions, unless the model decides itself, and
+    exported models do not have these outputs. Scores and maps are those of the model. All else is as in anomalib.
+
+    Args:
+        **kwargs (Any): Arguments of anomalib's ``PostProcessor``.
+
+    Examples:
+        >>> output = InferenceBatch(pred_score=torch.tensor([3.0]), anomaly_map=torch.ones(1, 2, 2))
+        >>> LearnedPostProcessor()(output)[:2]
+        (tensor([3.]), None)
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._learned = {"pred_label": False, "pred_mask": False}
+
+    @property
+    def learned(self) -> dict[str, bool]:
+        """Whether there is something by which to decide: ``pred_label`` and ``pred_mask`` -> yes or no."""
+        if (
+            not torch.compiler.is_compiling()
+        ):  # an export is given what was found when the model was last used or loaded
+            for name, level in (("pred_label", "image"), ("pred_mask", "pixel")):
+                known = [getattr(self, f"{level}_threshold")]
+                if self.enable_normalization:  # scores in the middle of their range have 0.5 then
+                    known.append(getattr(self, f"{level}_min"))
+                self._learned[name] = not all(bool(value.isnan()) for value in known)
+        return self._learned
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        _ = self.learned
+
+    def forward(self, predictions: InferenceBatch) -> InferenceBatch:
+        """Post-process the output of a model.
+
+        Args:
+            predictions (InferenceBatch): Scores ``(B,)`` and maps ``(B, 1, H, W)``.
+
+        Returns:
+            InferenceBatch: The same, normalised, and decisions; as they are and no decisions if nothing was learned.
+        """
+        made = super().forward(predictions)
+        return made._replace(**{name: None for name, learned in self.learned.items() if not learned})
+
+    def threshold_batch(self, batch: Batch) -> None:
+        """Decide about the images of a batch.
+
+        Args:
+            batch (Batch): B images with scores and maps; changed in place.
+        """
+        own = {name: getattr(batch, name) for name, learned in self.learned.items() if not learned}
+        super().threshold_batch(batch)
+        for name, decision in own.items():
+            setattr(batch, name, decision)
