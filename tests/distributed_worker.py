@@ -12,9 +12,11 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
+from anomalib.post_processing import PostProcessor
 
 from anomalib_uniad.metrics import PerCategoryEvaluator
 from anomalib_uniad.metrics.category_metrics import CategoryMetrics
+from anomalib_uniad.metrics.thresholds import join_learning
 from replay import make_batch
 
 CATEGORIES = (("a", "b"), ("b", "c"))
@@ -29,6 +31,17 @@ def run_both(folder: Path) -> list[str]:
     return [(folder / f"{rank}.json").read_text() for rank in range(2)]
 
 
+def learn(*ranks: int) -> float:
+    """Learn the threshold of pixels in one process from the batches of some; only the first one has masks."""
+    processor = PostProcessor()
+    for rank in ranks:
+        batch = make_batch(["a"] * 4, [0, 0, 1, 1], rank, masks=rank == 0)
+        processor.on_validation_batch_end(None, None, batch)
+    join_learning(processor)
+    processor.on_validation_epoch_end(None, None)
+    return float(processor._pixel_threshold)
+
+
 def main(rank: int, folder: Path) -> None:
     """Evaluate a process's part."""
     signal.alarm(TIMEOUT)  # ends a process that waits for ever, also in C++
@@ -39,6 +52,7 @@ def main(rank: int, folder: Path) -> None:
     for category in CATEGORIES[rank]:
         metrics.update(make_batch([category] * 4, [0, 0, 1, 1], rank))
     values = {name: float(value) for name, value in metrics.compute().logged().items()}
+    values["pixel_threshold"] = learn(rank)
     (folder / f"{rank}.json").write_text(json.dumps(values))
     torch.distributed.destroy_process_group()
 

@@ -47,8 +47,13 @@ class MixedProducts(MultiCategoryDataModule):
         folder = self.root / category
         there = {
             name: path
-            for name, path in (("abnormal_dir", "test/broken"), ("mask_dir", "ground_truth/broken"))
+            for name, path in (
+                ("abnormal_dir", "test/broken"),
+                ("mask_dir", "ground_truth/broken"),
+                ("normal_test_dir", "test/good"),
+            )
             if (folder / path).is_dir()
         }
-        own = Folder(category, "train/good", folder, normal_test_dir="test/good", num_workers=0, **there, **self._split)
+        mode = "from_dir" if "normal_test_dir" in there else "none"
+        own = Folder(category, "train/good", folder, num_workers=0, test_split_mode=mode, **there, **self._split)
         return read_sets(own)

@@ -52,11 +52,11 @@ def join_learning(post_processor: Any) -> None:
         return
     for name in ("_image_threshold_metric", "_pixel_threshold_metric"):
         metric: Any = getattr(post_processor, name)
-        kinds = gather_objects(metric.preds[0].dtype if metric.update_called else None)
-        kind = next((kind for kind in kinds if kind is not None), None)
-        if kind is not None and not metric.update_called:
-            scores, targets = (torch.zeros(0, dtype=dtype, device=metric.device) for dtype in (kind, torch.int64))
-            metric.update(SimpleNamespace(**dict(zip(metric.fields, (scores, targets), strict=True))))
+        own = (metric.preds[0].dtype, metric.target[0].dtype) if metric.update_called else None
+        types = next(filter(None, gather_objects(own)), None)
+        if types is not None and not metric.update_called:
+            empty = [torch.zeros(0, dtype=dtype, device=metric.device) for dtype in types]
+            metric.update(SimpleNamespace(**dict(zip(metric.fields, empty, strict=True))))
 
 
 def with_sensitivity(thresholds: Thresholds, post_processor: PostProcessor) -> Thresholds:

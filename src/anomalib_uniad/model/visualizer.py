@@ -25,7 +25,7 @@ class HeatmapVisualizer(ImageVisualizer):
         dataloader_idx: int = 0,
     ) -> None:
         """Write the pictures of a batch; predictions come here as well."""
-        processor = getattr(pl_module, "post_processor", None)
+        processor: Any = getattr(pl_module, "post_processor", None)
         normalises = isinstance(processor, PostProcessor) and processor.enable_normalization
         if batch.anomaly_map is not None and not (normalises and not bool(processor.pixel_min.isnan())):
             maps = batch.anomaly_map.float()
