@@ -843,7 +843,7 @@ def _check_same_model(
         if shape != own[name]
     ]
     different = differences(_SAME_IN_CHECKPOINT)
-    if sizes or len(theirs) < len(own):  # else names of the same backbone
+    if sizes or own.keys() != {name for name in weights if name.startswith("model.")}:  # else the same by another name
         different += differences(("backbone", "layers"))
     if different or sizes:
         msg = (

@@ -150,6 +150,9 @@ def test_weights_of_other_shapes_are_refused() -> None:
         with pytest.raises(ValueError, match=message):
             UniAD(**{**SMALL, **other}).on_load_checkpoint(checkpoint)
     UniAD(**{**SMALL, "backbone": "resnet18.tv_in1k"}).on_load_checkpoint(checkpoint)  # the same by another name
+    larger = UniAD(**{**SMALL, "backbone": "resnet34"})  # has all weights of resnet18, in the same shapes
+    with pytest.raises(ValueError, match="backbone: resnet34 in the checkpoint, resnet18 in the model"):
+        model.on_load_checkpoint({"hyper_parameters": dict(larger.hparams), "state_dict": larger.state_dict()})
     del checkpoint["hyper_parameters"]
     checkpoint["state_dict"]["model.transformer.output_projection.bias"] = torch.zeros(3)
     with pytest.raises(ValueError, match=r"output_projection.bias: \(3,\) in the checkpoint, \(\d+,\) in the model\.$"):
