@@ -299,7 +299,8 @@ def _run(args: list[str] | None) -> None:
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and not isinstance(error, UserError):
-        return f"{(error.name or str(error)).partition('.')[0]} is not installed: pip install 'anomalib-uniad[openvino]'"
+        package = (error.name or str(error)).partition(".")[0]
+        return f"{package} is not installed: pip install 'anomalib-uniad[openvino]'"
     return str(error)
 
 

@@ -19,7 +19,16 @@ from anomalib_uniad.errors import UserError
 TRACEBACK = "ANOMALIB_UNIAD_TRACEBACK"
 _PACKAGE = __name__.partition(".")[0]
 # Errors of the system that a user can mend: no room, no permission, a folder in the place of a file.
-_DISK = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR}
+_DISK = {
+    errno.ENOSPC,
+    getattr(errno, "EDQUOT", errno.ENOSPC),
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.EEXIST,
+}
 _SECONDS_OF_RANK_ZERO = 5.0
 
 
@@ -74,6 +83,8 @@ def disk_sentence_of(error: BaseException, traceback: TracebackType | None) -> s
         return None
     if error.errno == errno.EISDIR:
         return f"{error.filename} is a folder, where a file or link is to be written: rename or remove it."
+    if error.errno in {errno.ENOTDIR, errno.EEXIST}:
+        return f"There is a file in the way of the folder {error.filename}: choose another folder."
     if error.filename is None:
         return f"{error.strerror}: make room or choose other folders."
     return f"{error.filename}: {error.strerror}; change its permissions, make room, or choose another folder."
