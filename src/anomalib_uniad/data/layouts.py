@@ -183,11 +183,12 @@ def raise_product_problems(root: Path, products: Iterable[Product]) -> None:
         raise InputError(msg)
 
 
-def find_root(root: Path | str) -> Path:
+def find_root(root: Path | str, otherwise: str = "") -> Path:
     """Return a root without links, and refuse one that is not there.
 
     Args:
         root (Path | str): A folder.
+        otherwise (str): What to do if it is not there on purpose. Defaults to ``""``.
 
     Returns:
         Path: The folder, absolute and free of links.
@@ -202,7 +203,8 @@ def find_root(root: Path | str) -> Path:
     if root.exists():
         msg = f"The root {root} is a file: set root to the folder with the products."
         raise InputError(msg)
-    raise MissingFileError(f"The root {root} is not there{_nearest_folder(root)}.")
+    msg = f"The root {root} is not there; {_nearest_folder(root)}{otherwise and f' Else, {otherwise}.'}"
+    raise MissingFileError(msg)
 
 
 def no_category(name: str, root: Path | None, there: Sequence[str]) -> str:
@@ -593,7 +595,9 @@ def _nothing(root: Path, top: _Folder) -> str:
     names = [folder.name for folder in listing.folders]
     found += [f"{_number(len(names), 'folder')} without images ({_first(names)})"] if names else []
     what = ", ".join(found) or "; ".join(listing.problems) or "nothing"
-    more = " Put the images of each product into a folder of its own." if listing.images else ""
+    more = ""
+    if listing.images:
+        more = f" If they are of one product, set root to {root.parent} and categories to [{root.name}]."
     return f"The root {root} has no folders of products. It has {what}; {EXPECTED}.{more}"
 
 
@@ -609,14 +613,14 @@ def _role(folder: _Folder) -> str:
 
 
 def _nearest_folder(path: Path) -> str:
-    """Ask whether a similar path was meant, else say what is there instead."""
+    """Ask whether a similar path was meant, or say what is there instead."""
     there = next(parent for parent in path.parents if parent.is_dir())
     missing, *rest = path.relative_to(there).parts
     names = [folder.name for folder in _subfolders(there)]
     folded = {name.casefold(): name for name in names}
     if close := difflib.get_close_matches(missing.casefold(), folded, n=1, cutoff=_CLOSE):
-        return f"; did you mean {there.joinpath(folded[close[0]], *rest)}?"
-    return f"; {there} has the folders {_first(names)}" if names else f"; {there} has no folders"
+        return f"did you mean {there.joinpath(folded[close[0]], *rest)}?"
+    return f"{there} has {_first(names) or 'no folders'}."
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -639,8 +643,6 @@ def _types(extensions: Sequence[str] | None) -> frozenset[str]:
 
 def _relative(name: str, given: Dirs) -> list[str]:
     """Return folders as a list, without those that leave the product's folder."""
-    if isinstance(given, str) and given.startswith("[") and given.endswith("]"):  # a list on the command line
-        given = [part.strip(" \"'") for part in given[1:-1].split(",")]
     parts = [] if given is None else [given] if isinstance(given, str | Path) else list(given)
     paths = [PurePath(part) for part in parts]
     for path in paths:

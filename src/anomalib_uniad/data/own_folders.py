@@ -111,15 +111,14 @@ class OwnFolders:
         """
         logger.info("%s, thresholds from %s:", self.root, describe_validation(datamodule) or "no images")
         for product in self._products.values():
-            parts = []
-            for name in ("train", "val", "test"):
+            parts = [f"{product.name}: {product.layout}{', with masks' if product.has_masks else ''}"]
+            for name, use in (("train", "training"), ("val", "validation"), ("test", "test")):
                 data = getattr(datamodule, f"{name}_data", None)
                 if data is not None:
-                    parts.append(f"{name} {_counted(data.samples[data.samples['category'] == product.name])}")
-            masks = ", with masks" if product.has_masks else ""
-            moved = f" (its {self._moved[product.name]} good test images are from those for training)"
-            told = moved if self._moved[product.name] else ""
-            logger.info("%s: %s; %s%s%s", product.name, product.layout, ", ".join(parts), masks, told)
+                    parts.append(f"{use} {_counted(data.samples[data.samples['category'] == product.name])}")
+            if moved := self._moved[product.name]:
+                parts.append(f"no good test images were given, {moved} of the others were taken")
+            logger.info("; ".join(parts))
 
 
 def _counted(samples: pd.DataFrame) -> str:

@@ -167,17 +167,14 @@ class WrappedSource:
             return None
         root = Path(given).expanduser().resolve()
         if root.exists() or not self._download:
-            try:
-                find_root(root)
-            except MissingFileError as error:
-                raise MissingFileError(f"{str(error).rstrip('.')}; {self._ask_for_download}") from error
+            find_root(root, self._ask_for_download)
         if "root" in arguments_of(self._class):
             self._arguments["root"] = root
         return root
 
     @property
     def _ask_for_download(self) -> str:
-        return f"set download to true to have {self._class.__name__} download or generate its images."
+        return f"set download to true to have {self._class.__name__} download or generate its images"
 
     def _folders(self) -> dict[str, Path]:
         """Find the categories on disk: name -> folder, sorted by name.
@@ -236,7 +233,7 @@ class WrappedSource:
             names = ", ".join(path.name for path in folders[:3]) + (", ..." if len(folders) > 3 else "")
             what = f"it has {names}" if folders else "it is empty"
             msg = f"The root {root} has no categories of {self._class.__name__} ({what}): correct root, or"
-            raise InputError(f"{msg} {self._ask_for_download}")
+            raise InputError(f"{msg} {self._ask_for_download}.")
 
     def _announce_download(self) -> None:
         """Say that the dataset is not there yet."""

@@ -157,13 +157,13 @@ def test_arguments_are_checked(tmp_path, arguments, message) -> None:
 @pytest.mark.parametrize(
     ("files", "root", "message"),
     [
-        ([], "mydta", r"The root .*/mydta is not there; did you mean .*/mydata\?"),
-        ([], "other/x", r"The root .*/other/x is not there; .* has the folders mydata"),
+        ([], "mydta", r"The root .*/mydta is not there; did you mean .*/mydata\?$"),
+        ([], "other/x", r"The root .*/other/x is not there; .* has mydata\.$"),
         ([], "mydata", r"has no folders of products. It has nothing; expected are <root>/<product>/good"),
         (
             ["1.png", "2.jpg", "a/x.heic"],
             "mydata",
-            r"has 2 images, 1 folder without images \(a\); expected .* of its own",
+            r"has 2 images, 1 folder without images \(a\); .* categories to \[mydata\]\.",
         ),
         (["x.heic", "y.HEIC"], "mydata", r"has 2 files of type .heic; expected"),
         (["1.png"], "mydata/1.png", r"The root .*1.png is a file: set root to the folder with the products"),
