@@ -52,7 +52,7 @@ def small_model(seed: int | None = None, minutes: float = NEVER, **arguments: An
 def data(root: Path, workers: int = 0, augmented: bool = False) -> MultiCategory:
     augmentations = v2.Compose([v2.RandomHorizontalFlip(), v2.ColorJitter(0.3)]) if augmented else None
     return MultiCategory(
-        root=root, train_batch_size=4, eval_batch_size=4, num_workers=workers, train_augmentations=augmentations
+        "MVTecAD", root, train_batch_size=4, eval_batch_size=4, num_workers=workers, train_augmentations=augmentations
     )
 
 

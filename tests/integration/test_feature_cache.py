@@ -75,7 +75,7 @@ def root(tmp_path_factory) -> Path:
 
 
 def make_multi_category(root: Path, **arguments) -> MultiCategory:
-    return MultiCategory(root=root, train_batch_size=3, eval_batch_size=4, num_workers=0, **arguments)
+    return MultiCategory("MVTecAD", root, train_batch_size=3, eval_batch_size=4, num_workers=0, **arguments)
 
 
 def make_mvtec(root: Path, **arguments) -> MVTecAD:

@@ -27,7 +27,7 @@ def small_model(**arguments) -> UniAD:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> MultiCategory:
     root = make_mvtec_like(tmp_path_factory.mktemp("data") / "Products", sizes={"bottle": (72, 90), "cable": (64, 64)})
-    return MultiCategory(root=root, train_batch_size=2, eval_batch_size=4, num_workers=0)
+    return MultiCategory("MVTecAD", root, train_batch_size=2, eval_batch_size=4, num_workers=0)
 
 
 def engine(folder: Path) -> Engine:

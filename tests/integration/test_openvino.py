@@ -129,14 +129,14 @@ def trained(tmp_path_factory) -> tuple[Path, MultiCategory]:
     All images have nearly the same score, so the range that is normalised is set to one that starts at zero.
     """
     root = make_mvtec_like(tmp_path_factory.mktemp("data") / "Products", sizes={"bottle": (72, 90), "cable": (64, 64)})
-    data = MultiCategory(root=root, train_batch_size=2, eval_batch_size=2, num_workers=0)
+    data = MultiCategory("MVTecAD", root, train_batch_size=2, eval_batch_size=2, num_workers=0)
     runner = quiet_engine(tmp_path_factory.mktemp("train"), max_epochs=2)
     runner.fit(UniAD(**TINY, seed=5), datamodule=data)
     checkpoint = torch.load(runner.best_model_path, weights_only=True)
     for level in ("image", "pixel"):
         checkpoint["state_dict"][f"post_processor.{level}_min"] *= 0
     torch.save(checkpoint, runner.best_model_path)
-    return Path(runner.best_model_path), MultiCategory(root=root, num_workers=0)
+    return Path(runner.best_model_path), MultiCategory("MVTecAD", root, num_workers=0)
 
 
 def export(trained: tuple[Path, MultiCategory], folder: Path, kind: str = "openvino", **arguments: Any) -> Path:

@@ -35,7 +35,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = make_mvtec_like(folder / "data", sizes=(64, 64))
     recipe = {
         "model": {"class_path": "UniAD", "init_args": {**SMALL, "seed": 1}},
-        "data": {"class_path": "MultiCategory", "init_args": {"root": str(data), "num_workers": 0}},
+        "data": {
+            "class_path": "MultiCategory",
+            "init_args": {"source": "MVTecAD", "root": str(data), "num_workers": 0},
+        },
     }
     (folder / "recipe-small.yaml").write_text(yaml.safe_dump(recipe))
     for mode in trained_model.MODES:
