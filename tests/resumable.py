@@ -150,6 +150,13 @@ def distributed(root: Path, folder: Path) -> None:
             fit(small_model(None, ALWAYS), data(root), folder / name, path, *callbacks, **arguments)
 
 
+def processes(root: Path, folder: Path) -> None:
+    """Train with the engine in two processes, each of which runs this program."""
+    model = small_model(5, visualizer=True)
+    settings = {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "enable_progress_bar": False, "max_epochs": 1}
+    Engine(default_root_dir=folder, **settings).train(model, datamodule=data(root))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)  # as the tests do
     globals()[sys.argv[3]](Path(sys.argv[1]), Path(sys.argv[2]))

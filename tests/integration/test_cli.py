@@ -79,24 +79,25 @@ def checkpoint(folder: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["validate", "test"])
 def test_evaluation(command: Callable[..., None], checkpoint: Path, capsys, name: str) -> None:
-    saved = checkpoint.parents[2] / "config.yaml"  # what `train` wrote down
-    assert saved.is_file()
-    arguments = ["--config", str(saved)] if name == "test" else ["--model", "UniAD", *MODEL, *DATA, *TRAINER]
+    arguments = (
+        ["--config", str(checkpoint.parents[2] / "model.yaml")]
+        if name == "test"
+        else ["--model", "UniAD", *MODEL, *DATA, *TRAINER]
+    )
     command(name, *arguments, "--ckpt_path", str(checkpoint))
     assert "image_AUROC" in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore")  # torch.onnx and openvino warn about themselves
-def test_predict_and_export_from_a_file_of_the_model(
+def test_predict_and_export_with_the_file_that_a_training_writes(
     command: Callable[..., None], folder: Path, checkpoint: Path
 ) -> None:
-    config = {"model": {"class_path": "UniAD", "init_args": {**MODEL_ARGS, "pre_trained": False}}}
-    (folder / "model.yaml").write_text(yaml.safe_dump(config))
+    config = str(checkpoint.parents[2] / "model.yaml")
     images = folder / "products" / "cable" / "test" / "broken"
-    command("predict", "--config", "model.yaml", "--data", str(images), "--ckpt_path", str(checkpoint))
+    command("predict", "--config", config, "--data", str(images), "--ckpt_path", str(checkpoint))
     assert (folder / "results" / "UniAD" / "latest" / "images" / "broken" / "000.png").is_file()
     command(
-        *("export", "--config", "model.yaml", "--export_type", "openvino"),
+        *("export", "--config", config, "--export_type", "openvino"),
         *("--ckpt_path", str(checkpoint), "--export_root", "exported"),
     )
     assert (folder / "exported" / "weights" / "openvino" / "model.xml").is_file()

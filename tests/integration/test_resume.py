@@ -292,6 +292,21 @@ def test_another_checkpoint_can_be_tested_after_a_resumed_training(root: Path, t
     assert has_weights_of(model, other), "after a test of the other one, this one is meant as well"
 
 
+@pytest.mark.slow
+def test_two_processes_of_the_engine_have_one_folder(root: Path, tmp_path: Path) -> None:
+    """anomalib makes one in each process, and lets `latest` point to the last one."""
+    done = run_program(root, tmp_path, "processes")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "UniAD" / "products"
+    assert sorted(path.name for path in folder.iterdir()) == ["latest", "v0"]
+    latest = (folder / "latest").resolve()
+    assert latest.name == "v0"
+    assert {"metrics.csv", "predictions.csv", "model.yaml"} <= {path.name for path in latest.iterdir()}
+    assert (latest / FILE.with_name("model.ckpt")).is_file()
+    with (latest / "predictions.csv").open() as file:
+        assert len(list((latest / "images").rglob("*.png"))) == len(list(csv.DictReader(file))) == 8
+
+
 def test_two_processes(root: Path, tmp_path: Path) -> None:
     done = run_program(root, tmp_path, "distributed")
     assert done.returncode == 0, done.stderr

@@ -48,6 +48,7 @@ from anomalib_uniad.training.finite import FiniteTraining
 from anomalib_uniad.training.last_epoch import LastEpochValidation
 from anomalib_uniad.training.optimization import LearningRateSchedule, adamw, learning_rate_schedule
 from anomalib_uniad.training.resume import EpochSeed, ResumeCheckpoint, TrainedWeights
+from anomalib_uniad.training.run_folder import RunFolder
 from anomalib_uniad.transforms import CropAndPad, steps_of
 
 from .anomaly_map import ImageScore
@@ -59,6 +60,9 @@ from .visualizer import HeatmapVisualizer
 
 FeatureCacheMode = Literal["off", "memory", "disk"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
+
+# A checkpoint brings the backbone's weights.
+_FROM_CHECKPOINT: dict[str, Any] = {"pre_trained": False, "backbone_weights": None}
 
 # Arguments that a model and its checkpoint have to share. Most change predictions, but neither names nor shapes of the
 # weights; for the first ones, torch would list all tensors that do not fit.
@@ -326,6 +330,7 @@ class UniAD(AnomalibModule):
             EpochSeed(seed),
             self._trained_weights,
             self._finite,
+            RunFolder(_FROM_CHECKPOINT),
             ResumeCheckpoint(resume_interval),
             UnreadableCheckpoint(),
         ]
@@ -386,7 +391,7 @@ class UniAD(AnomalibModule):
         if weights_only and isinstance(checkpoint_path, (str, Path)) and "://" not in str(checkpoint_path):
             checkpoint = read_checkpoint(Path(checkpoint_path), cls.checkpoint_safe_globals())
             _check_is_uniad(checkpoint["state_dict"], checkpoint_path)
-        kwargs = {"pre_trained": False, "backbone_weights": None, "weights_only": weights_only, **kwargs}
+        kwargs = {**_FROM_CHECKPOINT, "weights_only": weights_only, **kwargs}
         return cast("UniAD", super().load_from_checkpoint(checkpoint_path, *args, **kwargs))
 
     # Parts that anomalib asks for.
