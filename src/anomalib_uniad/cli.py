@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from anomalib_uniad.errors import UserError
+from anomalib_uniad.errors import InputError, UserError
 from anomalib_uniad.inference import predict  # light: the rest is imported when it runs
 from anomalib_uniad.messages import wants_traceback
 
@@ -134,6 +134,58 @@ def report(
         _show(f"Wrote {file}.")
 
 
+def check(
+    folder: Path,
+    output: Path = Path("check"),
+    overwrite: bool = False,
+    features: bool = True,
+    backbone: str = "resnet10_synthetic",
+    categories: list[str] | None = None,
+    normal_dir: str | list[str] | None = None,
+    abnormal_dir: str | list[str] | None = None,
+    normal_test_dir: str | list[str] | None = None,
+    mask_dir: str | list[str] | None = None,
+    extensions: list[str] | None = None,
+    value_range: list[float] | None = None,
+) -> None:
+    """Look at images before a model is trained on them: damaged files, copies, masks, images that stand out.
+
+    Ends with exit code 1 if something would stop a training. Writes check.html, problems.csv and a picture of each
+    product.
+
+    Args:
+        folder: Folder with a folder per product, or a config of `anomalib train`.
+        output: Folder of the results.
+        overwrite: Replace results that are there.
+        features: Look at what images show as well: good ones unlike the others, a product that looks like two.
+        backbone: What sees that, by its name in timm; the default comes with the package.
+        categories: Names of the products, such as '[bottle,cable]'; default: all.
+        normal_dir: Folder of good training images in each product, or several; default: recognised by its name.
+        abnormal_dir: Folder of defective images in each product, or several.
+        normal_test_dir: Folder of good test images in each product, or several.
+        mask_dir: Folder of masks in each product, or several.
+        extensions: Types of files that are read, such as '[.png]'; default: all that anomalib reads.
+        value_range: Values that are black and white in images with more than 8 bits, such as '[0,4095]'.
+    """
+    arguments = {name: value for name, value in locals().items() if name not in _NOT_OF_LAYOUT}
+    from anomalib_uniad.check import command as checking
+    from anomalib_uniad.check.source import read_config, read_folder
+    from anomalib_uniad.check.terminal import show
+
+    if folder.suffix in {".yaml", ".yml"} and folder.is_file():
+        if given := [name for name, value in arguments.items() if value is not None]:
+            msg = f"{', '.join(given)}: set it in {folder}, which is a config."
+            raise InputError(msg)
+        source = read_config(folder)
+    else:
+        source = read_folder(folder, **arguments)
+    checking.check_output(output, [product.name for product in source.products], overwrite)
+    found = checking.inspect(source, backbone if features else None)
+    show(found, checking.write(found, output))
+    if found.stops:
+        sys.exit(1)
+
+
 def make_meta(
     folder: Path,
     output: Path | None = None,
@@ -231,6 +283,8 @@ def import_checkpoint(
     )
 
 
+_NOT_OF_LAYOUT = {"folder", "output", "overwrite", "features", "backbone"}  # arguments of check
+
 # Subcommands: names -> function, nested as deep as needed.
 COMMANDS: dict[str, Any] = {
     "cache": {
@@ -238,6 +292,7 @@ COMMANDS: dict[str, Any] = {
         "ls": cache_ls,
         "clear": cache_clear,
     },
+    "check": check,
     "import-checkpoint": import_checkpoint,
     "make-meta": make_meta,
     "parity": parity,

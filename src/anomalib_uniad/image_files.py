@@ -73,7 +73,7 @@ def read_image(path: str | Path, value_range: tuple[float, float] | None = None)
     """
     try:
         with Image.open(path) as image:
-            return _rgb(image, value_range)
+            return to_rgb(image, value_range)
     except Exception as error:  # Pillow's decoders raise all kinds on damaged files
         msg = f"{path} cannot be read: {reason_of(error, path)}."
         raise InputError(msg) from error
@@ -133,7 +133,7 @@ def read_whole(image: Image.Image, value_range: tuple[float, float] | None = Non
         Exception: Whatever Pillow's decoders raise, from ``OSError`` to ``struct.error``.
     """
     if image.mode in CUT_OFF and value_range is not None:
-        _rgb(image, value_range)
+        to_rgb(image, value_range)
     elif image.format == "PNG":
         image.verify()
     else:
@@ -253,10 +253,12 @@ def reason_of(error: Exception, path: str | Path) -> str:
         return "it is no image that Pillow knows" if Path(path).stat().st_size else "it is empty"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[:1].lower() + error.strerror[1:]  # without a number and the name
-    return " ".join(f"{error or type(error).__name__}".replace(repr(str(path)), "it").split())
+    text = " ".join(f"{error or type(error).__name__}".replace(repr(str(path)), "it").split())
+    return f"it is cut off ({text})" if "truncated" in text.lower() else text
 
 
-def _rgb(image: Image.Image, value_range: tuple[float, float] | None) -> np.ndarray:
+def to_rgb(image: Image.Image, value_range: tuple[float, float] | None = None) -> np.ndarray:
+    """Pixels of an image that was just opened; see :func:`read_image`, which names the file where this cannot."""
     check_depth(image, value_range)
     if value_range is not None and image.mode in CUT_OFF:
         low, high = value_range

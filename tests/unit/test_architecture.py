@@ -19,7 +19,7 @@ LAYERS = (
     {"inference", "synthetic", "training", "metrics"},
     {"data", "deploy"},
     {"model"},
-    {"import_checkpoint", "parity", "report"},
+    {"check", "import_checkpoint", "parity", "report"},
     {"cli"},
 )
 

@@ -24,11 +24,25 @@ _CUT_MASKS = frozenset({"F"})
 _LEAK = " A test image must not be used for training."
 
 
-class _File(NamedTuple):
-    """An image or mask that was read, and the least and the largest value of a mask that was read to its end."""
+class Read(NamedTuple):
+    """An image or mask that was read, and the smallest and largest value of a mask that was read to its end."""
 
     seen: Seen
     extrema: tuple[float, float] | None = None
+
+
+class Fault(NamedTuple):
+    """What is wrong with the files of a record.
+
+    Attributes:
+        file (str): Path of the image or mask.
+        kind (str): ``"image"``, ``"mask"``, or ``"label"`` if a mask can be used but contradicts the label.
+        text (str): One sentence.
+    """
+
+    file: str
+    kind: str
+    text: str
 
 
 def find_files(records: Iterable[Record], root: Path, allow_outside_root: bool) -> list[Record]:
@@ -83,46 +97,64 @@ def check_use(records: Iterable[Record], allow_defective_train: bool) -> None:
 
 
 def check_images(
-    records: Sequence[Record], whole: bool, threads: int, value_range: tuple[float, float] | None = None
+    records: Sequence[Record],
+    whole: bool,
+    threads: int,
+    value_range: tuple[float, float] | None = None,
+    strict: bool = True,
 ) -> None:
     """Refuse images and masks that cannot be read, and masks that do not fit to their image or its label.
 
     Whole files are read to find those that are cut off or damaged: the checksums of PNG files are compared, other types
-    are decoded, and so are masks. Otherwise only the head is read. Images with more than 8 bits need a range.
+    are decoded, and so are masks. Otherwise only the head is read. Images with more than 8 bits need a range. If not
+    strict, masks that contradict the label are warned of.
     """
     files = list(dict.fromkeys((path, i > 0) for record in records for i, path in enumerate(record.paths)))
     with ThreadPoolExecutor(max(1, threads)) as pool:
         looked = pool.map(lambda file: _look(file[0], file[1], value_range, whole), files)
         # Only shown if it takes a while.
         found = dict(zip(files, tqdm(looked, "Checking images", len(files), unit="file", delay=3), strict=True))
+    tolerated = []
     for record in records:
         image, *masks = (found[path, i > 0] for i, path in enumerate(record.paths))
-        record.problems += _problems(record, image.seen, masks)
+        faults = list(find_faults(record, image.seen, masks))
+        tolerated += [fault for fault in faults if fault.kind == "label" and not strict]
+        record.problems += [fault.text for fault in faults if fault.kind != "label" or strict]
+    if tolerated:
+        logger.warning("%d masks contradict their labels, first: %s", len(tolerated), tolerated[0].text)
 
 
-def _problems(record: Record, image: Seen, masks: Sequence[_File]) -> Iterator[str]:
-    """Yield what is wrong with the files of a record."""
+def find_faults(record: Record, image: Seen, masks: Sequence[Read]) -> Iterator[Fault]:
+    """Yield what is wrong with the image and the masks of a record.
+
+    Args:
+        record (Record): The record.
+        image (Seen): What was seen of its image.
+        masks (Sequence[Read]): Its masks, as they were read.
+    """
     if image.problem:
-        yield f"the image {show(record.image)} cannot be read: {image.problem}."
-    for name, mask in zip(record.masks, masks, strict=True):
+        yield Fault(record.paths[0], "image", f"the image {show(record.image)} cannot be read: {image.problem}.")
+    for name, path, mask in zip(record.masks, record.paths[1:], masks, strict=True):
         if mask.seen.reason:
-            yield f"the mask {show(name)} cannot be read: {mask.seen.reason}."
-        elif not image.problem and mask.seen.size != image.size:
-            yield (
+            yield Fault(path, "mask", f"the mask {show(name)} cannot be read: {mask.seen.reason}.")
+        elif not image.reason and mask.seen.size != image.size:
+            text = (
                 f"the mask {show(name)} has {_pixels(mask.seen.size)}, but its image {show(record.image)} has "
                 f"{_pixels(image.size)}."
             )
+            yield Fault(path, "mask", text)
         elif record.label == 0 and mask.extrema and mask.extrema[1] > 0:
-            yield f"the label is 0 (normal), but the mask {show(name)} has defective pixels."
+            yield Fault(path, "label", f"the label is 0 (normal), but the mask {show(name)} has defective pixels.")
     if record.label == 1 and masks and all(mask.extrema and mask.extrema[1] == 0 for mask in masks):
         names = " and ".join(map(show, record.masks))
-        yield f"the label is 1 (defective), but there is no defective pixel in the mask {names}."
+        text = f"the label is 1 (defective), but there is no defective pixel in the mask {names}."
+        yield Fault(record.paths[1], "label", text)
 
 
-def check_copies(records: Iterable[Record], threads: int) -> None:
+def check_copies(records: Iterable[Record], threads: int, strict: bool = True) -> None:
     """Refuse test images that are copies of training images, byte for byte; warn of other copies.
 
-    Records for training come first.
+    Records for training come first. If not strict, all copies are warned of.
     """
     files: dict[str, Record] = {}
     for record in records:
@@ -133,6 +165,7 @@ def check_copies(records: Iterable[Record], threads: int) -> None:
     with ThreadPoolExecutor(max(1, threads)) as pool:
         digests = list(pool.map(_digest, shared))
     first: dict[tuple[Split, bytes], Record] = {}
+    leaks: list[tuple[Record, str]] = []
     twice: dict[Split, list[tuple[Record, Record]]] = {Split.TRAIN: [], Split.TEST: []}
     for record, digest in zip(shared.values(), digests, strict=True):
         training = first.get((Split.TRAIN, digest)) if record.split == Split.TEST else None
@@ -140,9 +173,14 @@ def check_copies(records: Iterable[Record], threads: int) -> None:
         if training is not None:
             if _file(training.paths[0]) != _file(record.paths[0]):  # else it is refused already
                 text = f"the image {show(record.image)} is a copy of the one of {training.place}.{_LEAK}"
-                record.problems.append(text)
+                leaks.append((record, text))
         elif same is not record:
             twice[record.split].append((record, same))
+    if strict:
+        for record, text in leaks:
+            record.problems.append(text)
+    elif leaks:
+        logger.warning("%d test images are copies of training images, first: %s", len(leaks), leaks[0][1])
     for split, pairs in twice.items():
         if pairs:
             text = "%d %s images are copies of others, so they count twice (first: %s is that of %s)"
@@ -176,20 +214,33 @@ def _outside(name: str, path: str, root: Path) -> str:
     return ""
 
 
-def _look(path: str, is_mask: bool, value_range: tuple[float, float] | None, whole: bool) -> _File:
-    seen = look(path, value_range, whole)
-    if not is_mask or seen.reason:
-        return _File(seen)
+def _look(path: str, is_mask: bool, value_range: tuple[float, float] | None, whole: bool) -> Read:
+    return read_mask_file(path, whole) if is_mask else Read(look(path, value_range, whole))
+
+
+def read_mask_file(path: str, whole: bool = True) -> Read:
+    """Read a mask, to its end or only its head.
+
+    Args:
+        path (str): The file.
+        whole (bool): To its end. Defaults to ``True``.
+
+    Returns:
+        Read: What is known of it.
+    """
+    seen = look(path, whole=whole)
+    if seen.reason:
+        return Read(seen)
     if seen.mode in _CUT_MASKS:
         reason = f"it has decimals (Pillow's mode {seen.mode}), which would be cut off: convert it to 8 bits"
-        return _File(seen._replace(reason=reason))
+        return Read(seen._replace(reason=reason))
     if not whole:
-        return _File(seen)
+        return Read(seen)
     try:
         with Image.open(path) as mask:
-            return _File(seen, mask.convert("L").getextrema())
+            return Read(seen, mask.convert("L").getextrema())
     except Exception as error:  # decoders raise anything from OSError to struct.error
-        return _File(seen._replace(reason=reason_of(error, path)))
+        return Read(seen._replace(reason=reason_of(error, path)))
 
 
 def _file(path: str) -> object:
