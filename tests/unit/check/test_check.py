@@ -173,6 +173,15 @@ def config(tmp_path: Path, class_path: str, **arguments) -> Path:
 class TestConfig:
     """The data of a config instead of a folder."""
 
+    def test_own_folders(self, root, tmp_path):
+        (root / "cable" / "train" / "good" / "000.png").write_text("text")
+        source = read_config(
+            config(tmp_path, "MultiCategory", root=str(root), categories=["cable"], value_range=[0, 9])
+        )
+        assert source.command.endswith("config.yaml")
+        assert source.value_range == (0, 9)
+        assert [finding.kind for finding in inspect(source, None).findings] == ["unreadable"]
+
     def test_wrapped_class(self, root, tmp_path):
         (root / "cable" / "test" / "good" / "000.png").write_text("text")
         source = read_config(config(tmp_path, "MultiCategory", source="MVTecAD", root=str(root)))
@@ -196,6 +205,8 @@ class TestConfig:
         (tmp_path / "empty.yaml").write_text("trainer: {}")
         with pytest.raises(InputError, match=r"empty\.yaml has no section data"):
             read_config(tmp_path / "empty.yaml")
+        with pytest.raises(InputError, match="has no root in its section data"):
+            read_config(config(tmp_path, "MultiCategory"))
         with pytest.raises(InputError, match=r"section data of .* cannot be used: .*rooot"):
             read_config(config(tmp_path, "MultiCategory", rooot="x"))
         with pytest.raises(SystemExit, match=r"mask_dir: set it in .*config"):
