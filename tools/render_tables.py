@@ -186,6 +186,29 @@ def quickstart(rows: pd.DataFrame) -> str:
 
 
 @table
+def elpv(rows: pd.DataFrame) -> str:
+    """Images, AUROC and decisions per product."""
+    counted = rows[rows["training_images"].notna()]
+    tested, defective = counted["test_images"], counted["defective"]
+    columns = {
+        "product": counted["category"],
+        "trained on": [f"{value:.0f}" for value in counted["training_images"]],
+        "thresholds from": [f"{value:.0f}" for value in counted["validation_images"]],
+        "tested: good": [f"{value:.0f}" for value in tested - defective],
+        "defective": [f"{value:.0f}" for value in defective],
+        "image AUROC": [f"{100 * value:.1f}" for value in counted["image_AUROC"]],
+        "image AP": [f"{100 * value:.1f}" for value in counted["image_AP"]],
+        "defects found": [f"{value:.1%}" for value in 1 - counted["missed"] / defective],
+        "false alarms": [f"{value:.1%}" for value in counted["false_alarms"] / (tested - defective)],
+    }
+    first = rows.iloc[0]
+    return (
+        f"{markdown(columns)}\n\n{first['epochs']:.0f} epochs, seed {first['seed']:.0f}, {first['seconds']:.0f} "
+        f"seconds from start to end. Thresholds from {first['thresholds']}, decisions by the {first['decisions']} one."
+    )
+
+
+@table
 def industrial(rows: pd.DataFrame) -> str:
     """AUROC per category and method."""
 

@@ -54,9 +54,7 @@ def test_train_own_folder(checkpoint: str, folder: Path) -> None:
     assert run.parents[1] == folder / "results" / "UniAD"
     assert "bottle" in (run / "metrics.md").read_text()
     assert "validation images (mixed, ratio 0.2, seed 0)" in (run / "metrics.csv").read_text()
-    assert (
-        len(list((run / "images").rglob("*.png"))) == 12
-    )  # of 4 good and of 4 defective test images, one each is set aside
+    assert len(list((run / "images").rglob("*.png"))) == 12  # of 16, one of each product and label is set aside
 
 
 def test_evaluate(checkpoint: str, capsys) -> None:
