@@ -34,9 +34,9 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def split(block: str) -> Iterator[Command]:
-    """Commands of a block: continued lines are joined, comments dropped, && separates."""
+    """Commands of a block: continued lines are joined, comments and variables dropped, && separates."""
     for line in block.replace("\\\n", " ").splitlines():
-        words = shlex.split(line, comments=True)
+        words = shlex.split(re.sub(r"^[A-Z_]+=\S+ ", "", line), comments=True)
         while "&&" in words:
             end = words.index("&&")
             yield tuple(words[:end])
