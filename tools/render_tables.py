@@ -209,6 +209,19 @@ def elpv(rows: pd.DataFrame) -> str:
 
 
 @table
+def messages(rows: pd.DataFrame) -> str:
+    """What a user reads after a mistake, and how soon."""
+    columns = {
+        "mistake": rows["case"],
+        "seconds": [f"{value:.1f}" for value in rows["seconds"]],
+        "exit code": rows["exit_code"],
+        "lines of the message": rows["of_message"],
+        "last line": [f"`{line}`" for line in rows["last_line"]],
+    }
+    return f"On {rows['device'].iloc[0]}:\n\n{markdown(columns)}"
+
+
+@table
 def industrial(rows: pd.DataFrame) -> str:
     """AUROC per category and method."""
 
