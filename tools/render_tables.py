@@ -104,6 +104,17 @@ def table(function: Callable[[pd.DataFrame], str]) -> Callable[[pd.DataFrame], s
     return function
 
 
+def once_measured(function: Callable[[pd.DataFrame], str]) -> Callable[[pd.DataFrame], str]:
+    """As :func:`table`; nothing as long as there is no file."""
+
+    def from_file(results: Path) -> str:
+        name = function.__name__
+        return function(read(results, name)) if (results / f"{name}.csv").is_file() else ""
+
+    TABLES[function.__name__] = from_file
+    return function
+
+
 def read(results: Path, name: str) -> pd.DataFrame:
     """Read a csv file; cells of text that are empty are empty strings."""
     path = results / f"{name}.csv"
@@ -208,7 +219,15 @@ def elpv(rows: pd.DataFrame) -> str:
     )
 
 
-@table
+@once_measured
+def data_check(rows: pd.DataFrame) -> str:
+    """Time of checks, as it was measured."""
+    origin = {"device", "versions", "seed", "command"}
+    columns = {name.replace("_", " "): rows[name] for name in rows if name not in origin}
+    return f"On {rows['device'].iloc[0]}:\n\n{markdown(columns)}"
+
+
+@once_measured
 def messages(rows: pd.DataFrame) -> str:
     """What a user reads after a mistake, and how soon."""
     columns = {
