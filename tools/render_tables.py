@@ -196,7 +196,7 @@ def quickstart(rows: pd.DataFrame) -> str:
     )
 
 
-@table
+@once_measured
 def elpv(rows: pd.DataFrame) -> str:
     """Images, AUROC and decisions per product."""
     counted = rows[rows["training_images"].notna()]
