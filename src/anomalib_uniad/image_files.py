@@ -240,10 +240,13 @@ def listed(files: Mapping[str, str]) -> str:
     """The first files and their reasons, for a message.
 
     Examples:
-        >>> listed({"a.png": "it is empty"})
-        'a.png (it is empty)'
+        >>> listed({"a.png": "it is empty", "b.png": "it is truncated", "c.png": "it is empty"})
+        'a.png, c.png (it is empty); b.png (it is truncated)'
     """
-    first = "; ".join(f"{path} ({reason})" for path, reason in list(files.items())[:SHOWN])
+    paths: dict[str, list[str]] = {}
+    for path, reason in list(files.items())[:SHOWN]:
+        paths.setdefault(reason, []).append(path)
+    first = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in paths.items())
     return first + (f"; and {len(files) - SHOWN} more" if len(files) > SHOWN else "")
 
 
@@ -253,8 +256,8 @@ def reason_of(error: Exception, path: str | Path) -> str:
         return "it is no image that Pillow knows" if Path(path).stat().st_size else "it is empty"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[:1].lower() + error.strerror[1:]  # without a number and the name
-    text = " ".join(f"{error or type(error).__name__}".replace(repr(str(path)), "it").split())
-    return f"it is cut off ({text})" if "truncated" in text.lower() else text
+    text = " ".join(f"{error or type(error).__name__}".replace(repr(str(path)), "it").split()).rstrip(".")
+    return "it is cut off (truncated)" if "truncated" in text.lower() else text  # the words of decoders differ
 
 
 def to_rgb(image: Image.Image, value_range: tuple[float, float] | None = None) -> np.ndarray:

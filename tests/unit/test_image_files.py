@@ -67,7 +67,7 @@ def test_damaged_files(images: list[Path], tmp_path: Path) -> None:
         "it is empty",
         "no such file or directory",
     ]
-    assert listed(found).startswith(f"{several[0]} (")
+    assert listed(found).startswith(f"{several[0]}")
     assert listed(found).endswith("; and 4 more")
 
 

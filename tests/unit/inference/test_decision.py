@@ -48,6 +48,13 @@ def test_without_a_category_as_anomalib(raw: float) -> None:
     assert decision.raw_score == (pytest.approx(raw, abs=1e-4) if raw < 22 else None)
 
 
+def test_all_scores_of_the_validation_were_equal() -> None:
+    metadata = replace(FITTED, normalization={**FITTED.normalization, "image_min": 12.0, "image_max": 12.0})
+    for raw, score in ((12.1, 1.0), (11.9, 0.0)):
+        decision = Decider(metadata, True, True).decide(output(score, raw_score=raw, label=raw > 12))
+        assert decision == Decision("", raw, score, 12.0, raw > 12)
+
+
 def test_sensitivity_moves_the_threshold_of_a_category() -> None:
     metadata = replace(FITTED, normalization={**FITTED.normalization, "image_sensitivity": 0.6})
     category, learned = next((name, of["image"]) for name, of in FITTED.category_thresholds.items() if "image" in of)

@@ -5,13 +5,14 @@ from pathlib import Path, PurePath
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from anomalib.data.utils import read_image as anomalib_read_image
 from PIL import Image
 from torch.nn import functional as F
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from anomalib_uniad.image_files import EXTENSIONS, read_image
+from anomalib_uniad.image_files import EXTENSIONS, look, read_image
 from anomalib_uniad.inference.images import find_images, resize_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 17, 4), dtype=np.uint8)
@@ -86,6 +87,24 @@ def test_floating_point(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(tmp_path / "float.tif", (0, 1))[0, :, 0], [0, 0, 127.5, 255])
     with pytest.raises(ValueError, match="more than 8 bits"):
         read_image(tmp_path / "float.tif")
+
+
+def test_values_as_they_are_in_the_file(tmp_path: Path) -> None:
+    """Pillow wraps integers without sign, and stretches PGM files."""
+    tifffile.imwrite(tmp_path / "large.tif", np.array([[0, 2**31, 2**32 - 1]], dtype=np.uint32))
+    np.testing.assert_allclose(read_image(tmp_path / "large.tif", (0, 2**32 - 1))[0, :, 0], [0, 127.5, 255])
+    (tmp_path / "twelve.pgm").write_bytes(b"P5 3 1 4095\n" + np.array([0, 1000, 4095], ">u2").tobytes())
+    np.testing.assert_allclose(read_image(tmp_path / "twelve.pgm", (0, 2000))[0, :, 0], [0, 127.5, 255], atol=0.01)
+
+
+def test_no_number(tmp_path: Path) -> None:
+    values = np.array([[0, np.inf, -np.inf, 3e38, np.nan]], dtype=np.float32)
+    tifffile.imwrite(tmp_path / "finite.tif", values[:, :-1])
+    np.testing.assert_array_equal(read_image(tmp_path / "finite.tif", (0, 1))[0, :, 0], [0, 255, 0, 255])
+    tifffile.imwrite(tmp_path / "hole.tif", values)
+    with pytest.raises(ValueError, match=r"hole\.tif cannot be read: it has pixels that are not a number\."):
+        read_image(tmp_path / "hole.tif", (0, 1))
+    assert look(tmp_path / "hole.tif", (0, 1)).problem == "it has pixels that are not a number"
 
 
 UNREADABLE = {"text": "no image that Pillow knows", "empty": "empty", "cut": "truncated", "gone": "no such file"}

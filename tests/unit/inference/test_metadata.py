@@ -17,6 +17,7 @@ FULL = ModelMetadata(
     normalization={"image_min": 5.0, "image_max": 25.0, "pixel_min": 1.0, "pixel_max": 30.0, "image_sensitivity": 0.6},
     training={"dataset": "Products", "images": 120, "epochs": 10, "seed": None},
     precision="FP32",
+    value_range=(0.0, 4095.0),
 )
 
 
@@ -78,6 +79,10 @@ def test_thresholds() -> None:
         ("normalization", '{"image_min": 3}', "image_min and image_max belong together"),
         ("normalization", '{"pixel_min": 3, "pixel_max": 2}', "pixel_min and pixel_max belong together"),
         ("training", "3", "'training' is malformed"),
+        *(
+            ("value_range", text, "'value_range' is malformed: value_range must be two numbers")
+            for text in ("[1]", "[2, 1]", "[1, 1]", "[0, true]", "[0, 1e999]", "[0, 1, 2]", '"01"', "3")
+        ),
     ],
 )
 def test_malformed(key: str, text: str, message: str) -> None:

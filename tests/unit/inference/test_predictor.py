@@ -10,6 +10,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from anomalib_uniad.inference.compiled import compile_file
+from anomalib_uniad.inference.heatmap import draw_heatmap
 from anomalib_uniad.inference.images import ImageFile, find_images
 from anomalib_uniad.inference.predictor import Output, Predictor
 from tiny_openvino import HIGH, LOW, NORMALISED, SIZE, THRESHOLD, save_tiny
@@ -57,6 +58,24 @@ def test_values_and_order(tmp_path: Path, sizes: dict[str, int]) -> None:
         assert output.score == pytest.approx(normalised.max(), abs=1e-5)
         assert output.label == (normalised.max() > 0.5)
         assert output.image is None
+
+
+@pytest.mark.parametrize("sizes", [{}, {"size": SIZE}], ids=str)
+def test_more_than_eight_bits(tmp_path: Path, sizes: dict[str, int]) -> None:
+    """Are not rounded on their way; the picture for a heatmap has 8."""
+    (tmp_path / "images").mkdir()
+    values = np.linspace(1000, 1100, 20 * 30).reshape(20, 30).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "images" / "0.png")
+    file = save_tiny(tmp_path / "model.xml", replace(NORMALISED, value_range=(0.0, 65535.0)), **sizes)
+    compiled = compile_file(file)
+    assert compiled.dtype == np.float32
+    pictures: list[np.ndarray] = []
+    (output,) = Predictor(compiled).predict(find_images([tmp_path / "images"]), lambda o: pictures.append(o.image))
+    image = torch.from_numpy(values.astype(np.float32) / 65535)[None, None]
+    expected = F.interpolate(image, (SIZE, SIZE), mode="bilinear", antialias=bool(sizes)).max()
+    assert output.raw_score == pytest.approx(float(expected), abs=1e-6)
+    assert np.ptp(pictures[0]) > 0.3
+    assert np.unique(np.asarray(draw_heatmap(pictures[0], output.anomaly_map))).size > 1
 
 
 def test_raw_outputs(tmp_path: Path) -> None:

@@ -232,6 +232,15 @@ def test_the_class_of_the_dataset_counts(root: Path) -> None:
     assert make_key(root, dataset) != before
 
 
+def test_the_range_of_pixel_values_counts(root: Path) -> None:
+    dataset = make_dataset(root)
+    keys = [make_key(root, dataset)]
+    for dataset.value_range in ((0.0, 4095.0), [0.0, 4095.0], (0.0, 65535.0)):
+        keys.append(make_key(root, dataset))
+    assert keys[1] == keys[2]
+    assert len(set(keys)) == 3
+
+
 def test_images_without_files_need_a_content_key(root: Path) -> None:
     dataset = make_dataset(root)
     dataset._samples["image_path"] = ["archive.zip/0.png"] * len(dataset)
