@@ -3,7 +3,7 @@
 
     python examples/compare_with_patchcore.py mydata
 
-`mydata` has a folder per product in the layout of MVTec AD. The report is report/report.html.
+`mydata` has a folder per product, see docs/own-data.md. The report is report/report.html.
 """
 
 import sys
@@ -18,7 +18,7 @@ from anomalib_uniad.cli import main as anomalib_uniad
 
 def run(model: AnomalibModule, root: str, epochs: int) -> str:
     """Train and test a model; return the folder of its results."""
-    datamodule = MultiCategory(root=root, train_batch_size=8, val_split_mode="from_test", seed=0)
+    datamodule = MultiCategory(root=root, train_batch_size=8)
     engine = Engine(max_epochs=epochs, check_val_every_n_epoch=epochs)
     engine.train(model=model, datamodule=datamodule)
     return str(engine.trainer.default_root_dir)

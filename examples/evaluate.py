@@ -16,7 +16,7 @@ def main(checkpoint: str, root: str) -> dict[str, float]:
 
     Args:
         checkpoint: A checkpoint of UniAD.
-        root: Folder of the products, in the layout of MVTec AD.
+        root: Folder of the products, as in the training: the same images are set aside.
     """
     # Pixels are compared at the size of the image files; the default is the size to which the model resizes.
     model = UniAD.load_from_checkpoint(checkpoint, evaluator=PerCategoryEvaluator(pixel_resolution="original"))

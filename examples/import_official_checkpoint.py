@@ -17,13 +17,13 @@ def main(checkpoint: str, root: str, output: str = "uniad.ckpt") -> Path:
 
     Args:
         checkpoint: The authors' file. Nothing in it is executed.
-        root: Folder of the products, in the layout of MVTec AD.
+        root: Folder of the products, see docs/own-data.md.
         output: The new checkpoint, which anomalib's commands take.
     """
     model = UniAD.from_official(checkpoint)
     engine = Engine()
-    # Thresholds come from half of the test images, so that the others can be tested with them.
-    engine.validate(model=model, datamodule=MultiCategory(root=root, val_split_mode="from_test", seed=0))
+    # Thresholds come from images that are set aside, so that the others can be tested with them.
+    engine.validate(model=model, datamodule=MultiCategory(root=root))
     engine.trainer.save_checkpoint(output)
     print(f"Wrote {output}; thresholds of {', '.join(model.category_thresholds) or 'no categories'}.")
     return Path(output)

@@ -15,15 +15,14 @@ def main(checkpoint: str, root: str) -> dict[str, float]:
     """Test with both; return the F1 score of the decisions for each.
 
     Args:
-        checkpoint: A checkpoint whose training had `val_split_mode="from_test"`, `val_split_ratio=0.5` and `seed=0`:
-            the images that are tested here are then not those from which it has its thresholds.
-        root: Folder of the products, in the layout of MVTec AD.
+        checkpoint: A checkpoint of a training on the same folder: the images that are tested here are not those from
+            which it has its thresholds.
+        root: Folder of the products, see docs/own-data.md.
     """
     scores = {}
     for thresholds in ("global", "category"):
         model = UniAD.load_from_checkpoint(checkpoint, evaluator=PerCategoryEvaluator(thresholds=thresholds))
-        datamodule = MultiCategory(root=root, val_split_mode="from_test", val_split_ratio=0.5, seed=0)
-        (results,) = Engine().test(model=model, datamodule=datamodule)
+        (results,) = Engine().test(model=model, datamodule=MultiCategory(root=root))
         scores[thresholds] = results["image_F1Score"]
     for category, levels in model.category_thresholds.items():
         print(f"{category}: threshold of images {levels['image']:.4g}, of pixels {levels['pixel']:.4g}")

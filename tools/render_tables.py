@@ -104,6 +104,17 @@ def table(function: Callable[[pd.DataFrame], str]) -> Callable[[pd.DataFrame], s
     return function
 
 
+def once_measured(function: Callable[[pd.DataFrame], str]) -> Callable[[pd.DataFrame], str]:
+    """As :func:`table`; nothing as long as there is no file."""
+
+    def from_file(results: Path) -> str:
+        name = function.__name__
+        return function(read(results, name)) if (results / f"{name}.csv").is_file() else ""
+
+    TABLES[function.__name__] = from_file
+    return function
+
+
 def read(results: Path, name: str) -> pd.DataFrame:
     """Read a csv file; cells of text that are empty are empty strings."""
     path = results / f"{name}.csv"
@@ -183,6 +194,50 @@ def quickstart(rows: pd.DataFrame) -> str:
         f"Image / pixel AUROC in percent:\n\n{markdown(columns)}\n\nSeconds from start to end, installation not "
         f"counted: {', '.join(f'{s:.0f}' for s in seconds)} (seeds {', '.join(map(str, seconds.index))})."
     )
+
+
+@once_measured
+def elpv(rows: pd.DataFrame) -> str:
+    """Images, AUROC and decisions per product."""
+    counted = rows[rows["training_images"].notna()]
+    tested, defective = counted["test_images"], counted["defective"]
+    columns = {
+        "product": counted["category"],
+        "trained on": [f"{value:.0f}" for value in counted["training_images"]],
+        "thresholds from": [f"{value:.0f}" for value in counted["validation_images"]],
+        "tested: good": [f"{value:.0f}" for value in tested - defective],
+        "defective": [f"{value:.0f}" for value in defective],
+        "image AUROC": [f"{100 * value:.1f}" for value in counted["image_AUROC"]],
+        "image AP": [f"{100 * value:.1f}" for value in counted["image_AP"]],
+        "defects found": [f"{value:.1%}" for value in 1 - counted["missed"] / defective],
+        "false alarms": [f"{value:.1%}" for value in counted["false_alarms"] / (tested - defective)],
+    }
+    first = rows.iloc[0]
+    return (
+        f"{markdown(columns)}\n\n{first['epochs']:.0f} epochs, seed {first['seed']:.0f}, {first['seconds']:.0f} "
+        f"seconds from start to end. Thresholds from {first['thresholds']}, decisions by the {first['decisions']} one."
+    )
+
+
+@once_measured
+def data_check(rows: pd.DataFrame) -> str:
+    """Time of checks, as it was measured."""
+    origin = {"device", "versions", "seed", "command"}
+    columns = {str(name).replace("_", " "): rows[name] for name in rows if name not in origin}
+    return f"On {rows['device'].iloc[0]}:\n\n{markdown(columns)}"
+
+
+@once_measured
+def messages(rows: pd.DataFrame) -> str:
+    """What a user reads after a mistake, and how soon."""
+    columns = {
+        "mistake": rows["case"],
+        "seconds": [f"{value:.1f}" for value in rows["seconds"]],
+        "exit code": rows["exit_code"],
+        "lines of the message": rows["of_message"],
+        "last line": [f"`{line}`" for line in rows["last_line"]],
+    }
+    return f"On {rows['device'].iloc[0]}:\n\n{markdown(columns)}"
 
 
 @table

@@ -3,7 +3,9 @@
 
 import importlib.util
 import json
+import sys
 from collections.abc import Callable
+from itertools import product as product_of
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from anomalib.models import Patchcore
 
 from anomalib_uniad import UniAD
 from anomalib_uniad.deploy.official.backbone import shapes_of
-from helpers import make_mvtec_like
+from helpers import make_mvtec_like, write_image
 from official import ARCH, generate, small_keys, write_official
 from small import SMALL
 
@@ -54,9 +56,7 @@ def test_train_own_folder(checkpoint: str, folder: Path) -> None:
     assert run.parents[1] == folder / "results" / "UniAD"
     assert "bottle" in (run / "metrics.md").read_text()
     assert "validation images (mixed, ratio 0.2, seed 0)" in (run / "metrics.csv").read_text()
-    assert (
-        len(list((run / "images").rglob("*.png"))) == 12
-    )  # of 4 good and of 4 defective test images, one each is set aside
+    assert len(list((run / "images").rglob("*.png"))) == 12  # of 16, one of each product and label is set aside
 
 
 def test_evaluate(checkpoint: str, capsys) -> None:
@@ -101,6 +101,30 @@ def test_import_official_checkpoint(folder: Path) -> None:
     file = write_official(folder / "ckpt.pth.tar", generate(keys, seed=0), arch)
     imported = main_of("import_official_checkpoint")(str(file), "mydata")
     assert UniAD.load_from_checkpoint(imported).category_thresholds.keys() == {"bottle", "cable"}
+
+
+def test_elpv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a package that is made like the real one: images in a folder, labels in a table without commas."""
+    package = tmp_path / "elpv_dataset"
+    lines = []
+    for number, (probability, product) in enumerate(product_of((0.0, 1 / 3, 2 / 3, 1.0), ("mono", "poly"))):
+        write_image(package / "data" / "images" / f"{number}.png", (8, 8), number)
+        lines.append(f"images/{number}.png  {probability:<18} {product}")
+    (package / "data" / "labels.csv").write_text("\n".join(lines))
+    (package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "elpv_dataset", raising=False)
+    counts = main_of("elpv")(tmp_path / "elpv")
+    assert counts == {
+        (product, label): count
+        for product in ("mono", "poly")
+        for label, count in (("good", 1), ("left out", 1), ("defective", 2))
+    }
+    files = {path.relative_to(tmp_path / "elpv").as_posix() for path in (tmp_path / "elpv").rglob("*.png")}
+    good, defective = {"mono/good/0.png", "poly/good/1.png"}, {"mono/defective/4.png", "poly/defective/5.png"}
+    assert files == good | defective | {"mono/defective/6.png", "poly/defective/7.png"}
+    with pytest.raises(FileExistsError):
+        main_of("elpv")(tmp_path / "elpv")
 
 
 def test_every_example_has_a_test() -> None:

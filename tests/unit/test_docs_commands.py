@@ -34,9 +34,9 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def split(block: str) -> Iterator[Command]:
-    """Commands of a block: continued lines are joined, comments dropped, && separates."""
+    """Commands of a block: continued lines are joined, comments and variables dropped, && separates."""
     for line in block.replace("\\\n", " ").splitlines():
-        words = shlex.split(line, comments=True)
+        words = shlex.split(re.sub(r"^[A-Z_]+=\S+ ", "", line), comments=True)
         while "&&" in words:
             end = words.index("&&")
             yield tuple(words[:end])
@@ -86,6 +86,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             if name := re.match(r"# (\w+\.yaml)", block):
                 (tmp_path / name[1]).write_text(block)
     (tmp_path / "uniad.yaml").write_text((tmp_path / "model.yaml").read_text())  # import-checkpoint writes it
+    run = tmp_path / "results" / "UniAD" / "mydata" / "latest"
+    run.mkdir(parents=True)
+    written = {"model": {"class_path": "anomalib_uniad.UniAD"}, "data": {"class_path": "anomalib_uniad.MultiCategory"}}
+    (run / "model.yaml").write_text(yaml.safe_dump(written))  # a training writes it
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
