@@ -407,6 +407,11 @@ def _unknown(product: Product, unknown: Sequence[_Folder], has_others: bool) -> 
             f"it has no images of its own, but folders that look like products ({_first(deeper)}): set root to "
             f"{product.folder}, or move them up."
         )
+    if not has_others:
+        return (
+            f"there are images in {_first(names)}, and the names do not say of which kind: if these are products, set "
+            f"root to {product.folder}, else set normal_dir to the folder of the good ones."
+        )
     return (
         f"there are images in {_first(names)}, and the names do not say of which kind: set normal_dir, abnormal_dir or "
         f"mask_dir, such as abnormal_dir: [{', '.join(names[:_SHOWN])}], or move them out of the product's folder."

@@ -67,6 +67,9 @@ class WrappedSource:
             given = split["val_split_ratio"]
             self.split |= {"val_split_mode": MIXED, "val_split_ratio": MIXED_RATIO if given is None else given}
         self.categories = self._choose(categories)
+        self._checked = False
+        if not download:
+            self.check()
 
     @property
     def name(self) -> str:
@@ -100,6 +103,8 @@ class WrappedSource:
 
     def check(self) -> None:
         """Refuse categories that are not on disk, or not as the class reads them."""
+        if self._checked:
+            return
         found = self._folders()
         if self._download and not found and self.root is not None and self._listed and not self._without_folders:
             msg = f"There are no categories in {self.root}: {self._class.__name__} has not put any there."
@@ -109,6 +114,7 @@ class WrappedSource:
                 raise InputError(no_category(category, self.root, list(found)))
         if self.root is not None and issubclass(self._class, MVTecAD) and self._class._setup is MVTecAD._setup:
             _check_mvtec(self.root, self.categories, self._class.__name__)
+        self._checked = True
 
     def read(self, category: str, datamodule: AnomalibDataModule) -> dict[str, AnomalibDataset]:
         """Have the class read and split a category.

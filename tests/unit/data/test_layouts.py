@@ -190,6 +190,10 @@ def test_roots(tmp_path, files, root, message) -> None:
     ("files", "message"),
     [
         (["good/1.png", "scratch/2.png"], r"in scratch, .* not say .* kind: .* such as abnormal_dir: \[scratch\]"),
+        (
+            ["nut/1.png", "ring/2.png"],
+            r"in nut, ring, and .* if these are products, set root to .*/p, else set normal_",
+        ),
         (["good/1.png", "train/1.png"], "it has train and good beside each other: say what is what by normal_dir"),
         (["good/1.png", "normal/1.png"], "good and normal are names of the same: rename one"),
         (["good/1.png", "2.png"], "1 image directly in its folder, beside good: move them"),

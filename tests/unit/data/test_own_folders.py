@@ -153,6 +153,17 @@ def test_kinds_of_pixels(tmp_path, mode) -> None:
     assert np.allclose(batch.image[0].permute(1, 2, 0).numpy(), expected)
 
 
+def test_more_than_8_bits(tmp_path) -> None:
+    pixels = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+    (tmp_path / "p").mkdir()
+    for number in range(3):
+        Image.fromarray(pixels).save(tmp_path / "p" / f"{number}.png")
+    with pytest.raises(ValueError, match=r"3 of 3 files cannot be used: .*p/0.png \(it has more than 8 bits"):
+        set_up(tmp_path)
+    batch = next(iter(set_up(tmp_path, value_range=[0, 40000]).train_dataloader()))
+    assert np.allclose(batch.image[0, 0].numpy(), np.clip(pixels / 40000, 0, 1), atol=1e-6)
+
+
 def test_nothing_without_a_root() -> None:
     with pytest.raises(ValueError, match="Set root to the folder with your products, or source to a data set"):
         MultiCategory()
