@@ -143,7 +143,6 @@ class Mine(MVTecAD):
 class TestWhatIsACategory:
     def test_other_folders_are_none(self, root, tmp_path):
         make_mvtec_like(tmp_path, ["bottle", ".hidden", "group/inner"])
-        make_mvtec_like(tmp_path / "bottle", ["nested"])
         (tmp_path / "empty" / "train").mkdir(parents=True)
         (tmp_path / "license.txt").touch()
         assert MultiCategory("MVTecAD", root=tmp_path).categories == ["bottle"]
