@@ -49,6 +49,7 @@ from anomalib_uniad.training.last_epoch import LastEpochValidation
 from anomalib_uniad.training.optimization import LearningRateSchedule, adamw, learning_rate_schedule
 from anomalib_uniad.training.resume import EpochSeed, ResumeCheckpoint, TrainedWeights
 from anomalib_uniad.training.run_folder import RunFolder
+from anomalib_uniad.training.space import SpaceCheck
 from anomalib_uniad.transforms import CropAndPad, steps_of
 
 from .anomaly_map import ImageScore
@@ -326,6 +327,7 @@ class UniAD(AnomalibModule):
         self._trained_weights = TrainedWeights()
         self._finite = FiniteTraining()
         self._training_callbacks: list[Callback] = [
+            SpaceCheck(),
             LastEpochValidation(),
             EpochSeed(seed),
             self._trained_weights,

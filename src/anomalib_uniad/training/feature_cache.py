@@ -27,6 +27,7 @@ from anomalib_uniad.errors import DiskError, InputError
 from .cached_dataset import CachedBatch, CachedDataset, FeatureDtype, compute_features
 from .feature_key import check_deterministic, describe_files, digest_of, digest_weights, key_of, key_parts
 from .feature_store import CacheWriter, FeatureStore, MemoryWriter
+from .space import gigabytes, on_same_disk, space_of_run
 
 _CONTAINER = Path("/sys/fs/cgroup")  # where Linux tells a container its limits
 _OFF = "Train without the cache (feature_cache=off)."
@@ -190,7 +191,10 @@ class FeatureCache(Callback):
         else:
 
             def build(writer: CacheWriter) -> None:
-                compute(writer, check_space=partial(check_space, dtype=self.dtype, store=self.store))
+                same = on_same_disk(self.store.directory, Path(trainer.default_root_dir))
+                reserved = space_of_run(trainer, pl_module)[0] if same else 0
+                check = partial(check_space, dtype=self.dtype, store=self.store, reserved=reserved)
+                compute(writer, check_space=check)
                 if digest_of(describe_files(images, masks)) != parts["files"]:
                     msg = f"Images of {meta['dataset']} changed while their features were computed. Start again."
                     raise RuntimeError(msg)
@@ -314,22 +318,30 @@ def _check_collate(found: Any, expected: Any) -> None:
 
 
 def check_space(
-    needed: int, shape: tuple[int, ...], dtype: str, store: FeatureStore | None = None, processes: int = 1
+    needed: int,
+    shape: tuple[int, ...],
+    dtype: str,
+    store: FeatureStore | None = None,
+    processes: int = 1,
+    reserved: int = 0,
 ) -> None:
     """Say how many bytes features of a shape need in a store or in memory, of which each process needs as much.
+
+    ``reserved`` bytes of the store's disk are for the training's other files.
 
     An OSError says if there is not enough room.
     """
     free: int | None
     if store is not None:
-        free, place, advice = store.free(), str(store.directory), _ADVICE
+        free, place, advice = max(store.free() - reserved, 0), str(store.directory), _ADVICE
     else:
         available = available_memory()
         free, advice = None if available is None else available // processes, _ADVICE_MEMORY
         place = "memory" if processes == 1 else f"memory of each of {processes} processes"
     size = f"The features of {shape[0]} images, {'x'.join(map(str, shape[1:]))} {dtype}, need {gigabytes(needed)}"
     if free is not None and needed > free:
-        msg = f"{size} in {place}, but there are only {gigabytes(free)}. {advice}"
+        beside = " beside the other files of the training" if reserved else ""
+        msg = f"{size} in {place}, but there are only {gigabytes(free)}{beside}. {advice}"
         raise DiskError(msg)
     rank_zero_info(f"{size} in {place}{'' if free is None else f' (free: {gigabytes(free)})'}.")
 
@@ -349,8 +361,3 @@ def available_memory() -> int | None:
             used -= int(counts.get("inactive_file", 0)) + int(counts.get("active_file", 0))
         found.append(max(0, limit - max(0, used)))
     return min(found) if found else None
-
-
-def gigabytes(size: int) -> str:
-    """Format a number of bytes: 1.50 GB, 2.0 MB."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
