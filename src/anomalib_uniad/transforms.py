@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transforms that bring images to the size of a model."""
+"""Images are brought to the size of a model: how, and each alone."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
 
 import torch
-from torchvision.transforms.v2 import Compose, InterpolationMode, Resize, Transform
+from anomalib.data import ImageBatch, ImageItem
+from torchvision.transforms.v2 import Compose, InterpolationMode, Transform
 from torchvision.transforms.v2 import functional as transforms
 from torchvision.tv_tensors import Mask
 
+from anomalib_uniad.errors import InputError
 from anomalib_uniad.geometry import Geometry
 
 
@@ -51,22 +54,54 @@ class CropAndPad(Transform):
         return transforms.pad(resized, padding, padding_mode="constant" if mask else "edge")
 
 
-def resize_of(transform: Any) -> Transform | None:
-    """Return the first step of a pre-processor's transform, if it brings all images to one size.
-
-    Args:
-        transform (Any): The transform.
-
-    Returns:
-        Transform | None: A ``Resize`` to height and width, or a :class:`CropAndPad`; ``None`` if it is something else.
-    """
-    first = next(iter(steps_of(transform)), None)
-    two_sides = isinstance(first, Resize) and first.size is not None and len(first.size) == 2
-    return first if isinstance(first, CropAndPad) or two_sides else None
-
-
 def steps_of(transform: Any) -> list[Any]:
     """Return the steps of a transform; none of ``None``."""
     if isinstance(transform, Compose):
         return list(transform.transforms)
     return [] if transform is None else [transform]
+
+
+def named(path: Any, transform: Any, image: Any, mask: Any) -> tuple[Any, Any]:
+    """Transform an image and its mask; an error of the crop gets the image's path."""
+    try:
+        return transform(image, mask)
+    except InputError as error:
+        msg = f"{path or 'An image'}: {error}."
+        raise InputError(msg) from error
+
+
+@dataclass
+class ResizedBatch(ImageBatch):
+    """A batch whose images went through :class:`CropAndPad` already."""
+
+    resized: ClassVar[bool] = True
+
+
+class ResizeEach:
+    """Collate function that brings each image to the size of a model before the batch is made.
+
+    anomalib does so for ``Resize`` alone; images of different sizes are otherwise stretched to the largest one of their
+    batch, so that scores would depend on who shares it.
+
+    Args:
+        resize (CropAndPad): What is done to each image.
+    """
+
+    def __init__(self, resize: CropAndPad) -> None:
+        self.resize = resize
+
+    def __call__(self, items: list[ImageItem]) -> ResizedBatch:
+        """Make a batch.
+
+        Args:
+            items (list[ImageItem]): Images (3, H, W) with or without masks (H, W), each of its own size.
+
+        Returns:
+            ResizedBatch: Of the same images.
+
+        Raises:
+            ValueError: If the crop does not lie in an image; the message names it.
+        """
+        for item in items:
+            item.image, item.gt_mask = named(item.image_path, self.resize, item.image, item.gt_mask)
+        return cast("ResizedBatch", ResizedBatch.collate(items))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from anomalib.data import Batch
+from anomalib.data import AnomalibDataModule, Batch
 from anomalib.pre_processing import PreProcessor
 from anomalib.pre_processing.utils.spec import transform_to_spec
 from anomalib.pre_processing.utils.transform import get_exportable_transform
@@ -13,9 +13,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torchvision.transforms.v2 import Compose, InterpolationMode, Resize, Transform
 
-from anomalib_uniad.errors import InputError
 from anomalib_uniad.geometry import Geometry
-from anomalib_uniad.transforms import CropAndPad, resize_of, steps_of
+from anomalib_uniad.transforms import CropAndPad, ResizeEach, named, steps_of
 
 
 class AntialiasedResize(nn.Module):
@@ -123,7 +122,7 @@ class AntialiasedPreProcessor(PreProcessor):
     @property
     def geometry(self) -> Geometry | None:
         """Crop, padding and size, if they are those of :class:`CropAndPad`."""
-        first = resize_of(self.transform)
+        first = next(iter(steps_of(self.transform)), None)
         return first.geometry if isinstance(first, CropAndPad) else None
 
     def covered(self, images: torch.Tensor) -> torch.Tensor | None:
@@ -153,6 +152,26 @@ class AntialiasedPreProcessor(PreProcessor):
             self.export_transform = get_exportable_transform(self.transform)
         self.export_transform = _antialiased(self.transform, self.export_transform)
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Have images cropped and padded one by one, in their own size, by the datamodule."""
+        del pl_module, stage  # These variables are not used.
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        own = isinstance(datamodule, AnomalibDataModule) and datamodule.external_collate_fn is None
+        if self.geometry is not None and own:
+            datamodule.external_collate_fn = ResizeEach(CropAndPad(self.geometry))
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the datamodule as it was, for other models."""
+        del pl_module, stage  # These variables are not used.
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(getattr(datamodule, "external_collate_fn", None), ResizeEach):
+            datamodule.external_collate_fn = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the datamodule as it was, for other models."""
+        del exception  # This variable is not used.
+        self.teardown(trainer, pl_module, "")
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         """Transform the images of a batch that brings no features."""
         del trainer, pl_module, batch_idx  # These variables are not used.
@@ -174,12 +193,8 @@ class AntialiasedPreProcessor(PreProcessor):
             for step in steps_of(self.transform)[1:]:
                 batch.image, batch.gt_mask = step(batch.image, batch.gt_mask)
             return
-        try:
-            batch.image, batch.gt_mask = self.transform(batch.image, batch.gt_mask)
-        except InputError as error:  # which does not know the file
-            paths = batch.image_path or ["an image"]
-            msg = f"{paths[0]}: {error}."
-            raise InputError(msg) from error
+        first = next(iter(getattr(batch, "image_path", None) or []), None)
+        batch.image, batch.gt_mask = named(first, self.transform, batch.image, batch.gt_mask)
 
 
 def _antialiased(transform: Transform | None, exported: Any) -> Any:

@@ -22,6 +22,8 @@ from torchvision.tv_tensors import Mask
 
 from anomalib_uniad.checks import check_fraction
 from anomalib_uniad.errors import InputError, MissingFileError, MissingPackageError
+from anomalib_uniad.geometry import Geometry
+from anomalib_uniad.transforms import CropAndPad
 
 from .export import OUTPUTS
 
@@ -125,14 +127,14 @@ def compress_weights(model: "openvino.Model") -> "openvino.Model":
 
 
 def quantize(
-    model: "openvino.Model", datamodule: AnomalibDataModule, size: tuple[int, int], without: Collection[str] = ()
+    model: "openvino.Model", datamodule: AnomalibDataModule, size: tuple[int, int] | None, without: Collection[str] = ()
 ) -> "openvino.Model":
     """Quantise a model with training images; no image that is tested is looked at.
 
     Args:
         model (openvino.Model): The exported model.
         datamodule (AnomalibDataModule): Where images are from; it is set up.
-        size (tuple[int, int]): Height and width to which the model resizes.
+        size (tuple[int, int] | None): Height and width to which the model resizes; ``None`` if it crops or pads.
         without (Collection[str]): Items of :data:`CHOICES` that are left out, to measure what they do.
             Defaults to ``()``.
 
@@ -155,19 +157,21 @@ def quantize(
 def quantize_with_accuracy_control(
     model: "openvino.Model",
     datamodule: AnomalibDataModule,
-    size: tuple[int, int],
+    size: tuple[int, int] | None,
     metric: Metric | None = None,
     max_drop: float = 0.01,
+    geometry: Geometry | None = None,
 ) -> "openvino.Model":
     """Quantise a model like :func:`quantize`, then take layers back to full precision until it is accurate enough.
 
     Args:
         model (openvino.Model): The exported model.
         datamodule (AnomalibDataModule): Where images are from; accuracy is measured on the validation images.
-        size (tuple[int, int]): Height and width to which the model resizes.
+        size (tuple[int, int] | None): Height and width to which the model resizes; ``None`` if it crops or pads.
         metric (Metric | None): What is measured, higher is better. Defaults to ``None``, anomalib's choice: the F1
             score of the decisions on images.
         max_drop (float): By how much it may fall, absolute. Defaults to ``0.01``.
+        geometry (Geometry | None): How images become the model's input. Defaults to ``None``, stretched.
 
     Returns:
         openvino.Model: The model in INT8.
@@ -182,7 +186,7 @@ def quantize_with_accuracy_control(
         model,
         _dataset(calibration),
         _dataset(validation),
-        partial(measure, metric=metric, images=len(datamodule.val_data)),
+        partial(measure, metric=metric, images=len(datamodule.val_data), geometry=geometry),
         max_drop=max_drop,
         subset_size=len(calibration),
         advanced_quantization_parameters=advanced,
@@ -293,14 +297,14 @@ class PaintedImages(Dataset[ImageItem]):
 
 
 def calibration_images(
-    model: "openvino.Model", datamodule: AnomalibDataModule, size: tuple[int, int], painted: bool = True
+    model: "openvino.Model", datamodule: AnomalibDataModule, size: tuple[int, int] | None, painted: bool = True
 ) -> DataLoader:
     """Training images that activations are measured on, spread evenly over the dataset and so over its categories.
 
     Args:
         model (openvino.Model): The exported model.
         datamodule (AnomalibDataModule): Where they are from; it is set up.
-        size (tuple[int, int]): Height and width to which the model resizes.
+        size (tuple[int, int] | None): Height and width to which the model resizes; ``None`` if it crops or pads.
         painted (bool): Paint rectangles, see :class:`PaintedImages`. Defaults to ``True``.
 
     Returns:
@@ -321,27 +325,27 @@ def _without_augmentations(dataset: AnomalibDataset) -> AnomalibDataset:
     return plain
 
 
-def batches_of(dataset: Any, model: "openvino.Model", size: tuple[int, int]) -> DataLoader:
+def batches_of(dataset: Any, model: "openvino.Model", size: tuple[int, int] | None) -> DataLoader:
     """Images one by one in their own size, or as many and as large as the model's input is, if it is fixed.
 
     Args:
         dataset (Any): Images.
         model (openvino.Model): The exported model.
-        size (tuple[int, int]): Height and width to which the model resizes.
+        size (tuple[int, int] | None): Height and width to which the model resizes; ``None`` if it crops or pads.
 
     Returns:
         DataLoader: Of :class:`Images`.
     """
     shape = model.input().partial_shape
     batch = shape[0].get_length() if shape[0].is_static else 1
-    input_size: list[int] | None = list(size) if batch > 1 else None
+    input_size: list[int] | None = list(size) if batch > 1 and size is not None else None
     if shape[2].is_static and shape[3].is_static:
         input_size = [shape[2].get_length(), shape[3].get_length()]
 
     def collate(items: list[ImageItem]) -> Images:
         images: list[Any] = [item.image for item in items]
-        if input_size is not None:
-            images = [transforms.resize(image, input_size) for image in images]
+        together = input_size or list(images[0].shape[-2:])  # of the first one if the model does not stretch
+        images = [transforms.resize(image, together) for image in images]
         return Images(torch.stack(images + images[-1:] * (batch - len(images))), items)
 
     return DataLoader(dataset, batch_size=batch, collate_fn=collate)
@@ -353,7 +357,9 @@ def _dataset(batches: DataLoader) -> "nncf.Dataset":
     return nncf.Dataset(batches, lambda images: images.input.numpy())
 
 
-def measure(model: Any, batches: Iterable[Images], metric: Metric, images: int) -> tuple[float, list[float]]:
+def measure(
+    model: Any, batches: Iterable[Images], metric: Metric, images: int, geometry: Geometry | None = None
+) -> tuple[float, list[float]]:
     """Measure a model for NNCF, which compares scores of batches to find out what layers change.
 
     Args:
@@ -361,6 +367,7 @@ def measure(model: Any, batches: Iterable[Images], metric: Metric, images: int) 
         batches (Iterable[Images]): Images with labels and masks.
         metric (Metric): What is measured.
         images (int): Number of all validation images.
+        geometry (Geometry | None): How images become the model's input. Defaults to ``None``, stretched.
 
     Returns:
         tuple[float, list[float]]: The metric and the mean score of each batch. Of one batch out of several, about which
@@ -374,8 +381,9 @@ def measure(model: Any, batches: Iterable[Images], metric: Metric, images: int) 
         found: dict[str, Any] = {name: torch.tensor(outputs[name])[:count] for name in OUTPUTS if name in outputs}
         masks = [item.gt_mask for item in batch.items]
         if "anomaly_map" in found and all(mask is not None for mask in masks):
-            size = list(found["anomaly_map"].shape[-2:])
-            found["gt_mask"] = torch.cat([transforms.resize(Mask(mask), size).reshape(1, *size) for mask in masks])
+            height, width = found["anomaly_map"].shape[-2:]
+            resize = CropAndPad(geometry or Geometry((height, width)))
+            found["gt_mask"] = torch.cat([resize(Mask(mask)).reshape(1, height, width) for mask in masks])
         labels = torch.tensor([bool(item.gt_label) for item in batch.items])
         metric.update(ImageBatch(image=batch.input[:count], gt_label=labels, **found))
         scores.append(float(found["pred_score"].mean()))

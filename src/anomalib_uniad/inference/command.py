@@ -96,7 +96,7 @@ def _predict(
     )
     for file in files:
         decider.category_of(file.path)  # report mistakes before the work
-    with Writer(output, files, heatmaps, overwrite) as writer:
+    with Writer(output, files, heatmaps, overwrite, compiled.metadata.geometry) as writer:
         counts = _run(Predictor(compiled), decider, writer, files, heatmaps)
     if heatmaps:
         _say(f"Wrote {writer.table} and the folder {output / HEATMAPS}.")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads an exported file and compiles it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,7 @@ import openvino as ov
 from openvino.preprocess import PrePostProcessor
 
 from anomalib_uniad.errors import InputError, MissingFileError
+from anomalib_uniad.geometry import Geometry
 
 from .metadata import ModelMetadata
 
@@ -42,6 +44,25 @@ class Compiled:
     def dtype(self) -> type[np.generic]:
         """Type of its images: uint8, or float32 if they are resized before or can have more than 8 bits."""
         return _dtype(self.size, self.metadata)
+
+    def check(self, size: Sequence[int]) -> None:
+        """Refuse images that the model cannot look at as it has learned to.
+
+        Args:
+            size (Sequence[int]): Height and width of an image.
+
+        Raises:
+            ValueError: If its crop does not lie in the image, or it crops or pads images of one other size alone.
+        """
+        geometry = self.metadata.geometry
+        if geometry is not None:
+            geometry.check(size)
+        if self.size is not None and self.size != (size[0], size[1]) and not _stretches(self.metadata):
+            msg = (
+                f"the image has {size[0]} x {size[1]} pixels (height x width), but the model crops or pads, and the "
+                f"file was exported for images of {self.size[0]} x {self.size[1]} alone"
+            )
+            raise InputError(msg)
 
 
 def compile_file(
@@ -94,8 +115,9 @@ def compile_file(
     batch, _, height, width = model.input().partial_shape
     batch_size = batch.get_length() if batch.is_static else 1
     size = (height.get_length(), width.get_length()) if height.is_static and width.is_static else None
-    if size and metadata.image_size and any(a < b for a, b in zip(size, metadata.image_size, strict=True)):
-        alone, inside = (f"{height} x {width}" for height, width in (size, metadata.image_size))
+    inside_of = metadata.image_size if _stretches(metadata) else None
+    if size and inside_of and any(a < b for a, b in zip(size, inside_of, strict=True)):
+        alone, inside = (f"{height} x {width}" for height, width in (size, inside_of))
         msg = (
             f"{file} takes images of {alone} pixels alone, which is less than the {inside} that the model works with: "
             "export it again with an --input_size that is not smaller, or without."
@@ -114,6 +136,12 @@ def compile_file(
         msg = f"OpenVINO cannot compile {file} for {device} with {config}: {_last_line(error)}"
         raise InputError(msg) from error
     return Compiled(compiled, batch_size, size, outputs, raw_outputs, metadata)
+
+
+def _stretches(metadata: ModelMetadata) -> bool:
+    """Whether a model stretches whole images, so that these may be stretched before."""
+    geometry = metadata.geometry
+    return geometry is None or geometry == Geometry(geometry.image_size)
 
 
 def _dtype(size: tuple[int, int] | None, metadata: ModelMetadata) -> type[np.generic]:

@@ -4,23 +4,57 @@
 import numpy as np
 from PIL import Image
 
+from anomalib_uniad.geometry import Geometry
+
 _LEVELS = np.linspace(0, 1, 256)[:, None]
 # The colour map "jet": blue, green and red rise and fall one after the other.
 _JET = (np.clip(1.5 - np.abs(4 * _LEVELS - np.array([3, 2, 1])), 0, 1) * 255).round().astype(np.uint8)  # (256, 3)
 
 
-def draw_heatmap(image: np.ndarray, anomaly_map: np.ndarray) -> Image.Image:
-    """Lay a map over an image, half and half.
+def map_to_image(anomaly_map: np.ndarray, size: tuple[int, int], geometry: Geometry | None = None) -> np.ndarray:
+    """Put the map of a model to where it belongs in the image.
+
+    Args:
+        anomaly_map (np.ndarray): ``(h, w)``, as the model puts it out.
+        size (tuple[int, int]): Height ``H`` and width ``W`` of the image file.
+        geometry (Geometry | None): How images became the model's input: the attribute ``geometry`` of the metadata of
+            an exported file. Defaults to ``None``, stretched.
+
+    Returns:
+        np.ndarray: ``(H, W)``, float32; NaN where the model does not look, outside of its crop.
+
+    Raises:
+        ValueError: If the crop does not lie in the image.
+
+    Examples:
+        >>> pad = Geometry((4, 4), "pad")
+        >>> map_to_image(np.array([[9, 9, 9, 9], [0, 0, 1, 1], [0, 0, 1, 1], [9, 9, 9, 9]]), (1, 2), pad)
+        array([[0., 1.]], dtype=float32)
+    """
+    geometry = geometry or Geometry((anomaly_map.shape[0], anomaly_map.shape[1]))
+    seen, covered = geometry.seen(size), geometry.covered(size)
+    cut = np.ascontiguousarray(anomaly_map[covered.rows, covered.columns], np.float32)
+    resized = Image.fromarray(cut).resize((seen.width, seen.height), Image.Resampling.BILINEAR)
+    result = np.full(size, np.nan, np.float32)
+    result[seen.rows, seen.columns] = np.asarray(resized)
+    return result
+
+
+def draw_heatmap(image: np.ndarray, anomaly_map: np.ndarray, geometry: Geometry | None = None) -> Image.Image:
+    """Lay a map over an image, half and half; what the model does not look at stays as it is.
 
     Args:
         image (np.ndarray): ``(H, W, 3)``, from 0 to 255.
-        anomaly_map (np.ndarray): ``(h, w)``, of any size, from 0 (dark blue) over 0.5 (green) to 1 (dark red).
+        anomaly_map (np.ndarray): ``(h, w)``, as the model puts it out, from 0 (dark blue) over 0.5 (green) to 1 (dark
+            red).
+        geometry (Geometry | None): How the image became the model's input. Defaults to ``None``, stretched.
 
     Returns:
         Image.Image: Of the image's size.
     """
-    height, width = image.shape[:2]
-    resized = Image.fromarray(anomaly_map.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
-    levels = (np.asarray(resized) * 255).round().clip(0, 255).astype(np.uint8)
+    values = map_to_image(anomaly_map, (image.shape[0], image.shape[1]), geometry)
+    outside = np.isnan(values)
+    levels = (np.where(outside, 0, values) * 255).round().clip(0, 255).astype(np.uint8)
     pixels = image if image.dtype == np.uint8 else image.round().astype(np.uint8)
-    return Image.blend(Image.fromarray(pixels), Image.fromarray(_JET[levels]), 0.5)
+    colours = np.where(outside[..., None], pixels, _JET[levels])
+    return Image.blend(Image.fromarray(pixels), Image.fromarray(colours), 0.5)

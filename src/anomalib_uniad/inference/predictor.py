@@ -72,7 +72,8 @@ class Predictor:
             request = compiled.model.create_infer_request()
             # Run it once in this thread: OpenVINO sets up its conversion to numpy at the first use, and two threads
             # that do so at the same time may deadlock.
-            height, width = compiled.size or (32, 32)
+            geometry = compiled.metadata.geometry
+            height, width = compiled.size or (geometry.least if geometry and geometry.crop else (32, 32))
             self._request(request, np.zeros((compiled.batch_size, height, width, 3)))
             self._idle.put(request)
 
@@ -102,7 +103,7 @@ class Predictor:
             pool.shutdown(cancel_futures=True)
 
     def _work(self, chunk: Sequence[ImageFile], finish: Callable[[Output], None] | None) -> list[Output]:
-        outputs = [_read(file, self._compiled.metadata.value_range) for file in chunk]
+        outputs = [_read(file, self._compiled) for file in chunk]
         same: dict[tuple[int, ...], list[tuple[Output, np.ndarray]]] = {}
         for output in outputs:
             if output.image is not None:
@@ -154,8 +155,13 @@ class Predictor:
         return [request.get_output_tensor(index).data.copy() for index in range(len(self._compiled.model.outputs))]
 
 
-def _read(file: ImageFile, value_range: tuple[float, float] | None) -> Output:
+def _read(file: ImageFile, compiled: Compiled) -> Output:
     try:
-        return Output(file, image=read_image(file.path, value_range))
+        image = read_image(file.path, compiled.metadata.value_range)
     except ValueError as error:
         return Output(file, error=str(error))
+    try:
+        compiled.check(image.shape[:2])
+    except ValueError as error:
+        return Output(file, error=f"{file.path} cannot be predicted: {error}.")
+    return Output(file, image=image)

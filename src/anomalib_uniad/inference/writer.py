@@ -11,6 +11,7 @@ from types import TracebackType
 import numpy as np
 
 from anomalib_uniad.errors import ExistingFileError
+from anomalib_uniad.geometry import Geometry
 
 from .decision import Decision
 from .heatmap import draw_heatmap
@@ -28,13 +29,19 @@ class Writer:
         files (Sequence[ImageFile]): All images of the prediction.
         heatmaps (bool): Whether heatmaps are written. Defaults to ``True``.
         overwrite (bool): Replace files that are there; heatmaps of other images stay. Defaults to ``False``.
+        geometry (Geometry | None): How images became the model's input. Defaults to ``None``, stretched.
 
     Raises:
         FileExistsError: If ``output`` is a file, or a file that would be written is there already.
     """
 
     def __init__(
-        self, output: Path, files: Sequence[ImageFile], heatmaps: bool = True, overwrite: bool = False
+        self,
+        output: Path,
+        files: Sequence[ImageFile],
+        heatmaps: bool = True,
+        overwrite: bool = False,
+        geometry: Geometry | None = None,
     ) -> None:
         if output.exists() and not output.is_dir():
             msg = f"The output {output} is a file: give a folder."
@@ -44,6 +51,7 @@ class Writer:
         paths = {file: output / HEATMAPS / name for file, name in zip(files, names, strict=True)}
         self._heatmaps = paths if heatmaps else {}
         self._output, self._written = output, dict[ImageFile, str]()
+        self._geometry = geometry
         if heatmaps and (output / HEATMAPS).exists() and not (output / HEATMAPS).is_dir():
             msg = f"{output / HEATMAPS} is a file, but the heatmaps need a folder there: give another output folder."
             raise ExistingFileError(msg)
@@ -70,7 +78,7 @@ class Writer:
         path = self._heatmaps[file]
         path.parent.mkdir(parents=True, exist_ok=True)
         # Faster than Pillow's default, and not larger for pictures that are mostly texture.
-        draw_heatmap(image, anomaly_map).save(path, compress_level=1, compress_type=zlib.Z_RLE)
+        draw_heatmap(image, anomaly_map, self._geometry).save(path, compress_level=1, compress_type=zlib.Z_RLE)
         self._written[file] = path.relative_to(self._output).as_posix()
 
     def row(self, file: ImageFile, decision: Decision, error: str = "") -> None:

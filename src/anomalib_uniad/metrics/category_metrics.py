@@ -12,10 +12,11 @@ from anomalib.metrics import AUPR, AUPRO, AUROC, AnomalibMetric, F1Max
 
 from anomalib_uniad.category import categories_of, known_categories, paths_of
 from anomalib_uniad.errors import InputError
+from anomalib_uniad.geometry import Geometry
 from anomalib_uniad.metrics import functional
 from anomalib_uniad.metrics.batches import select
 from anomalib_uniad.metrics.functional import Ranking
-from anomalib_uniad.metrics.original_size import PixelResolution, at_original_size
+from anomalib_uniad.metrics.original_size import PixelResolution, judged
 from anomalib_uniad.metrics.scores import LEVELS, Level, ScorePool, gather_objects, world_size
 
 # Why a metric is undefined if one of its fields is not in the batches.
@@ -145,6 +146,7 @@ class CategoryMetrics:
         device (torch.device | None): Device over which processes exchange tensors. Defaults to ``None``, the CPU.
         what (str): What the images are for, ``"test"`` or ``"validation"``; in the reasons of what is undefined.
             Defaults to ``"test"``.
+        geometry (Geometry | None): How images became the model's input. Defaults to ``None``, stretched.
     """
 
     def __init__(
@@ -158,6 +160,7 @@ class CategoryMetrics:
         finished: Callable[[str, Results, Mapping[Level, Ranking]], None] | None = None,
         device: torch.device | None = None,
         what: str = "test",
+        geometry: Geometry | None = None,
     ) -> None:
         self._what = what
         self._metrics: dict[str, Any] = {metric.name: metric for metric in metrics}
@@ -168,7 +171,8 @@ class CategoryMetrics:
         self._known = known_categories(datamodule)
         if datamodule is not None and not self._known:  # anomalib's Folder and others that have no categories
             self._known = [getattr(datamodule, "name", "all")]
-        self._original = pixel_resolution == "original"
+        self._resolution: PixelResolution = pixel_resolution
+        self._geometry = geometry
         self._mask_paths = mask_paths
         self._expected = expected if expected is not None and world_size() == 1 else {}
         self._finished = finished
@@ -234,8 +238,10 @@ class CategoryMetrics:
                 seen.updated.add(name)
                 metrics["pixel" if metric.fields[-1] == "gt_mask" else "image"].append(name)
         self._update_level("image", category, batch, metrics["image"])
-        resize = self._original and getattr(batch, "anomaly_map", None) is not None
-        for pixels in at_original_size(batch, self._mask_paths) if resize else [batch]:
+        parts: Iterable[ImageBatch] = [batch]
+        if getattr(batch, "anomaly_map", None) is not None:
+            parts = judged(batch, self._resolution, self._geometry, self._mask_paths)
+        for pixels in parts:
             self._update_level("pixel", category, pixels, metrics["pixel"])
 
     def _update_level(self, level: Level, category: str, batch: Any, metrics: list[str]) -> None:

@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from anomalib_uniad.category import categories_of, find_category, known_categories, paths_of
 from anomalib_uniad.checks import check_choice
 from anomalib_uniad.errors import InputError
+from anomalib_uniad.geometry import Geometry
 from anomalib_uniad.metrics.batches import (
     OwnImages,
     count_images,
@@ -131,7 +132,8 @@ class PerCategoryEvaluator(Evaluator):
         compute_on_cpu (bool): Whether to keep the metrics' states on the CPU, if there is one device only.
             Defaults to ``True``.
         pixel_resolution (str): Size at which anomaly maps are compared with masks: ``"model"``, the size to which
-            images are resized, or ``"original"``, that of the image files. Defaults to ``"model"``.
+            images are resized, or ``"original"``, that of the image files. What a model pads or crops away is not
+            compared. Defaults to ``"model"``.
         thresholds (str): Thresholds of decisions and normalised scores: ``"global"``, anomalib's one for all, or
             ``"category"``, each category its own. Defaults to ``"global"``.
         category (str | None): Category of all images that are predicted, if their paths do not tell it.
@@ -316,6 +318,7 @@ class PerCategoryEvaluator(Evaluator):
             finished=self._learn_thresholds,
             device=pl_module.device,
             what="validation",
+            geometry=_geometry_of(pl_module),
         )
 
     def on_validation_batch_end(
@@ -384,6 +387,7 @@ class PerCategoryEvaluator(Evaluator):
             expected=expected_images(loaders, datamodule),
             finished=partial(self._show_category, trainer),
             device=pl_module.device,
+            geometry=_geometry_of(pl_module),
         )
 
     def on_test_batch_end(
@@ -599,6 +603,11 @@ def _anomalibs_metrics() -> list[Any]:
     from anomalib.models.components import AnomalibModule
 
     return list(AnomalibModule.configure_evaluator().test_metrics)
+
+
+def _geometry_of(pl_module: LightningModule) -> Geometry | None:
+    """Crop and padding of a model's pre-processor, if it has some; only ours does."""
+    return getattr(getattr(pl_module, "pre_processor", None), "geometry", None)
 
 
 def _writes_files(trainer: Trainer) -> bool:

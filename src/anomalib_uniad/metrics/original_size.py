@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Anomaly maps and masks at the size of the original images."""
+"""Anomaly maps and masks of what is judged: without padding, in the pixels of the model or of the original images."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,17 +8,19 @@ from typing import Any, Literal
 import torch
 from anomalib.data import ImageBatch
 from anomalib.data.utils import read_mask
-from PIL import Image
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from anomalib_uniad.errors import InputError, MissingFileError
+from anomalib_uniad.geometry import Box, Geometry
+from anomalib_uniad.image_files import size_of
 from anomalib_uniad.metrics.batches import select
+from anomalib_uniad.transforms import CropAndPad
 
 PixelResolution = Literal["model", "original"]
 
-# Transforms that leave every pixel where it is, relative to the image.
-_IN_PLACE = (v2.Resize, v2.Normalize, v2.ToDtype, v2.ToImage, v2.Identity, v2.GaussianBlur, v2.Grayscale)
+# Transforms that leave every pixel where it is, relative to the image, and the one whose geometry is known.
+_IN_PLACE = (CropAndPad, v2.Resize, v2.Normalize, v2.ToDtype, v2.ToImage, v2.Identity, v2.GaussianBlur, v2.Grayscale)
 
 
 def check_whole_images(pre_processor: Any, datasets: Sequence[Any] = ()) -> None:
@@ -46,17 +48,49 @@ def check_whole_images(pre_processor: Any, datasets: Sequence[Any] = ()) -> None
             raise MissingFileError(msg)
 
 
-def at_original_size(batch: ImageBatch, mask_paths: Mapping[str, str] | None = None) -> Iterator[ImageBatch]:
+def judged(
+    batch: ImageBatch,
+    resolution: PixelResolution,
+    geometry: Geometry | None = None,
+    mask_paths: Mapping[str, str] | None = None,
+) -> Iterator[ImageBatch]:
+    """Give maps and masks of the pixels that are judged.
+
+    Padding is none of them, and with ``"original"`` only those of a crop are: the others have no map.
+
+    Args:
+        batch (ImageBatch): Batch with ``anomaly_map``, and with ``image_path`` if images are padded.
+        resolution (PixelResolution): Size at which maps are compared with masks.
+        geometry (Geometry | None): How images became the model's input. Defaults to ``None``, stretched.
+        mask_paths (Mapping[str, str] | None): As of :func:`at_original_size`. Defaults to ``None``.
+
+    Yields:
+        ImageBatch: The batch as it is, if there is no padding, or one image each.
+    """
+    if resolution == "original":
+        yield from at_original_size(batch, mask_paths, geometry)
+    elif geometry is None or geometry.resize_mode == "stretch" or not batch.image_path:
+        yield batch
+    else:
+        for row, path in enumerate(batch.image_path):
+            size = geometry.least if geometry.crop is not None else size_of(path)
+            yield _cut(select(batch, [row]), geometry.covered(size))
+
+
+def at_original_size(
+    batch: ImageBatch, mask_paths: Mapping[str, str] | None = None, geometry: Geometry | None = None
+) -> Iterator[ImageBatch]:
     """Resize maps to the size of their original images, and read the masks at that size.
 
     Args:
         batch (ImageBatch): Batch with ``image_path``, and ``mask_path`` where images have masks.
         mask_paths (Mapping[str, str] | None): Path of an image -> its mask, for batches without ``mask_path``:
             anomalib leaves it out where the first image has no mask. Defaults to ``None``.
+        geometry (Geometry | None): How images became the model's input. Defaults to ``None``, stretched.
 
     Yields:
         ImageBatch: One image each, with ``anomaly_map`` (bilinear), ``pred_mask`` (nearest neighbor) and ``gt_mask``
-        ``(1, H, W)`` of the original size.
+        ``(1, H, W)`` of the original size; of a crop, its part.
 
     Raises:
         FileNotFoundError: If an image or mask is not there.
@@ -64,28 +98,38 @@ def at_original_size(batch: ImageBatch, mask_paths: Mapping[str, str] | None = N
     """
     for row in range(len(batch)):
         one: Any = select(batch, [row])
-        height, width = _image_size(one.image_path[0] if one.image_path else None)
+        size = _image_size(one.image_path[0] if one.image_path else None)
+        seen = Box(0, 0, *size)
+        if geometry is not None:
+            seen, one = geometry.seen(size), _cut(one, geometry.covered(size))
         changed: dict[str, torch.Tensor] = {}
         for name in ("anomaly_map", "pred_mask"):
             value = getattr(one, name, None)
             if value is not None:
                 mode = "nearest" if value.dtype == torch.bool else "bilinear"
                 shaped = value.reshape(1, 1, *value.shape[-2:]).float()
-                resized = F.interpolate(shaped, size=(height, width), mode=mode)
-                changed[name] = resized.to(value.dtype).reshape(1, height, width)
+                resized = F.interpolate(shaped, size=(seen.height, seen.width), mode=mode)
+                changed[name] = resized.to(value.dtype).reshape(1, seen.height, seen.width)
         if one.gt_mask is not None:
-            mask = one.mask_path[0] if one.mask_path else (mask_paths or {}).get(one.image_path[0])
-            changed["gt_mask"] = _read_mask(mask, one, (height, width))
-        yield one.update(in_place=False, image=torch.zeros(1, 3, 1, 1).expand(1, 3, height, width), **changed)
+            path = one.mask_path[0] if one.mask_path else (mask_paths or {}).get(one.image_path[0])
+            changed["gt_mask"] = _read_mask(path, one, size)[:, seen.rows, seen.columns]
+        image = torch.zeros(1, 3, 1, 1).expand(1, 3, seen.height, seen.width)
+        yield one.update(in_place=False, image=image, **changed)
+
+
+def _cut(batch: Any, box: Box) -> Any:
+    """Cut maps and masks of a batch."""
+    values = {name: getattr(batch, name, None) for name in ("anomaly_map", "pred_mask", "gt_mask")}
+    cut = {name: value[..., box.rows, box.columns] for name, value in values.items() if value is not None}
+    image = torch.zeros(1, 3, 1, 1).expand(len(batch), 3, box.height, box.width)
+    return batch.update(in_place=False, image=image, **cut)
 
 
 def _image_size(path: str | None) -> tuple[int, int]:
     if path is None or not Path(path).is_file():
         msg = f"pixel_resolution 'original' needs the files of the images, but {path} is none. Use 'model'."
         raise MissingFileError(msg)
-    with Image.open(path) as image:  # reads the header only
-        width, height = image.size
-    return height, width
+    return size_of(path)
 
 
 def _read_mask(path: str | None, one: Any, size: tuple[int, int]) -> torch.Tensor:

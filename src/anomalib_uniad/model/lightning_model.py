@@ -175,7 +175,8 @@ class UniAD(AnomalibModule):
         post_processor (PostProcessor | bool): ``True`` is anomalib's: normalised scores and thresholds, both learned
             at validation. Before one, nothing is decided. Defaults to ``True``.
         evaluator (Evaluator | bool): ``True`` is ``anomalib_uniad.PerCategoryEvaluator``. Defaults to ``True``.
-        visualizer (Visualizer | bool): ``True`` is anomalib's: one heatmap file per image. Defaults to ``True``.
+        visualizer (Visualizer | bool): ``True`` is anomalib's, one heatmap file per image, of the part that the model
+            sees. Defaults to ``True``.
 
     Attributes:
         official (OfficialCheckpoint | None): The checkpoint of the authors' code that the weights are from.
@@ -429,7 +430,7 @@ class UniAD(AnomalibModule):
 
     @classmethod
     def configure_visualizer(cls) -> HeatmapVisualizer:
-        """anomalib's, with maps that are not normalised relative to their range."""
+        """anomalib's, for images that are cropped or padded too, and for maps that are not normalised."""
         return HeatmapVisualizer()
 
     @staticmethod
@@ -778,9 +779,10 @@ class UniAD(AnomalibModule):
         del task  # This variable is not used.
         if compression_type == CompressionType.INT8:
             return compress_weights(model)
+        size = self.model.image_size if self.geometry is None else None
         if compression_type == CompressionType.INT8_PTQ:
-            return quantize(model, datamodule, self.model.image_size)
-        return quantize_with_accuracy_control(model, datamodule, self.model.image_size, metric, max_drop)
+            return quantize(model, datamodule, size)
+        return quantize_with_accuracy_control(model, datamodule, size, metric, max_drop, self.geometry)
 
 
 def _check_training(arguments: Mapping[str, Any]) -> None:

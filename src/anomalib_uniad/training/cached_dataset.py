@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Features of a dataset instead of its images: computed once, then read in batches."""
 
-import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,10 +16,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from anomalib_uniad.errors import InputError
+from anomalib_uniad.transforms import named
 
 from .feature_store import CacheWriter, MemoryWriter
-
-logger = logging.getLogger(__name__)
 
 FeatureDtype = Literal["float32", "float16"]
 BATCH_SIZE = 16  # images that are embedded together
@@ -185,10 +183,8 @@ def compute_features(
     generator = torch.Generator()
     loader = DataLoader(dataset, BATCH_SIZE, num_workers=num_workers, collate_fn=list, generator=generator)
     count, started = len(dataset), False
-    sizes: set[tuple[int, ...]] = set()
     with _evaluating(model), tqdm(total=count, desc="Features", unit="image", disable=not progress) as bar:
         for items in loader:
-            sizes.update(tuple(item.image.shape[-2:]) for item in items if torch.is_tensor(item.image))
             images, planes = _prepare(items, transform, type(dataset).__name__)
             features = _extract(model, images.to(device), dtype)
             if not started:
@@ -207,12 +203,6 @@ def compute_features(
             if masks:
                 writer.append("masks", planes)
             bar.update(len(items))
-    if len(sizes) > 1:
-        logger.warning(
-            "The images have %d different sizes. Without the feature cache, anomalib first resizes the images of "
-            "a batch to the largest of them; with it, each image is treated alone, as in predictions.",
-            len(sizes),
-        )
 
 
 def _prepare(items: list[Any], transform: Callable[..., Any] | None, dataset: str) -> tuple[torch.Tensor, np.ndarray]:
@@ -228,11 +218,7 @@ def _prepare(items: list[Any], transform: Callable[..., Any] | None, dataset: st
             )
             raise InputError(msg)
         if transform is not None:
-            try:
-                image, mask = transform(image, mask)
-            except InputError as error:
-                msg = f"{item.image_path}: {error}."
-                raise InputError(msg) from error
+            image, mask = named(item.image_path, transform, image, mask)
         images.append(image.as_subclass(torch.Tensor))
         masks.append(mask)
     sizes = {tuple(image.shape) for image in images}

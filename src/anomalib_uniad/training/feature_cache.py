@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from anomalib_uniad.checks import check_choice
 from anomalib_uniad.errors import DiskError, InputError
+from anomalib_uniad.transforms import ResizeEach
 
 from .cached_dataset import CachedBatch, CachedDataset, FeatureDtype, compute_features
 from .feature_key import check_deterministic, describe_files, digest_of, digest_weights, key_of, key_parts
@@ -106,6 +107,8 @@ class FeatureCache(Callback):
         # Validation first: what does not fit is refused before long work starts.
         stages = {"validation": "val", "training": "train"} if trainer.enable_validation else {"training": "train"}
         self._replace(datamodule, "num_workers", 0)
+        if isinstance(getattr(datamodule, "external_collate_fn", None), ResizeEach):  # as features are computed
+            datamodule.external_collate_fn = None
         for stage_name, prefix in stages.items():
             images = getattr(datamodule, f"{prefix}_data", None)
             if images is not None and len(images):

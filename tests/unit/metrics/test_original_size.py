@@ -11,8 +11,9 @@ from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
+from anomalib_uniad.geometry import Geometry
 from anomalib_uniad.metrics.category_metrics import CategoryMetrics
-from anomalib_uniad.metrics.original_size import at_original_size, check_whole_images
+from anomalib_uniad.metrics.original_size import at_original_size, check_whole_images, judged
 from replay import make_batch
 
 SIZES = [(20, 30), (16, 16), (9, 40)]
@@ -79,3 +80,48 @@ def test_cropped_images_are_refused():
     check_whole_images(SimpleNamespace(transform=None))
     with pytest.raises(ValueError, match="the pre-processor has CenterCrop"):
         check_whole_images(PreProcessor(v2.Compose([v2.Resize((8, 8)), v2.CenterCrop(6)])))
+
+
+def test_a_crop_lies_where_it_was(batch):
+    """Of the original image, its map and mask, the crop alone is judged."""
+    geometry = Geometry(tuple(batch.anomaly_map.shape[-2:]), crop=(1, 2, 8, 12))
+    for row, one in enumerate(at_original_size(batch, geometry=geometry)):
+        assert one.anomaly_map.shape == one.pred_mask.shape == (1, 8, 12)
+        expected = F.interpolate(batch.anomaly_map[None, row : row + 1], (8, 12), mode="bilinear")
+        torch.testing.assert_close(one.anomaly_map, expected[0])
+        mask = torch.zeros(8, 12, dtype=torch.bool)
+        mask[1:6, 1:7] = row > 0
+        assert one.gt_mask[0].equal(mask)
+
+
+@pytest.mark.parametrize("resolution", ["model", "original"])
+def test_padding_is_not_judged(batch, resolution):
+    height, width = batch.anomaly_map.shape[-2:]
+    geometry = Geometry((height, width), "pad")
+    for row, (one, size) in enumerate(zip(judged(batch, resolution, geometry), SIZES, strict=True)):
+        box = geometry.covered(size)
+        expected = batch.anomaly_map[row : row + 1, box.rows, box.columns]
+        if resolution == "original":
+            expected = F.interpolate(expected[None], size, mode="bilinear")[0]
+            assert one.gt_mask.sum() == 5 * 6 * (row > 0)
+        torch.testing.assert_close(one.anomaly_map, expected)
+        assert one.gt_mask.shape == one.anomaly_map.shape
+    assert geometry.covered(SIZES[2]).height < height, "something was cut"
+
+
+def test_metrics_without_padding(batch):
+    """A model that is wrong in the padding alone is not wrong."""
+    geometry = Geometry(tuple(batch.anomaly_map.shape[-2:]), "pad")
+    masks = torch.rand(batch.anomaly_map.shape) > 0.5
+    covered = torch.zeros_like(masks)
+    for row, size in enumerate(SIZES):
+        box = geometry.covered(size)
+        covered[row, box.rows, box.columns] = True
+    maps = torch.where(covered, masks.float(), 1 - masks.float())
+    found = {}
+    for name, used in (("pad", geometry), ("stretch", None)):
+        metric = AUROC(fields=["anomaly_map", "gt_mask"], prefix="pixel_")
+        metrics = CategoryMetrics([metric], geometry=used)
+        metrics.update(batch.update(in_place=False, anomaly_map=maps, gt_mask=masks))
+        found[name] = next(iter(metrics.compute().values.values()))
+    assert found["pad"] == 1 > found["stretch"]
