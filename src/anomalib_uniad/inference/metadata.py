@@ -101,7 +101,7 @@ class ModelMetadata:
                 try:
                     values[name] = read(json.loads(properties[name], parse_constant=_refuse))
                 except ValueError as error:
-                    msg = f"{file}: the metadata {name!r} is malformed: {error}."
+                    msg = f"{file}: the metadata {name!r} is malformed: {str(error).rstrip('.')}."
                     raise InputError(msg) from error
         return cls(**values)
 

@@ -254,3 +254,21 @@ def test_precision_and_threads(tmp_path: Path, hint: str, expected: str | None) 
     bf16 = "BF16" in __import__("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if expected == "f32" or bf16:
         assert precision == (expected or "bf16")
+
+
+@pytest.mark.parametrize(("size", "bad"), [(-1, {0, 3, 6, 9, 12}), (25, {0, 2, 3, 5, 6, 8, 9, 11, 12})])
+def test_images_that_do_not_fit_the_crop(tmp_path: Path, size: int, bad: set[int]) -> None:
+    """Of 20, 25 and 30 rows; a file of fixed size that crops takes no other images, not even resized."""
+    files = write_images(tmp_path / "images")
+    metadata = replace(NORMALISED, crop=(0, 0, 22, 25))
+    compiled = compile_file(save_tiny(tmp_path / "model.xml", metadata, size=size))
+    outputs = list(Predictor(compiled).predict(files))
+    assert {number for number, output in enumerate(outputs) if output.error} >= bad
+    assert outputs[0].error == (
+        f"{files[0].path} cannot be predicted: the image has 20 x 30 pixels (height x width), but the model's crop "
+        "[0, 0, 22, 25] needs at least 22 x 25."
+    )
+    if size == 25:
+        assert "exported for images of 25 x 25 alone" in outputs[1].error
+    else:
+        assert outputs[1].score is not None
