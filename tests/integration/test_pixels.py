@@ -8,6 +8,7 @@ import struct
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import cv2
@@ -17,13 +18,14 @@ import pandas as pd
 import pytest
 import tifffile
 import torch
-from anomalib.data import MVTecAD
+from anomalib.data import ImageBatch, MVTecAD
 from PIL import Image
 
 from anomalib_uniad import MetaFile, MultiCategory, UniAD
 from anomalib_uniad.cli import main
 from anomalib_uniad.deploy.quantization import calibration_images
 from anomalib_uniad.image_files import read_image
+from anomalib_uniad.model.visualizer import HeatmapVisualizer
 from anomalib_uniad.parity.models import ExportedModel, TorchModel, pixels_of
 from helpers import make_mvtec_like
 from small import SMALL, quiet_engine
@@ -315,3 +317,17 @@ def test_other_readers_refuse_more_bits(tmp_path: Path) -> None:
     files = write(tmp_path / "images", {name: EIGHT_BITS[name] for name in ("rgb.png", "grey.bmp")})
     with pytest.raises(ValueError, match="value_range cannot be used with synthetic defects"):
         meta_file(tmp_path, True, files[:1], files[1:], val_split_mode="synthetic").setup()
+
+
+def test_heatmaps_show_the_pixels_of_the_model(tmp_path: Path) -> None:
+    """anomalib's own visualizer reads the file again, and shows it in white."""
+    (file,) = write(tmp_path / "images", {"16 bits.png": MORE_BITS["16 bits.png"]})
+    batch = ImageBatch(image=torch.zeros(1, 3, 8, 8), image_path=[str(file)], anomaly_map=torch.rand(1, 8, 8))
+    visualizer = HeatmapVisualizer(
+        ["image"], None, SHAPE[::-1], text_config={"enable": False}, output_dir=tmp_path / "x"
+    )
+    trainer = SimpleNamespace(datamodule=None, default_root_dir=tmp_path)
+    visualizer.on_test_batch_end(trainer, SimpleNamespace(value_range=RANGE), None, batch, 0)
+    (picture,) = (tmp_path / "x").rglob("*.png")
+    image = np.asarray(Image.open(picture), float)[:, : SHAPE[1]]  # beside it are the overlays
+    np.testing.assert_allclose(image, read_image(file, RANGE), atol=1)
