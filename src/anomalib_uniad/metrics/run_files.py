@@ -359,7 +359,7 @@ def versions() -> str:
 
 
 def _note(reasons: Mapping[str, str]) -> str:
-    """Join the reasons of metrics, each reason once: ``a, b: only normal images; c: no masks``."""
+    """Join the reasons of metrics, each reason once: ``a, b: no defective test images; c: no masks``."""
     metrics: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         if reason:

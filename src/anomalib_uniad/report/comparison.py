@@ -15,10 +15,8 @@ from .decisions import count, decision_notes, decision_table
 from .runs import Run
 
 DECIMALS = 4  # of values in tables; values that are equal there are equally good
-PARTIAL = (
-    "† mean over fewer categories than there are, see the table of the metric. Means over different categories are not "
-    "compared, so none of them is marked as best."
-)
+PARTIAL = "† mean over fewer categories than there are, see the table of the metric."
+UNLIKE = "Means over different categories are not compared, so none of them is marked as best."
 
 
 class Cell(NamedTuple):
@@ -46,6 +44,7 @@ class Table:
     reasons: dict[tuple[str, str], str]  # (category, run) -> why the cell is empty
     notes: list[str]  # the same in sentences
     mean_notes: list[str]  # what the means are over
+    alike: bool  # whether the means of all runs are over the same categories
 
     def rows(self) -> Iterator[tuple[str, str, list[Cell]]]:
         """Label, kind and cells of each row."""
@@ -82,8 +81,10 @@ class Comparison:
 
     @property
     def means_note(self) -> str:
-        """The meaning of the mark at partial means; empty if there are none."""
-        return PARTIAL if any(table.partial.any() for table in self.tables) else ""
+        """The meaning of the mark at partial means, and which means are not compared; empty if there are none."""
+        partial = any(table.partial.any() for table in self.tables)
+        notes = [PARTIAL] * partial + [UNLIKE] * any(not table.alike for table in self.tables)
+        return " ".join(notes)
 
 
 def compare(runs: Sequence[Run], metrics: Sequence[str] | None = None) -> Comparison:
@@ -111,7 +112,7 @@ def _images(runs: Sequence[Run], categories: Sequence[str]) -> pd.DataFrame:
 
     def cell(counts: Mapping[str, int]) -> str:
         defective = f" ({counts['defective']} defective)" if "defective" in counts else ""
-        return " / ".join(str(counts.get(name, "?")) for name in sets) + defective if counts else ""
+        return " / ".join(str(counts.get(name, "?")) for name in sets) + defective if counts else "not known"
 
     telling = [run for run in runs if any(run.counts.values())]
     columns = {run.name: [cell(run.counts.get(name, {})) for name in categories] for run in telling}
@@ -142,19 +143,20 @@ def _table(runs: Sequence[Run], metric: str, categories: list[str]) -> Table:
     if not alike:
         best[is_mean] = False
     reasons = _reasons(runs, metric, categories)
-    notes = []
+    over: dict[str, list[str]] = {}
     for run in runs:
         if partial[run.name]:
             left_out = [name for name in categories if (metric, name) not in run.values]
-            over = f"{len(categories) - len(left_out)} of {len(categories)} categories"
-            notes.append(f"† {run.name}: mean over {over}, without {', '.join(left_out)}.")
+            count_of = f"{len(categories) - len(left_out)} of {len(categories)} categories"
+            over.setdefault(f"mean over {count_of}, without {', '.join(left_out)}.", []).append(run.name)
+    notes = [f"† {', '.join(names)}: {text}" for text, names in over.items()]
     if not alike:
         notes.append(
             "Means over different categories are not compared: none is marked as best"
             + (f". In common are {', '.join(common)}." if common else ", and there are no categories in common.")
         )
     empty = _sentences(reasons, runs, metric)
-    return Table(metric, values, kinds, best, np.outer(is_mean, partial), reasons, empty, notes)
+    return Table(metric, values, kinds, best, np.outer(is_mean, partial), reasons, empty, notes, alike)
 
 
 def _reasons(runs: Sequence[Run], metric: str, categories: Sequence[str]) -> dict[tuple[str, str], str]:

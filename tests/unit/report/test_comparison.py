@@ -88,6 +88,16 @@ def test_undefined_and_means_over_fewer_categories(tmp_path: Path) -> None:
     assert "not compared" in found.means_note
 
 
+def test_the_same_categories_without_a_value(tmp_path: Path) -> None:
+    """Means over the same categories are compared, though they are not over all."""
+    found = comparison(tmp_path, {"a": 0.5, "b": None}, {"a": 0.25, "b": None})
+    (table,) = found.tables
+    assert labels(table) == ["a", "b", "mean"]
+    assert best(table, 2) == [True, False]
+    assert table.mean_notes == ["† A, B: mean over 1 of 2 categories, without b."]
+    assert "not compared" not in found.means_note
+
+
 def test_a_metric_without_any_value(tmp_path: Path) -> None:
     (table,) = comparison(tmp_path, {"a": None}, {"a": None}).tables
     assert [values(table, row) for row in (0, 1)] == [[None, None]] * 2
@@ -215,6 +225,17 @@ def test_terminal(tmp_path: Path, monkeypatch, capsys) -> None:
     assert "0.2500 †" in text
     assert "[red]x" in text
     assert "Warning: The runs have different categories: B lacks b." in text
+
+
+def test_numbers_of_images(tmp_path: Path) -> None:
+    found = comparison(tmp_path, {"a": 0.5, "b": 0.5}, {"a": 0.5})
+    assert found.images.empty
+    found.runs[0].counts = {"a": {"training_images": 8, "test_images": 5, "defective": 2}, "b": {}}
+    found = compare(found.runs)
+    assert found.images.to_dict() == {"A": {"a": "8 / ? / 5 (2 defective)", "b": "not known"}}
+    text = to_markdown(found)
+    assert "## Images" in text
+    assert "8 / ? / 5 (2 defective)" in text
 
 
 def test_decisions(tmp_path: Path) -> None:
