@@ -4,12 +4,16 @@
 Imports neither torch nor anomalib.
 """
 
+import atexit
+import contextlib
 import errno
 import logging
 import os
 import re
 import sys
+import tempfile
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -105,6 +109,10 @@ def install_excepthook() -> None:
                 sentence = None
         if sentence is None:
             previous(kind, error, traceback)
+        elif os.environ.get("LOCAL_RANK", "0") == "0":
+            say(sentence)
+            if "LOCAL_RANK" in os.environ:
+                _tell_other_ranks()
         elif not _rank_zero_says_it():
             say(sentence)
 
@@ -221,15 +229,28 @@ def _is_ours(traceback: TracebackType | None) -> bool:
 
 
 def _rank_zero_says_it() -> bool:
-    """Whether this is one of several processes, and the first one has ended too: then it has said why.
+    """Whether this is one of several processes, and the first one has said what is wrong.
 
-    Lightning starts the others from the first one, whose end gives them another parent.
+    Lightning starts the others from the first one, which leaves a file to tell them, or has ended by then.
     """
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        return False
     parent, start = os.getppid(), time.monotonic()
-    while os.getppid() == parent:
-        if time.monotonic() - start > _SECONDS_OF_RANK_ZERO:
-            return False
+    file = _said(parent)
+    while time.monotonic() - start < _SECONDS_OF_RANK_ZERO:
+        if os.getppid() != parent:
+            return True
+        with contextlib.suppress(OSError):
+            if time.time() - file.stat().st_mtime < 60:  # not of an earlier process
+                return True
         time.sleep(0.1)
-    return True
+    return False
+
+
+def _tell_other_ranks() -> None:
+    with contextlib.suppress(OSError):
+        file = _said(os.getpid())
+        file.touch()
+        atexit.register(file.unlink, missing_ok=True)
+
+
+def _said(process: int) -> Path:
+    return Path(tempfile.gettempdir()) / f"anomalib-uniad-{process}.said"

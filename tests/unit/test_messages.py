@@ -3,6 +3,7 @@
 
 import errno
 import logging
+import os
 import sys
 import traceback
 
@@ -113,16 +114,21 @@ def test_a_full_disk_is_told_where_our_model_is_at_work(hook, capsys) -> None:
     assert capsys.readouterr().err.startswith("error: results/x.ckpt: No space left on device; ")
 
 
-def test_one_of_several_processes_says_it(hook, monkeypatch, capsys) -> None:
-    monkeypatch.setenv("LOCAL_RANK", "1")
+def test_one_of_several_processes_says_it(hook, monkeypatch, capsys, tmp_path) -> None:
+    monkeypatch.setattr(messages.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(messages, "_SECONDS_OF_RANK_ZERO", 0.05)
     error = InputError("The loss is not finite.")
-    sys.excepthook(type(error), error, None)
-    assert "The loss is not finite." in capsys.readouterr().err  # the first process is still there
-    parents = iter([1, 1, 2, 2])
-    monkeypatch.setattr(messages.os, "getppid", lambda: next(parents))
-    sys.excepthook(type(error), error, None)
-    assert capsys.readouterr().err == ""
+    for rank, parents, said in (
+        ("1", [1, 1], True),  # the first one is there, and has said nothing
+        ("1", [1, 2], False),  # it has ended
+        ("0", [1], True),
+        ("1", [os.getpid()] * 2, False),  # it has said so
+    ):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        answers = iter(parents)
+        monkeypatch.setattr(messages.os, "getppid", lambda answers=answers: next(answers))
+        sys.excepthook(type(error), error, None)
+        assert ("The loss is not finite." in capsys.readouterr().err) == said
 
 
 PROBLEM = (
