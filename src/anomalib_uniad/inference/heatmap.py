@@ -28,8 +28,9 @@ def map_to_image(anomaly_map: np.ndarray, size: tuple[int, int], geometry: Geome
 
     Examples:
         >>> pad = Geometry((4, 4), "pad")
-        >>> map_to_image(np.array([[9, 9, 9, 9], [0, 0, 1, 1], [0, 0, 1, 1], [9, 9, 9, 9]]), (1, 2), pad)
-        array([[0., 1.]], dtype=float32)
+        >>> map_to_image(np.array([[9, 9, 9, 9], [0, 0, 1, 1], [0, 0, 1, 1], [9, 9, 9, 9]]), (2, 4), pad)
+        array([[0., 0., 1., 1.],
+               [0., 0., 1., 1.]], dtype=float32)
     """
     geometry = geometry or Geometry((anomaly_map.shape[0], anomaly_map.shape[1]))
     seen, covered = geometry.seen(size), geometry.covered(size)
