@@ -142,7 +142,7 @@ def test_command(exported: dict[str, Path], images: Path, tmp_path: Path, capsys
         main(["predict", str(exported["described"]), str(images), "--output", str(tmp_path), "--category", "auto"])
     out, error = capsys.readouterr()
     assert out.startswith("10 images: 5 anomalous, 4 normal, 1 failed.")
-    assert "cut.png: " in error
+    assert "cut.png cannot be read: " in error
     rows = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))
     assert {(row["category"], row["decision"]) for row in rows if not row["error"]} == {
         ("bottle", "anomalous"),
