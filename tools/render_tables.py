@@ -196,13 +196,15 @@ def quickstart(rows: pd.DataFrame) -> str:
     )
 
 
-@once_measured
+@table
 def elpv(rows: pd.DataFrame) -> str:
     """Images, AUROC and decisions per product."""
     counted = rows[rows["training_images"].notna()]
     tested, defective = counted["test_images"], counted["defective"]
     columns = {
-        "product": counted["category"],
+        "product": [
+            "both" if kind == "mean" else name for kind, name in zip(counted["kind"], counted["category"], strict=True)
+        ],
         "trained on": [f"{value:.0f}" for value in counted["training_images"]],
         "thresholds from": [f"{value:.0f}" for value in counted["validation_images"]],
         "tested: good": [f"{value:.0f}" for value in tested - defective],
@@ -215,7 +217,8 @@ def elpv(rows: pd.DataFrame) -> str:
     first = rows.iloc[0]
     return (
         f"{markdown(columns)}\n\n{first['epochs']:.0f} epochs, seed {first['seed']:.0f}, {first['seconds']:.0f} "
-        f"seconds from start to end. Thresholds from {first['thresholds']}, decisions by the {first['decisions']} one."
+        f"seconds from start to end. Thresholds from {first['thresholds']}, decisions by the {first['decisions']} one. "
+        "AUROC and AP of both are means."
     )
 
 
