@@ -204,6 +204,16 @@ def look_at(
         return dict(zip(map(str, paths), shown, strict=True))
 
 
+def has_to_look(datamodule: Any) -> bool:
+    """Tell whether nobody has looked at the files of a datamodule, and this process is the one that does.
+
+    Args:
+        datamodule (Any): A datamodule of anomalib.
+    """
+    trainer = getattr(datamodule, "trainer", None)
+    return not getattr(datamodule, "images_checked", False) and (trainer is None or trainer.is_global_zero)
+
+
 def check_samples(datamodule: Any, whole: bool = True) -> None:
     """Refuse files of a datamodule that cannot be read, or have more than 8 bits; called before anything long starts.
 
@@ -218,8 +228,7 @@ def check_samples(datamodule: Any, whole: bool = True) -> None:
     Raises:
         ValueError: If there are such files; the message has their names.
     """
-    trainer = getattr(datamodule, "trainer", None)
-    if getattr(datamodule, "images_checked", False) or (trainer is not None and not trainer.is_global_zero):
+    if not has_to_look(datamodule):
         return
     sets = [getattr(datamodule, f"{name}_data", None) for name in ("train", "val", "test")]
     tables: list[Any] = [table for data in sets if (table := getattr(data, "samples", None)) is not None]

@@ -188,7 +188,7 @@ class MultiCategory(MultiCategoryDataModule):
         self._source.prepare()
 
     def _setup(self, _stage: str | None = None) -> None:
-        self._source.check()
+        self._source.check(self)
         super()._setup(_stage)
         self._source.report(self)
 

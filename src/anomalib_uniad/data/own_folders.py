@@ -14,7 +14,10 @@ from anomalib.data.utils import Split, TestSplitMode
 from anomalib_uniad.data.category_split import split_category
 from anomalib_uniad.data.image_dataset import ImageFileDataset
 from anomalib_uniad.data.layouts import Product, raise_product_problems, read_products, set_test_images_aside
+from anomalib_uniad.data.meta_images import check_copies, check_images
+from anomalib_uniad.data.records import raise_problems
 from anomalib_uniad.errors import InputError
+from anomalib_uniad.image_files import THREADS, has_to_look
 from anomalib_uniad.splits import MIXED, MIXED_RATIO, check_ratios, describe_validation
 
 logger = logging.getLogger(__name__)
@@ -82,8 +85,24 @@ class OwnFolders:
     def prepare(self) -> None:
         """Nothing to do: the files are there."""
 
-    def check(self) -> None:
-        """Nothing to do: the folders were read when this was made."""
+    def check(self, datamodule: Any) -> None:
+        """Look at all files, once and in one process.
+
+        Args:
+            datamodule (AnomalibDataModule): The datamodule, which gets ``images_checked``.
+
+        Raises:
+            ValueError: If files cannot be read, have more than 8 bits without a range, or masks are of another size.
+        """
+        if not has_to_look(datamodule):
+            return
+        records = [record for product in self._products.values() for record in product.records]
+        for record in records:
+            record.problems.clear()  # of an earlier try
+        check_images(records, True, THREADS, self._value_range, strict=False)
+        raise_problems(records)
+        check_copies(records, THREADS, strict=False)
+        datamodule.images_checked = True
 
     def read(self, category: str, datamodule: AnomalibDataModule) -> dict[str, AnomalibDataset]:
         """Read and split a product.

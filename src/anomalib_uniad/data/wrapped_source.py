@@ -101,8 +101,9 @@ class WrappedSource:
                 raise NoConnectionError(msg) from error
         self.check()
 
-    def check(self) -> None:
+    def check(self, datamodule: AnomalibDataModule | None = None) -> None:
         """Refuse categories that are not on disk, or not as the class reads them."""
+        del datamodule  # which looks at the files that are in its tables later
         if self._checked:
             return
         found = self._folders()

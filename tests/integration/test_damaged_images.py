@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that cannot be used are named when a run starts, before features are computed or a step is made."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from anomalib.data import MVTecAD
+from lightning.pytorch import Callback
+from PIL import Image
+
+from anomalib_uniad import UniAD
+from anomalib_uniad.data import MetaFile, MultiCategory
+from anomalib_uniad.data.make_meta import make_meta
+from anomalib_uniad.errors import InputError
+from helpers import make_mvtec_like
+from small import SMALL, quiet_engine
+
+LOADERS = {"num_workers": 0, "train_batch_size": 2, "eval_batch_size": 2}
+DATA = {
+    "own folders": lambda root: MultiCategory(root=root, **LOADERS),
+    "wrapped class": lambda root: MultiCategory("MVTecAD", root=root, **LOADERS),
+    "anomalib's": lambda root: MVTecAD(root=root, category="bottle", **LOADERS),
+    "meta files": lambda root: MetaFile(root=root, **LOADERS),
+}
+
+
+class NothingStarts(Callback):
+    """Fails when a training goes on after its setup."""
+
+    def on_fit_start(self, trainer, pl_module):
+        del trainer, pl_module
+        pytest.fail("the training has started")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = make_mvtec_like(tmp_path / "products", ["bottle", "cable"])
+    make_meta(root)
+    return root
+
+
+def fit(root: Path, data: str, cache: str = "off") -> None:
+    model = UniAD(**SMALL, feature_cache=cache, evaluator=False, visualizer=False)
+    quiet_engine(root.parent, NothingStarts(), max_epochs=1).fit(model, datamodule=DATA[data](root))
+
+
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("cache", ["off", "memory"])
+def test_damaged_and_empty_files(root, data, cache):
+    damaged, empty = root / "bottle/train/good/001.png", root / "bottle/test/broken/000.png"
+    damaged.write_bytes(damaged.read_bytes()[:-300])
+    empty.write_bytes(b"")
+    with pytest.raises(InputError, match=r"(?s)^2 (problems in|of \d+ files) .*") as error:
+        fit(root, data, cache)
+    for name in ("bottle/train/good/001.png", "bottle/test/broken/000.png", "it is empty", "it is cut off"):
+        assert name in str(error.value)
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_more_than_8_bits(root, data):
+    path = root / "bottle/train/good/002.png"
+    Image.fromarray(np.full((64, 64), 3000, np.uint16)).save(path)
+    with pytest.raises(InputError, match=r"002\.png.*more than 8 bits .*value_range"):
+        fit(root, data)
+
+
+def test_masks_of_another_size(root, caplog):
+    masks = root / "cable/ground_truth/broken"
+    Image.new("L", (64, 64)).save(masks / "001_mask.png")
+    copy = root / "cable/test/good/000.png"
+    copy.write_bytes((root / "cable/train/good/000.png").read_bytes())
+    datamodule = DATA["own folders"](root)
+    datamodule.setup()
+    assert "1 masks contradict their labels, first: " in caplog.text
+    assert "1 test images are copies of training images, first: " in caplog.text
+    Image.new("L", (32, 64), 255).save(masks / "000_mask.png")
+    with pytest.raises(InputError, match=r"the mask 'cable/.*000_mask\.png' has 32 x 64 pixels, but its image"):
+        fit(root, "own folders")
