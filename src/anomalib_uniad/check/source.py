@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is checked: the products of a folder, or those of the data in a config of ``anomalib train``."""
 
+import logging
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from anomalib_uniad.data.meta_images import check_use, find_files
 from anomalib_uniad.data.meta_records import read_meta_files
 from anomalib_uniad.data.records import Record
 from anomalib_uniad.errors import InputError
+from anomalib_uniad.messages import parser_sentence
 
 _LAYOUT = ("normal_dir", "abnormal_dir", "normal_test_dir", "mask_dir", "extensions")
 
@@ -127,7 +129,9 @@ def _parse(file: Path) -> tuple[str, Mapping[str, Any], Any]:
     if data is None:
         msg = f"{file} has no section data: give a config of anomalib train, or a folder with images."
         raise InputError(msg)
-    parser = ArgumentParser(exit_on_error=False)
+    silent = logging.Logger(__name__)  # the command line of anomalib ends the process at what parsers log
+    silent.addHandler(logging.NullHandler())
+    parser = ArgumentParser(exit_on_error=False, logger=silent)
     parser.add_subclass_arguments(AnomalibDataModule, "data", required=True)
     parser.add_argument("--config", action="config")
     if isinstance(data, str) and not Path(data).is_absolute() and (file.parent / data).is_file():
@@ -135,7 +139,8 @@ def _parse(file: Path) -> tuple[str, Mapping[str, Any], Any]:
     try:
         parsed = parser.parse_object({"data": data})
     except Exception as error:  # jsonargparse raises its own and what values raise
-        msg = f"The section data of {file} cannot be used: {' '.join(str(error).split())}"
+        sentence = parser_sentence(str(error)) or " ".join(str(error).split())
+        msg = f"The section data of {file} cannot be used: {sentence}"
         raise InputError(msg) from error
     arguments = vars(parsed.data.init_args)
 
