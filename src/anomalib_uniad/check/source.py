@@ -129,7 +129,8 @@ def _parse(file: Path) -> tuple[str, Mapping[str, Any], Any]:
     if data is None:
         msg = f"{file} has no section data: give a config of anomalib train, or a folder with images."
         raise InputError(msg)
-    silent = logging.Logger(__name__)  # the command line of anomalib ends the process at what parsers log
+    silent = logging.getLogger(f"{__name__}.parser")  # anomalib's command line ends at what other parsers log
+    silent.propagate = False
     silent.addHandler(logging.NullHandler())
     parser = ArgumentParser(exit_on_error=False, logger=silent)
     parser.add_subclass_arguments(AnomalibDataModule, "data", required=True)
