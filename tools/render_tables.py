@@ -238,7 +238,7 @@ def messages(rows: pd.DataFrame) -> str:
         "seconds": [f"{value:.1f}" for value in rows["seconds"]],
         "exit code": rows["exit_code"],
         "lines of the message": rows["of_message"],
-        "last line": [f"`{line}`" for line in rows["last_line"]],
+        "last line": [f"`{row.last_line}`" if row.of_message else "" for row in rows.itertuples()],
     }
     return f"On {rows['device'].iloc[0]}:\n\n{markdown(columns)}"
 
