@@ -33,6 +33,7 @@ _DISK = {
     errno.ENOTDIR,
     errno.EEXIST,
 }
+_OF_PATHS = {"anomalib.data.utils.path", "anomalib.data.utils.image"}  # look at paths of users, and say what is wrong
 _SECONDS_OF_RANK_ZERO = 5.0
 
 
@@ -94,6 +95,26 @@ def disk_sentence_of(error: BaseException, traceback: TracebackType | None) -> s
     return f"{error.filename}: {error.strerror}; change its permissions, make room, or choose another folder."
 
 
+def path_sentence_of(error: BaseException, traceback: TracebackType | None) -> str | None:
+    """Find what anomalib says about a path that it was given, such as that of images to predict.
+
+    Args:
+        error (BaseException): The error that has ended a command.
+        traceback (TracebackType | None): Where it was raised.
+
+    Returns:
+        str | None: A sentence; ``None`` if it is another error, or one of a command that has neither a model nor a
+        datamodule of this package.
+    """
+    if traceback is None or not isinstance(error, ValueError | OSError) or not _is_ours(traceback):
+        return None
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    if traceback.tb_frame.f_globals.get("__name__") not in _OF_PATHS:
+        return None
+    return f"{error}".rstrip(".") + "."
+
+
 def install_excepthook() -> None:
     """Have mistakes of users end this process with their sentence; all other errors are left to the present hook."""
     previous = sys.excepthook
@@ -104,7 +125,9 @@ def install_excepthook() -> None:
         sentence = None
         if not wants_traceback():
             try:
-                sentence = sentence_of(error) or disk_sentence_of(error, traceback)
+                finders = (disk_sentence_of, path_sentence_of)
+                found = (find(error, traceback) for find in finders)
+                sentence = sentence_of(error) or next(filter(None, found), None)
             except Exception:  # whatever this is, the error itself has to be shown
                 sentence = None
         if sentence is None:
@@ -189,7 +212,9 @@ def parser_sentence(message: str) -> str | None:
     wanted = _in_words(arguments[wrong[1]])
     # The first value is the innermost one, such as an item of a list; the last one is the argument's.
     got = re.findall(r"(?:Got value|Given value): (.*)", problem.partition("Given value type: <class 'jsonarg")[0])
-    return f"{wrong[1]} of {name} must be {wanted}{f', got {got[-1]}' if got else ''}."
+    quotes = got and re.search(r"\bstr\b", wanted) and re.search(r"\d", got[-1])
+    hint = " (write names that are numbers in quotes: \"['01', '02']\")" if quotes else ""
+    return f"{wrong[1]} of {name} must be {wanted}{f', got {got[-1]}' if got else ''}{hint}."
 
 
 def _in_words(annotation: Any) -> str:

@@ -9,6 +9,7 @@ import traceback
 
 import pytest
 import torch
+from anomalib.data import PredictDataset
 from torch._utils import ExceptionWrapper
 
 from anomalib_uniad import MultiCategory, UniAD, messages
@@ -114,6 +115,25 @@ def test_a_full_disk_is_told_where_our_model_is_at_work(hook, capsys) -> None:
     assert capsys.readouterr().err.startswith("error: results/x.ckpt: No space left on device; ")
 
 
+def test_paths_that_anomalib_refuses_for_our_model(hook, capsys, tmp_path) -> None:
+    def predict(model: object, path: object) -> tuple:
+        return model, PredictDataset(path)
+
+    ours = torch.nn.Module.__new__(UniAD)
+    gone = tmp_path / "gone"
+    for model, path, said in ((ours, gone, f"error: Path does not exist: {gone}.\n"), (ours, tmp_path, "0 images")):
+        error = caught(predict, model, path)
+        sys.excepthook(type(error), error, error.__traceback__)
+        assert said in capsys.readouterr().err
+        error.__traceback__ = None
+    assert hook == []
+    for function, *arguments in ((predict, torch.nn.Linear(1, 1), gone), (lambda model: int("x"), ours)):
+        error = caught(function, *arguments)
+        sys.excepthook(type(error), error, error.__traceback__)
+        assert hook.pop() is error
+        error.__traceback__ = None
+
+
 def test_one_of_several_processes_says_it(hook, monkeypatch, capsys, tmp_path) -> None:
     monkeypatch.setattr(messages.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(messages, "_SECONDS_OF_RANK_ZERO", 0.05)
@@ -154,6 +174,11 @@ PROBLEM += "<class 'jsonargparse._util.NestedArg'>\nGiven value: NestedArg(key='
             UniAD,
             "Parser key \"seed\":\n  Does not validate\n  Given value type: <class 'str'>\n  Given value: abc",
             "seed of UniAD must be int or null, got abc.",
+        ),
+        (
+            MultiCategory,
+            "Parser key \"categories\":\n  Does not validate\n  Given value type: <class 'list'>\n  Given value: [1]",
+            "categories of MultiCategory must be Sequence[str] or str or null, got [1] (write names that are numbers",
         ),
         (MultiCategory, "Option 'xyz' is not accepted", "MultiCategory has no argument xyz. It has "),
     ],

@@ -2,6 +2,7 @@
 """What is checked: the products of a folder, or those of the data in a config of ``anomalib train``."""
 
 import logging
+import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -200,7 +201,7 @@ def _names(categories: Any) -> list[str] | None:
 
 
 def _word(value: Any) -> str:
-    """Write an argument for a command line."""
+    """Write an argument for a command line, in a list with quotes where a name would be a number or two names."""
     if isinstance(value, list | tuple):
-        return f"[{','.join(map(str, value))}]"
+        return yaml.safe_dump(list(value), default_flow_style=True, allow_unicode=True, width=math.inf).strip()
     return str(value)

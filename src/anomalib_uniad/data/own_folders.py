@@ -138,6 +138,11 @@ class OwnFolders:
             if moved := self._moved[product.name]:
                 parts.append(f"no good test images were given, {moved} of the others were taken")
             logger.info("; ".join(parts))
+        for name, use in (("val", "set thresholds"), ("test", "test")):
+            data = getattr(datamodule, f"{name}_data", None)
+            there = set() if data is None else set(data.samples["category"])
+            if data is not None and (none := [category for category in self._products if category not in there]):
+                logger.warning("No images are left to %s, more are needed: %s.", use, ", ".join(none))
 
 
 def _counted(samples: pd.DataFrame) -> str:

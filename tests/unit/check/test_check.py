@@ -3,6 +3,7 @@
 
 import csv
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -162,6 +163,16 @@ def test_command(root, tmp_path, capsys):
     page = (tmp_path / "out" / "check.html").read_text(encoding="utf-8")
     assert "it is empty" in page
     assert 'src="contact_sheets/bottle.jpg"' in page
+
+
+def test_command_line_of_names_that_look_like_something_else(root):
+    """What is printed trains on what was checked."""
+    names = ["01", "a, b", "Größe 1"]
+    for name in names:
+        shutil.copytree(root / "cable", root / name)
+    words = shlex.split(read_folder(root, names, value_range=[0, 4095]).command)
+    assert yaml.safe_load(words[words.index("--data.categories") + 1]) == names
+    assert yaml.safe_load(words[words.index("--data.value_range") + 1]) == [0, 4095]
 
 
 def config(tmp_path: Path, class_path: str, **arguments) -> Path:

@@ -129,6 +129,19 @@ def test_one_product_and_ratios(root) -> None:
     assert counts(set_up(root, categories="with masks", normal_split_ratio=0.25), "test_data")["with masks"][0] == 4
 
 
+def test_a_single_image(tmp_path, caplog) -> None:
+    """It is trained on, and what cannot be done without more is said."""
+    product(tmp_path / "bottle", 1)
+    product(tmp_path / "cable", 5, 2)
+    datamodule = set_up(tmp_path)
+    assert "No images are left to set thresholds, more are needed: bottle." in caplog.text
+    assert "No images are left to test, more are needed: bottle." in caplog.text
+    assert counts(datamodule, "train_data") == {"bottle": (1, 0), "cable": (3, 0)}
+    caplog.clear()
+    set_up(tmp_path, categories=["cable"])
+    assert "No images" not in caplog.text
+
+
 def test_only_good_images(tmp_path) -> None:
     for name in ("a", "b"):
         product(tmp_path / name, 10, seed=ord(name))
