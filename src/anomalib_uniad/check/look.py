@@ -81,7 +81,7 @@ def look_closely(path: str | Path, value_range: tuple[float, float] | None = Non
             pixels = cv2.resize(to_rgb(image, value_range), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     except Exception as error:  # decoders raise anything from OSError to struct.error
         return Look(Seen(reason_of(error, path)), digest)
-    darkest, brightest = np.percentile(pixels, (1, 99))
+    darkest, brightest = np.percentile(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), (1, 99))
     thumb = pixels.reshape(THUMB, SIDE // THUMB, THUMB, SIDE // THUMB, 3).mean((1, 3), dtype=np.float32)
     pixels = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
     return Look(seen, digest, float(darkest), float(brightest), None, thumb, pixels)

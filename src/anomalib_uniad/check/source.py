@@ -4,7 +4,7 @@
 import logging
 import math
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,8 +92,8 @@ def read_config(file: Path) -> Source:
         ValueError: If there are no data in the file, or something is wrong with them.
         OSError: If the file, or what it names, cannot be read.
     """
-    name, arguments, make = _parse(file)
-    command = shlex.join(["anomalib", "train", "--config", str(file)])
+    name, arguments, alone, make = _parse(file)
+    command = shlex.join(["anomalib", "train", *(["--model", "UniAD", "--data"] if alone else ["--config"]), str(file)])
     limits = check_value_range(arguments.get("value_range"))
     if name == "MultiCategory" and arguments.get("source") in (None, "Folder"):
         if arguments.get("root") is None:
@@ -119,8 +119,8 @@ def read_config(file: Path) -> Source:
     return Source(str(file), products, command, limits)
 
 
-def _parse(file: Path) -> tuple[str, Mapping[str, Any], Any]:
-    """Name of the datamodule's class, its arguments, and what makes it."""
+def _parse(file: Path) -> tuple[str, Mapping[str, Any], bool, Callable[[], Any]]:
+    """Name of the datamodule's class, its arguments, whether the file is of it alone, and what makes it."""
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -149,7 +149,7 @@ def _parse(file: Path) -> tuple[str, Mapping[str, Any], Any]:
     def make() -> Any:
         return parser.instantiate_classes(parsed).data
 
-    return parsed.data.class_path.rpartition(".")[2], arguments, make
+    return parsed.data.class_path.rpartition(".")[2], arguments, "data" not in content, make
 
 
 def _records(datamodule: Any) -> Iterable[Record]:

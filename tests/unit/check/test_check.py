@@ -191,6 +191,10 @@ class TestConfig:
         )
         assert source.command.endswith("config.yaml")
         assert source.value_range == (0, 9)
+        (tmp_path / "data.yaml").write_text(f"class_path: MultiCategory\ninit_args: {{root: {root}}}\n")
+        (tmp_path / "all.yaml").write_text("data: data.yaml\n")  # as recipes have it
+        assert [product.name for product in read_config(tmp_path / "all.yaml").products] == ["bottle", "cable"]
+        assert read_config(tmp_path / "data.yaml").command.endswith(f"--model UniAD --data {tmp_path}/data.yaml")
         assert [finding.kind for finding in inspect(source, None).findings] == ["unreadable"]
 
     def test_wrapped_class(self, root, tmp_path):
