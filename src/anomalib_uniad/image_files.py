@@ -239,10 +239,23 @@ def check_samples(datamodule: Any, whole: bool = True) -> None:
     seen = look_at(sorted(images | masks), getattr(datamodule, "value_range", None), whole)
     # Masks may have more than 8 bits: what is not zero counts.
     bad = {path: text for path, found in seen.items() if (text := found.problem if path in images else found.reason)}
-    if bad:
-        msg = f"{len(bad)} of {len(seen)} files cannot be used: {listed(bad)}."
-        raise InputError(msg)
+    raise_unusable(bad, len(seen))
     datamodule.images_checked = whole
+
+
+def raise_unusable(files: Mapping[str, str], count: int) -> None:
+    """Raise an error that names files of a data set and why they cannot be used; nothing if there are none.
+
+    Args:
+        files (Mapping[str, str]): Path -> reason.
+        count (int): How many files there are in all.
+
+    Raises:
+        ValueError: If there are such files.
+    """
+    if files:
+        msg = f"{len(files)} of {count} files cannot be used: {listed(files)}."
+        raise InputError(msg)
 
 
 def listed(files: Mapping[str, str]) -> str:

@@ -38,11 +38,13 @@ class Fault(NamedTuple):
         file (str): Path of the image or mask.
         kind (str): ``"image"``, ``"mask"``, or ``"label"`` if a mask can be used but contradicts the label.
         text (str): One sentence.
+        reason (str): The same in a few words, without names; empty for ``"label"``.
     """
 
     file: str
     kind: str
     text: str
+    reason: str = ""
 
 
 def find_files(records: Iterable[Record], root: Path, allow_outside_root: bool) -> list[Record]:
@@ -102,8 +104,10 @@ def check_images(
     threads: int,
     value_range: tuple[float, float] | None = None,
     strict: bool = True,
-) -> None:
+) -> list[Fault]:
     """Refuse images and masks that cannot be read, and masks that do not fit to their image or its label.
+
+    What is wrong is added to the problems of the records, and returned.
 
     Whole files are read to find those that are cut off or damaged: the checksums of PNG files are compared, other types
     are decoded, and so are masks. Otherwise only the head is read. Images with more than 8 bits need a range. If not
@@ -114,14 +118,17 @@ def check_images(
         looked = pool.map(lambda file: _look(file[0], file[1], value_range, whole), files)
         # Only shown if it takes a while.
         found = dict(zip(files, tqdm(looked, "Checking images", len(files), unit="file", delay=3), strict=True))
-    tolerated = []
+    tolerated, refused = [], []
     for record in records:
         image, *masks = (found[path, i > 0] for i, path in enumerate(record.paths))
         faults = list(find_faults(record, image.seen, masks))
         tolerated += [fault for fault in faults if fault.kind == "label" and not strict]
-        record.problems += [fault.text for fault in faults if fault.kind != "label" or strict]
+        wrong = [fault for fault in faults if fault.kind != "label" or strict]
+        record.problems += [fault.text for fault in wrong]
+        refused += wrong
     if tolerated:
         logger.warning("%d masks contradict their labels, first: %s", len(tolerated), tolerated[0].text)
+    return refused
 
 
 def find_faults(record: Record, image: Seen, masks: Sequence[Read]) -> Iterator[Fault]:
@@ -133,16 +140,16 @@ def find_faults(record: Record, image: Seen, masks: Sequence[Read]) -> Iterator[
         masks (Sequence[Read]): Its masks, as they were read.
     """
     if image.problem:
-        yield Fault(record.paths[0], "image", f"the image {show(record.image)} cannot be read: {image.problem}.")
+        text = f"the image {show(record.image)} cannot be read: {image.problem}."
+        yield Fault(record.paths[0], "image", text, image.problem)
     for name, path, mask in zip(record.masks, record.paths[1:], masks, strict=True):
         if mask.seen.reason:
-            yield Fault(path, "mask", f"the mask {show(name)} cannot be read: {mask.seen.reason}.")
+            text = f"the mask {show(name)} cannot be read: {mask.seen.reason}."
+            yield Fault(path, "mask", text, mask.seen.reason)
         elif not image.reason and mask.seen.size != image.size:
-            text = (
-                f"the mask {show(name)} has {_pixels(mask.seen.size)}, but its image {show(record.image)} has "
-                f"{_pixels(image.size)}."
-            )
-            yield Fault(path, "mask", text)
+            own, others = _pixels(mask.seen.size), _pixels(image.size)
+            text = f"the mask {show(name)} has {own}, but its image {show(record.image)} has {others}."
+            yield Fault(path, "mask", text, f"it has {own}, but its image has {others}")
         elif record.label == 0 and mask.extrema and mask.extrema[1] > 0:
             yield Fault(path, "label", f"the label is 0 (normal), but the mask {show(name)} has defective pixels.")
     if record.label == 1 and masks and all(mask.extrema and mask.extrema[1] == 0 for mask in masks):

@@ -15,9 +15,8 @@ from anomalib_uniad.data.category_split import split_category
 from anomalib_uniad.data.image_dataset import ImageFileDataset
 from anomalib_uniad.data.layouts import Product, raise_product_problems, read_products, set_test_images_aside
 from anomalib_uniad.data.meta_images import check_copies, check_images
-from anomalib_uniad.data.records import raise_problems
 from anomalib_uniad.errors import InputError
-from anomalib_uniad.image_files import THREADS, has_to_look
+from anomalib_uniad.image_files import THREADS, has_to_look, raise_unusable
 from anomalib_uniad.splits import MIXED, MIXED_RATIO, check_ratios, describe_validation
 
 logger = logging.getLogger(__name__)
@@ -97,10 +96,9 @@ class OwnFolders:
         if not has_to_look(datamodule):
             return
         records = [record for product in self._products.values() for record in product.records]
-        for record in records:
-            record.problems.clear()  # of an earlier try
-        check_images(records, True, THREADS, self._value_range, strict=False)
-        raise_problems(records)
+        faults = check_images(records, True, THREADS, self._value_range, strict=False)
+        files = {path for record in records for path in record.paths}
+        raise_unusable({fault.file: fault.reason for fault in faults}, len(files))
         check_copies(records, THREADS, strict=False)
         datamodule.images_checked = True
 
