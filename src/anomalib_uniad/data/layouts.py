@@ -570,21 +570,25 @@ def _refuse_a_product(root: Path, top: _Folder, normal_dir: Sequence[str]) -> No
 
 
 def _refuse_too_high(root: Path, chosen: Mapping[str, _Folder], normal_dir: Sequence[str]) -> None:
-    """Refuse a root whose products are all one folder deeper."""
+    """Refuse a root whose products are all in deeper folders."""
 
     def is_product(folder: _Folder) -> bool:
         return bool(folder.listing.images) or _is_product(folder) or bool(_given_folders(folder, normal_dir))
 
     if any(is_product(folder) for folder in chosen.values()):
         return
-    deeper = [
-        folder.path
-        for folder in chosen.values()
-        if any(_is_product(child) or _given_folders(child, normal_dir) for child in folder.listing.folders)
-    ]
+
+    def roots(folder: _Folder) -> Iterator[str]:
+        if any(_is_product(child) or _given_folders(child, normal_dir) for child in folder.listing.folders):
+            yield folder.path
+        else:
+            for child in folder.listing.folders:
+                yield from roots(child)
+
+    deeper = [path for folder in chosen.values() for path in roots(folder)]
     if deeper:
         msg = (
-            f"The products are one folder deeper than the root {root}: set root to {deeper[0]}"
+            f"The products are deeper than the root {root}: set root to {deeper[0]}"
             f"{f' or {deeper[1]}' if len(deeper) > 1 else ''}{', ...' if len(deeper) > 2 else ''}."
         )
         raise InputError(msg)

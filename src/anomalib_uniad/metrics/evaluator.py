@@ -622,7 +622,8 @@ def _print_row(bar: Any, category: str, results: Results) -> None:
     names = [name.partition("_") for name in results.metrics]
     widths = [max(6, len(level), len(metric)) for level, _, metric in names]
     values = [results.values.get((name, category)) for name in results.metrics]
-    lines = [(category[:16], ["" if value is None else f"{value:.4f}" for value in values])]
+    label = category if len(category) <= 16 else f"{category[:7]}…{category[-8:]}"  # names often differ at their end
+    lines = [(label, ["" if value is None else f"{value:.4f}" for value in values])]
     if sum(map(bool, results.images.values())) == 1:
         lines = [("", [level for level, _, _ in names]), ("", [metric for _, _, metric in names]), *lines]
     for first, cells in lines:

@@ -23,7 +23,8 @@ _HEADER = (
 class RunFolder(Callback):
     """Writes ``model.yaml`` beside ``config.yaml``, and has ``latest`` point to the run that has the results.
 
-    anomalib's ``config.yaml`` has what only a training takes, and its ``predict`` and ``export`` refuse it.
+    anomalib's ``config.yaml`` has what only a training takes, and its ``predict`` and ``export`` refuse it. A training
+    that ends with an error before its first step leaves no folder, and ``latest`` points to the run before it again.
 
     With several processes, each makes a folder of its own in anomalib, and the last one becomes ``latest``, but results
     are in the first one's. The others are removed if they are empty, and their pictures of a test go to the first.
@@ -47,6 +48,12 @@ class RunFolder(Callback):
         folder = trainer.log_dir  # where config.yaml is; all processes ask for it
         if trainer.is_global_zero and folder is not None and not trainer.barebones and "://" not in folder:
             self._write(trainer, pl_module, Path(folder, "model.yaml"))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Remove the folder if nothing was trained."""
+        if trainer.state.fn == "fit" and trainer.is_global_zero and not trainer.global_step:
+            with contextlib.suppress(OSError):  # the error that ends the training matters more
+                _remove(Path(trainer.default_root_dir), type(pl_module).__name__)
 
     def _write(self, trainer: Any, pl_module: Any, file: Path) -> None:
         from lightning.pytorch.cli import SaveConfigCallback  # takes a while, and is there where it is needed
@@ -86,6 +93,32 @@ def _agree(trainer: Trainer, pl_module: Any) -> None:
     if trainer.is_global_zero and latest.is_symlink() and latest.resolve() != first.resolve():
         with replacing(latest) as (link,):
             link.symlink_to(first.resolve(), target_is_directory=True)
+
+
+def _remove(folder: Path, model: str) -> None:
+    """Remove a folder that ``latest`` points to and that has configs at most, and what is empty without it.
+
+    Args:
+        folder (Path): Folder of a run.
+        model (str): Name of the outermost folder that anomalib has made for runs of this model.
+    """
+    latest = folder.parent / "latest"
+    configs = {"config.yaml", "model.yaml"}
+    if not latest.is_symlink() or latest.resolve() != folder.resolve() or {f.name for f in folder.iterdir()} - configs:
+        return
+    for name in configs:
+        (folder / name).unlink(missing_ok=True)
+    folder.rmdir()
+    before = [other for other in folder.parent.glob("v*") if other.name[1:].isdecimal()]
+    if before:
+        with replacing(latest) as (link,):
+            link.symlink_to(max(before, key=lambda other: int(other.name[1:])).resolve(), target_is_directory=True)
+        return
+    latest.unlink()
+    for parent in folder.parents:
+        if model not in parent.parts:
+            break
+        parent.rmdir()
 
 
 def _import_path(kind: type) -> str:

@@ -173,8 +173,9 @@ def test_arguments_are_checked(tmp_path, arguments, message) -> None:
         (
             ["x/nut/good/1.png", "x/ring/good/1.png"],
             "mydata",
-            r"one folder deeper than the root .* root to .*/mydata/x\.",
+            r"products are deeper than the root .* root to .*/mydata/x\.",
         ),
+        (["x/y/nut/train/good/1.png"], "mydata", r"products are deeper than the root .* root to .*/mydata/x/y\.$"),
     ],
 )
 def test_roots(tmp_path, files, root, message) -> None:

@@ -54,6 +54,32 @@ def test_nothing_is_written(tmp_path: Path, stage: str, arguments: dict) -> None
     assert not list(tmp_path.iterdir())
 
 
+def test_training_that_does_not_start_leaves_no_folder(tmp_path: Path) -> None:
+    """The run before it is the latest one again; with what was trained, or other files in it, a folder stays."""
+    state = SimpleNamespace(fn="fit")
+    callback, model = RunFolder({}), UniAD(**SMALL)
+
+    def fail(folder: Path, **arguments: Any) -> None:
+        (folder / "config.yaml").touch()
+        trainer = trainer_of(folder, **{"state": state, "global_step": 0, **arguments})
+        callback.setup(trainer, model, "fit")
+        callback.on_exception(trainer, model, ValueError("no"))
+
+    fail(create_versioned_dir(tmp_path / "UniAD" / "data" / "nut"))
+    assert not list(tmp_path.iterdir())
+    folders = [create_versioned_dir(tmp_path) for _ in range(11)]
+    fail(folders[-1], global_step=1)
+    assert folders[-1].is_dir()
+    folder = create_versioned_dir(tmp_path)
+    fail(folder)
+    assert not folder.exists()
+    assert (tmp_path / "latest").resolve() == folders[-1]
+    folder = create_versioned_dir(tmp_path)
+    (folder / "weights").mkdir()
+    fail(folder)
+    assert (folder / "config.yaml").is_file()
+
+
 def test_one_folder_for_all_processes(tmp_path: Path) -> None:
     """Whoever comes first; pictures in another one's folder stay."""
     first, second, third = (create_versioned_dir(tmp_path) for _ in range(3))
