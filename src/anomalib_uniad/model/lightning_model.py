@@ -258,6 +258,7 @@ class UniAD(AnomalibModule):
             raise InputError(msg)
         layers = cast("Sequence[int] | Sequence[str]", tuple(layers))
         image_size = repeat("image_size", image_size, int, 2)
+        check_at_least("image_size", min(image_size), 1)
         neighbor_size = repeat("neighbor_size", neighbor_size, int, 2)
         neighbor_mask = repeat("neighbor_mask", neighbor_mask, bool, 3)
         crop = tuple(crop) if isinstance(crop, Sequence) else crop

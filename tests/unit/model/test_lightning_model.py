@@ -71,6 +71,7 @@ def test_a_score_that_is_not_a_number_is_never_normal(value: float) -> None:
         ({"image_size": (64, 64, 3)}, "image_size must be one int or 2 of them"),
         ({"neighbor_size": (3,)}, "neighbor_size must be one int or 2"),
         ({"neighbor_mask": (True, False)}, "neighbor_mask must be one bool or 3"),
+        ({"image_size": (0, 64)}, "image_size must be at least 1, got 0"),
         ({"image_size": 64.0}, r"image_size must be one int or 2 of them, got 64\.0"),
         ({"neighbor_size": (3.5, 3)}, "neighbor_size must be one int"),
         ({"neighbor_mask": "yes"}, "neighbor_mask must be one bool"),
