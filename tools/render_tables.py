@@ -225,9 +225,15 @@ def elpv(rows: pd.DataFrame) -> str:
 @once_measured
 def data_check(rows: pd.DataFrame) -> str:
     """Time of checks, as it was measured."""
-    origin = {"device", "versions", "seed", "command"}
-    columns = {str(name).replace("_", " "): rows[name] for name in rows if name not in origin}
-    return f"On {rows['device'].iloc[0]}:\n\n{markdown(columns)}"
+    columns = {
+        "step": rows["step"],
+        "images": [f"{value:,}" for value in rows["images"]],
+        "MB": [f"{value:,.0f}" for value in rows["megabytes"]],
+        "seconds": [f"{value:.1f}" for value in rows["seconds"]],
+        "images per s": [f"{value:,}" for value in rows["images_per_s"]],
+    }
+    side = rows["pixels"].iloc[0]
+    return f"On {rows['device'].iloc[0]}, images of {side} x {side} pixels:\n\n{markdown(columns)}"
 
 
 @once_measured
