@@ -122,7 +122,7 @@ class Comparison:
         for batch in self._datamodule.test_dataloader():
             if batch.gt_mask is not None:
                 _, batch.gt_mask = self._model.pre_processor.transform(batch.image, batch.gt_mask)
-            yield pixels_of(batch), batch
+            yield pixels_of(batch, rounded=True), batch
 
 
 if __name__ == "__main__":

@@ -47,7 +47,11 @@ class RunFolder(Callback):
             _agree(trainer, pl_module)
         folder = trainer.log_dir  # where config.yaml is; all processes ask for it
         if trainer.is_global_zero and folder is not None and not trainer.barebones and "://" not in folder:
-            self._write(trainer, pl_module, Path(folder, "model.yaml"))
+            file = Path(folder, "model.yaml")
+            if file.parent.resolve() != Path.cwd().resolve() and _may_replace(
+                file
+            ):  # a trainer's default is no run's own folder
+                self._write(trainer, pl_module, file)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Remove the folder if nothing was trained."""
@@ -78,6 +82,13 @@ class RunFolder(Callback):
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as (part,):
             part.write_text(text, encoding="utf-8")
+
+
+def _may_replace(file: Path) -> bool:
+    """Whether a file is not there, or was written here; never one that the user has written."""
+    return not file.exists() or file.read_text(encoding="utf-8", errors="replace").startswith(
+        _HEADER.partition("\n")[0]
+    )
 
 
 def _agree(trainer: Trainer, pl_module: Any) -> None:

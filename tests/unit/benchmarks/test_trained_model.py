@@ -82,7 +82,7 @@ def test_border(folder: Path, tmp_path: Path) -> None:
 def test_score_pool_and_float16(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     predicted: list[torch.Tensor] = []
     predict = UniADModel.predict
-    monkeypatch.setattr(UniADModel, "predict", lambda self, x: predicted.append(x) or predict(self, x))
+    monkeypatch.setattr(UniADModel, "predict", lambda self, x, *sizes: predicted.append(x) or predict(self, x, *sizes))
     given = folder / "recipe-small.yaml", folder / "zeros.ckpt"
     trained_model.score_pool(*given, sizes=[1, 64], output_dir=tmp_path)
     trained_model.float16_features(*given, output_dir=tmp_path)

@@ -95,3 +95,13 @@ def test_one_folder_for_all_processes(tmp_path: Path) -> None:
     assert (tmp_path / "latest").is_symlink()
     assert others[0].visualizer.output_dir == first / "images"
     assert model.visualizer.output_dir is None
+
+
+def test_files_of_the_user_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model.yaml").write_text("model: mine\n")
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path, tmp_path / "run"):
+        RunFolder({}).setup(trainer_of(folder), UniAD(**SMALL), "fit")
+    assert (tmp_path / "run" / "model.yaml").read_text() == "model: mine\n"
+    assert not (tmp_path / "model.yaml").exists()
