@@ -604,9 +604,11 @@ class UniAD(AnomalibModule):
         if not isinstance(post_processor, LearnedPostProcessor) or not post_processor.enable_thresholding:
             return
         if not post_processor.learned["pred_label"]:
+            known = self.training_summary or self.trainer.ckpt_path
+            scores = "are right" if known else "are of no use if no weights were loaded (by ckpt_path)"
             rank_zero_warn(
                 "The model has no thresholds: it was never validated, like a checkpoint of the authors' code. No "
-                "image is called normal or anomalous; scores are right. Validate it on your images and save it to have "
+                f"image is called normal or anomalous; scores {scores}. Validate it on your images and save it to have "
                 "thresholds."
             )
 
