@@ -79,6 +79,23 @@ def read_image(path: str | Path, value_range: tuple[float, float] | None = None)
         raise InputError(msg) from error
 
 
+def read_mask(path: str | Path) -> np.ndarray:
+    """Read a mask: what is not zero is defective; in JPEG files, whose compression blurs, values from 128 on.
+
+    Args:
+        path (str | Path): The file.
+
+    Returns:
+        np.ndarray: ``(H, W)``, bool.
+
+    Raises:
+        Exception: Whatever Pillow's decoders raise, from ``OSError`` to ``struct.error``.
+    """
+    with Image.open(path) as mask:
+        lowest = 128 if mask.format == "JPEG" else 1
+        return np.asarray(mask.convert("L")) >= lowest
+
+
 def check_depth(image: Image.Image, value_range: tuple[float, float] | None = None) -> None:
     """Refuse an image whose values cannot be mapped to 8 bits; its head is enough.
 

@@ -151,6 +151,7 @@ def test_two_processes(tmp_path):
     assert list(together.note) == list(alone.note)
 
 
+@pytest.mark.slow
 def test_a_model_that_was_never_validated_decides_nothing(root, tmp_path):
     model = UniAD(**SMALL, image_score="std")  # scores on both sides of 0.5
     engine = quiet_engine(tmp_path)

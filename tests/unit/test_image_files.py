@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from anomalib_uniad.errors import InputError
-from anomalib_uniad.image_files import Seen, check_samples, listed, look, look_at
+from anomalib_uniad.image_files import Seen, check_samples, listed, look, look_at, read_mask
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 
@@ -32,6 +32,17 @@ def images(tmp_path: Path) -> list[Path]:
 
 def reasons(paths: Sequence[Path]) -> dict[str, str]:
     return {path: seen.reason for path, seen in look_at(paths).items() if seen.reason}
+
+
+def test_masks(tmp_path: Path) -> None:
+    pixels = np.zeros((64, 64), np.uint8)
+    pixels[10:31, 20:45] = 255
+    for suffix in (".png", ".jpg", ".bmp"):
+        Image.fromarray(pixels).save(tmp_path / f"mask{suffix}", quality=60)
+        np.testing.assert_array_equal(read_mask(tmp_path / f"mask{suffix}"), pixels > 0)
+    assert np.count_nonzero(np.asarray(Image.open(tmp_path / "mask.jpg"))) > (pixels > 0).sum()
+    Image.fromarray(pixels // 255).save(tmp_path / "ones.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "ones.png"), pixels > 0)
 
 
 def test_whole_files(images: list[Path], tmp_path: Path) -> None:

@@ -8,14 +8,14 @@ import pandas as pd
 import torch
 from anomalib import TaskType
 from anomalib.data import AnomalibDataset, ImageItem
-from anomalib.data.utils import LabelName, read_mask
+from anomalib.data.utils import LabelName
 from torchvision.transforms.v2 import Transform
 from torchvision.transforms.v2.functional import to_dtype, to_image
 from torchvision.tv_tensors import Mask
 
 from anomalib_uniad.data.records import Record
 from anomalib_uniad.errors import InputError
-from anomalib_uniad.image_files import read_image, reason_of
+from anomalib_uniad.image_files import read_image, read_mask, reason_of
 
 
 class ImageFileDataset(AnomalibDataset):
@@ -85,7 +85,7 @@ class ImageFileDataset(AnomalibDataset):
 
 def _read_mask(path: str, size: torch.Size) -> torch.Tensor:
     try:
-        mask = torch.as_tensor(read_mask(path, as_tensor=True)).bool()
+        mask = torch.from_numpy(read_mask(path))
     except Exception as error:  # Pillow's decoders raise all kinds on damaged files
         msg = f"The mask {path} cannot be read: {reason_of(error, path)}."
         raise InputError(msg) from error

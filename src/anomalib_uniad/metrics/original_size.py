@@ -7,13 +7,12 @@ from typing import Any, Literal
 
 import torch
 from anomalib.data import ImageBatch
-from anomalib.data.utils import read_mask
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from anomalib_uniad.errors import InputError, MissingFileError
 from anomalib_uniad.geometry import Box, Geometry
-from anomalib_uniad.image_files import size_of
+from anomalib_uniad.image_files import read_mask, size_of
 from anomalib_uniad.metrics.batches import select
 from anomalib_uniad.transforms import CropAndPad
 
@@ -142,7 +141,7 @@ def _read_mask(path: str | None, one: Any, size: tuple[int, int]) -> torch.Tenso
     if not Path(str(path)).is_file():
         msg = f"The mask {path} of {one.image_path[0]} is not there."
         raise MissingFileError(msg)
-    mask = torch.as_tensor(read_mask(str(path), as_tensor=True)).bool()
+    mask = torch.from_numpy(read_mask(str(path)))
     if mask.shape[-2:] != size:
         msg = f"The mask {path} has {tuple(mask.shape[-2:])} pixels, its image {one.image_path[0]} has {size}."
         raise InputError(msg)

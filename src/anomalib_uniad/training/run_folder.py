@@ -16,7 +16,8 @@ from anomalib_uniad.files import replacing
 _HEADER = (
     "# The model of this training and its data, as `anomalib test`, `predict` and `export` take them:\n"
     "#   --config {file} --ckpt_path {checkpoint}\n"
-    "# With --data IMAGES, `predict` takes other images.\n"
+    "# With --data IMAGES, `predict` takes other images. To export where the images of the training are not there,\n"
+    "# take the section `data` out.\n"
 )
 
 
