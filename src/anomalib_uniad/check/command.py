@@ -13,7 +13,7 @@ from anomalib.data.utils import Split
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from tqdm import tqdm
 
-from anomalib_uniad.data.meta_images import read_mask_file
+from anomalib_uniad.data.image_checks import read_mask_file
 from anomalib_uniad.errors import ExistingFileError
 from anomalib_uniad.files import file_names, replacing
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from anomalib.data.utils import Split
 
+from anomalib_uniad.data.image_checks import Read, find_faults
 from anomalib_uniad.data.layouts import Product
-from anomalib_uniad.data.meta_images import Read, find_faults
 from anomalib_uniad.data.records import Record
 
 from .features import FEWEST, Unlike

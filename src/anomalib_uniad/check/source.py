@@ -16,8 +16,8 @@ from jsonargparse import ArgumentParser
 
 from anomalib_uniad.category import categories_of
 from anomalib_uniad.checks import check_value_range
+from anomalib_uniad.data.image_checks import check_use, find_files
 from anomalib_uniad.data.layouts import Product, find_root, read_products
-from anomalib_uniad.data.meta_images import check_use, find_files
 from anomalib_uniad.data.meta_records import read_meta_files
 from anomalib_uniad.data.records import Record
 from anomalib_uniad.errors import InputError

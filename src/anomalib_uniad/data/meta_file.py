@@ -15,8 +15,8 @@ from torchvision.transforms.v2 import Transform
 
 from anomalib_uniad.checks import check_value_range
 from anomalib_uniad.data.category_split import split_category
+from anomalib_uniad.data.image_checks import check_copies, check_images, check_use, find_files, report_categories
 from anomalib_uniad.data.image_dataset import ImageFileDataset
-from anomalib_uniad.data.meta_images import check_copies, check_images, check_use, find_files, report_categories
 from anomalib_uniad.data.meta_records import read_meta_files
 from anomalib_uniad.data.multi_category_datamodule import MultiCategoryDataModule
 from anomalib_uniad.data.records import Record, raise_problems

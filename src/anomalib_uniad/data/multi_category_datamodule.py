@@ -9,6 +9,7 @@ import tempfile
 import weakref
 from abc import abstractmethod
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ class MultiCategoryDataModule(AnomalibDataModule):
         sets: dict[str, dict[str, AnomalibDataset]] = {"train": {}, "val": {}, "test": {}}
         for category in self.categories:
             read = self._read_category(category)
-            self._keep_synthetic_images(read, category, temporary.path)
+            self._keep_synthetic_images(read, category, temporary)
             for name, dataset in read.items():
                 sets[name][category] = dataset
         self.category_by_path = {}
@@ -154,7 +155,9 @@ class MultiCategoryDataModule(AnomalibDataModule):
     def _create_val_split(self) -> None:
         """Nothing left to do: each category has been split."""
 
-    def _keep_synthetic_images(self, sets: Mapping[str, AnomalibDataset], category: str, temporary: Path) -> None:
+    def _keep_synthetic_images(
+        self, sets: Mapping[str, AnomalibDataset], category: str, temporary: "_TemporaryFolder"
+    ) -> None:
         """Move synthetic images, which anomalib removes with the dataset that made them.
 
         If there are several categories, the folders below the name of the dataset say which one an image is of, so that
@@ -165,7 +168,7 @@ class MultiCategoryDataModule(AnomalibDataModule):
             dataset._cleanup = False
         for old in {dataset.root for dataset in made}:
             as_anomalib = Path(old.parent.name, old.name)
-            new = temporary / (as_anomalib if self.category else Path(old.name, self.name, category, "synthetic"))
+            new = temporary.path / (as_anomalib if self.category else Path(old.name, self.name, category, "synthetic"))
             new.parent.mkdir(parents=True)
             old.rename(new)
             for moved in sets.values():
@@ -275,15 +278,18 @@ class _TemporaryFolder:
     or split from it may outlive.
     """
 
-    def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="anomalib-uniad-"))
-        weakref.finalize(self, _remove, self.path, os.getpid())
+    @cached_property
+    def path(self) -> Path:
+        """The folder, made when it is asked for."""
+        path = Path(tempfile.mkdtemp(prefix="anomalib-uniad-"))
+        weakref.finalize(self, _remove, path, os.getpid())
+        return path
 
     def __deepcopy__(self, memo: dict) -> "_TemporaryFolder":
         return self
 
     def __reduce__(self) -> tuple:
-        return str, (str(self.path),)  # a worker process must not remove what its parent still reads
+        return str, (str(vars(self).get("path", "")),)  # a worker process must not remove what its parent still reads
 
 
 def _remove(folder: Path, process: int) -> None:

@@ -12,9 +12,9 @@ from anomalib.data import AnomalibDataModule, AnomalibDataset
 from anomalib.data.utils import Split, TestSplitMode
 
 from anomalib_uniad.data.category_split import split_category
+from anomalib_uniad.data.image_checks import check_copies, check_images
 from anomalib_uniad.data.image_dataset import ImageFileDataset
 from anomalib_uniad.data.layouts import Product, raise_product_problems, read_products, set_test_images_aside
-from anomalib_uniad.data.meta_images import check_copies, check_images
 from anomalib_uniad.errors import InputError
 from anomalib_uniad.image_files import THREADS, has_to_look, raise_unusable
 from anomalib_uniad.splits import MIXED, MIXED_RATIO, check_ratios, describe_validation

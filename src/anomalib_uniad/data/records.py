@@ -19,11 +19,11 @@ _short.maxstring = _short.maxother = 500
 
 @dataclass
 class Record:
-    """One entry of a meta file, and what is wrong with it.
+    """An image of a folder or one entry of a meta file, and what is wrong with it.
 
     Attributes:
-        file (Path): The meta file.
-        where (str): "line 3", or "train/bottle/3" in ADer's format, counted from 0 there.
+        file (Path): The meta file, or the folder of the product.
+        where (str): "line 3", or "train/bottle/3" in ADer's format, counted from 0 there; or the path in the folder.
         split (Split): Training or test.
         image (str): Path of the image as written; empty if there is none.
         label (int | None): 0 (normal) or 1 (defective); ``None`` if what is written is a problem.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The images and masks that meta files list: whether they are there, can be read, and are used once."""
+"""Images and masks of records: whether they are there, can be read, fit to each other, and are used once."""
 
 import hashlib
 import logging
