@@ -49,9 +49,7 @@ class RunFolder(Callback):
         folder = trainer.log_dir  # where config.yaml is; all processes ask for it
         if trainer.is_global_zero and folder is not None and not trainer.barebones and "://" not in folder:
             file = Path(folder, "model.yaml")
-            if file.parent.resolve() != Path.cwd().resolve() and _may_replace(
-                file
-            ):  # a trainer's default is no run's own folder
+            if not _is_working_directory(file.parent) and _may_replace(file):  # a trainer's default is no run's own
                 self._write(trainer, pl_module, file)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -83,6 +81,12 @@ class RunFolder(Callback):
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as (part,):
             part.write_text(text, encoding="utf-8")
+
+
+def _is_working_directory(folder: Path) -> bool:
+    with contextlib.suppress(OSError):  # deleted meanwhile
+        return folder.resolve() == Path.cwd().resolve()
+    return False
 
 
 def _may_replace(file: Path) -> bool:
