@@ -124,7 +124,7 @@ def test_fit_from_a_config_file(folder: Path, class_path: str) -> None:
     (folder / name).write_text(yaml.safe_dump(config))
     autoload = "1" if class_path == "UniAD" else "0"  # the dotted path needs no plugin hook
     anomalib(folder, "fit", "--config", name, TORCH_DEVICE_BACKEND_AUTOLOAD=autoload)
-    assert list((folder / "results" / "UniAD" / "MVTecAD" / "cable").rglob("model.ckpt"))
+    assert list((folder / "results" / "UniAD" / "products" / "cable").rglob("model.ckpt"))
 
 
 @pytest.mark.slow
