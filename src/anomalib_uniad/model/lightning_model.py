@@ -43,6 +43,7 @@ from anomalib_uniad.metrics.post_processor import LearnedPostProcessor
 from anomalib_uniad.training.checkpoint_files import CheckpointRescue
 from anomalib_uniad.training.checkpoint_reading import UnreadableCheckpoint, read_checkpoint
 from anomalib_uniad.training.checkpoint_selection import CheckpointChoice, CheckpointSelection
+from anomalib_uniad.training.duration import TrainingDuration
 from anomalib_uniad.training.feature_cache import FeatureCache, FeatureDtype
 from anomalib_uniad.training.finite import FiniteTraining
 from anomalib_uniad.training.last_epoch import LastEpochValidation
@@ -331,6 +332,7 @@ class UniAD(AnomalibModule):
         self._training_callbacks: list[Callback] = [
             SpaceCheck(),
             LastEpochValidation(),
+            TrainingDuration(),
             EpochSeed(seed),
             self._trained_weights,
             self._finite,
