@@ -13,6 +13,7 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.metrics import silhouette_score
 from torch.nn.functional import avg_pool2d, interpolate
+from torchvision.transforms.v2 import Normalize
 
 from anomalib_uniad.model.components import Backbone
 
@@ -26,7 +27,6 @@ FEWEST = 10  # images of which groups are told
 _FIT = 300  # images that say what is usual: more say the same
 _SAMPLE = 500  # images in which two groups are looked for
 _WORST = 0.05  # part of an image that counts: defects are small
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Unlike(NamedTuple):
@@ -53,6 +53,7 @@ class Extractor:
     def __init__(self, backbone: str) -> None:
         self._backbone = Backbone(backbone, LAYERS, padding="timm")
         self._backbone.prepare((SIDE, SIDE))
+        self._normalize = Normalize(self._backbone.mean, self._backbone.std)
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, torch.Tensor]:
@@ -65,7 +66,7 @@ class Extractor:
             tuple[np.ndarray, torch.Tensor]: Of each image as a whole (B, C), and of its places (B, N, C').
         """
         batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255  # (B, 3, H, W)
-        maps = self._backbone((batch - torch.tensor(_MEAN)[:, None, None]) / torch.tensor(_STD)[:, None, None])
+        maps = self._backbone(self._normalize(batch))
         whole = torch.cat([part for each in maps for part in (each.mean((2, 3)), each.std((2, 3)))], dim=1)
         grid = maps[1].shape[-2:]
         places = avg_pool2d(torch.cat([interpolate(each, grid, mode="bilinear") for each in maps[1:]], dim=1), 3, 1, 1)

@@ -19,8 +19,9 @@ from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRSchedulerConfig
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchmetrics import Metric
-from torchvision.transforms.v2 import Compose
+from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_uniad.category import known_categories
 from anomalib_uniad.checks import check_at_least, check_choice, check_value_range, repeat
@@ -51,7 +52,7 @@ from anomalib_uniad.training.optimization import LearningRateSchedule, adamw, le
 from anomalib_uniad.training.resume import EpochSeed, ResumeCheckpoint, TrainedWeights
 from anomalib_uniad.training.run_folder import RunFolder
 from anomalib_uniad.training.space import SpaceCheck
-from anomalib_uniad.transforms import CropAndPad, steps_of
+from anomalib_uniad.transforms import CropAndPad
 
 from .anomaly_map import ImageScore
 from .components.padding import BackbonePadding, PaddingMode
@@ -171,8 +172,8 @@ class UniAD(AnomalibModule):
         checkpoint_selection (str): Which epoch is tested and kept in ``model.ckpt``: ``"last"``, or ``"best"``, the one
             with the highest validation ``image_AUROC``, which needs validation images that are not tested.
             Defaults to ``"last"``.
-        pre_processor (PreProcessor | bool): ``True`` resizes to ``image_size`` and applies ImageNet mean and standard
-            deviation. Defaults to ``True``.
+        pre_processor (PreProcessor | bool): ``True`` resizes to ``image_size`` and normalises by the mean and standard
+            deviation of pixels that the backbone was trained with. Defaults to ``True``.
         post_processor (PostProcessor | bool): ``True`` is anomalib's: normalised scores and thresholds, both learned
             at validation. Before one, nothing is decided. Defaults to ``True``.
         evaluator (Evaluator | bool): ``True`` is ``anomalib_uniad.PerCategoryEvaluator``. Defaults to ``True``.
@@ -266,16 +267,14 @@ class UniAD(AnomalibModule):
         tiles = repeat("tiles", tiles, int, 2)
         full_size = size_of_tiles(image_size, tiles, tile_overlap)
         geometry = Geometry(full_size, resize_mode, cast("tuple[int, int, int, int] | None", crop))
-        prepared = pre_processor
-        if pre_processor is True:
-            prepared = _pre_processor_of(geometry)
-        elif geometry != Geometry(full_size):
+        if pre_processor is not True and geometry != Geometry(full_size):
             msg = "resize_mode and crop are of the model's own pre_processor: give them, or a pre_processor."
             raise InputError(msg)
-        if type(prepared) is PreProcessor:  # anomalib's would transform cached features and export another resize
-            prepared = AntialiasedPreProcessor(prepared.transform)
+        own = pre_processor is not True and pre_processor
+        if type(own) is PreProcessor:  # anomalib's would transform cached features and export another resize
+            own = AntialiasedPreProcessor(own.transform)
         super().__init__(
-            pre_processor=prepared,
+            pre_processor=own,
             post_processor=post_processor,
             evaluator=evaluator,
             visualizer=visualizer,
@@ -322,6 +321,8 @@ class UniAD(AnomalibModule):
                 tiles=tiles,
                 tile_overlap=tile_overlap,
             )
+        if pre_processor is True:
+            self.pre_processor = _pre_processor_of(geometry, self.model.backbone.mean, self.model.backbone.std)
         self.loss = ReconstructionLoss()
         self.training_summary: dict[str, Any] = {}
         self._loaded_thresholds: dict[str, dict[Level, float]] = {}
@@ -370,6 +371,11 @@ class UniAD(AnomalibModule):
         official = load_official(Path(checkpoint), given)
         model = cls(**{**given, **official.arguments, "pre_trained": False, "backbone_weights": None})
         official.load_into(model.model.backbone.features, model.model.transformer)
+        if (
+            given.get("pre_processor", True) is True
+        ):  # the authors' code normalises by ImageNet's, whatever the backbone
+            geometry = model.geometry or Geometry(model.model.image_size)
+            model.pre_processor = _pre_processor_of(geometry, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
         model.official = official
         if official.epoch:
             model.training_summary = {"epochs": official.epoch}
@@ -424,7 +430,7 @@ class UniAD(AnomalibModule):
 
     @staticmethod
     def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:
-        """The pre-processor of anomalib, exported with the resize of validation."""
+        """The pre-processor of anomalib (ImageNet's mean and deviation), exported with the resize of validation."""
         return AntialiasedPreProcessor(AnomalibModule.configure_pre_processor(image_size).transform)
 
     def configure_post_processor(self) -> PostProcessor:
@@ -814,12 +820,11 @@ def _check_training(arguments: Mapping[str, Any]) -> None:
         check_choice(name, arguments[name], choices)
 
 
-def _pre_processor_of(geometry: Geometry) -> PreProcessor:
+def _pre_processor_of(geometry: Geometry, mean: Sequence[float], std: Sequence[float]) -> PreProcessor:
     """The pre-processor of UniAD, with crop and padding where there are some."""
-    prepared = UniAD.configure_pre_processor(geometry.image_size)
-    if geometry == Geometry(geometry.image_size):
-        return prepared
-    return AntialiasedPreProcessor(Compose([CropAndPad(geometry), *steps_of(prepared.transform)[1:]]))
+    plain = geometry == Geometry(geometry.image_size)
+    resize = Resize(geometry.image_size, antialias=True) if plain else CropAndPad(geometry)
+    return AntialiasedPreProcessor(Compose([resize, Normalize(list(mean), list(std))]))
 
 
 def _check_is_uniad(weights: Mapping[str, Any], file: str | Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torchvision
 
 from anomalib_uniad import UniAD
 from anomalib_uniad.deploy.official import load_official
@@ -416,3 +417,15 @@ def test_backbone_of_the_model_is_the_one_of_the_file(tmp_path: Path) -> None:
     with torch.no_grad():
         for ours, theirs in zip(model.model.backbone(images), reference(images), strict=True):
             assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5 * theirs.abs().max().item())
+
+
+def test_images_are_normalised_as_by_the_authors(tmp_path: Path, monkeypatch) -> None:
+    """Whatever timm has for the backbone; and with a pre-processor of one's own, by that."""
+    timms = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    monkeypatch.setattr("anomalib_uniad.model.components.backbone.resolve_model_data_config", lambda _: timms)
+    path = write_official(tmp_path / "a.pth.tar", small_state(), small_arch())
+    image, crop = torch.rand(1, 3, 64, 96), (0, 0, 64, 96)
+    expected = torchvision.transforms.functional.normalize(image, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    for arguments in ({}, {"crop": crop}, {"pre_processor": True}):
+        torch.testing.assert_close(UniAD.from_official(path, **arguments).pre_processor(image), expected)
+    assert UniAD.from_official(path, pre_processor=False).pre_processor is None

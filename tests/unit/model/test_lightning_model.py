@@ -14,6 +14,7 @@ from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Trainer
 from omegaconf import OmegaConf
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Resize
 
@@ -98,6 +99,28 @@ def test_pre_processor_of_another_size_is_refused() -> None:
         UniAD(**SMALL, pre_processor=PreProcessor(Resize((128, 128))))
     UniAD(**SMALL, pre_processor=PreProcessor(Resize((64, 64))))
     UniAD(**SMALL, pre_processor=False)
+
+
+def test_pixels_are_normalised_as_the_backbone_was_trained() -> None:
+    """By timm's values: also in the exported model, with a crop, and after a checkpoint, which keeps its own."""
+    image = torch.rand(1, 3, 64, 64)
+    lite = {**SMALL, "backbone": "tf_efficientnet_lite0"}
+    mean, std = (torch.tensor(x)[:, None, None] for x in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    for arguments in (lite, {**lite, "crop": (0, 0, 64, 64)}):
+        prepare = UniAD(**arguments).pre_processor
+        torch.testing.assert_close(prepare(image), 2 * image - 1)
+        torch.testing.assert_close(prepare.transform(image), 2 * image - 1)
+    of_imagenet = UniAD(**SMALL)
+    torch.testing.assert_close(of_imagenet.pre_processor(image), (image - mean) / std)
+
+    older, model = UniAD(**lite), UniAD(**lite)
+    older.pre_processor = UniAD.configure_pre_processor((64, 64))  # as before
+    checkpoint: dict = {}
+    older.on_save_checkpoint(checkpoint)
+    model.on_load_checkpoint(checkpoint)
+    torch.testing.assert_close(model.pre_processor(image), (image - mean) / std)
+    own = UniAD(**lite, pre_processor=PreProcessor(Resize((64, 64))))
+    assert own.pre_processor(image).equal(image)
 
 
 def test_recipe_of_the_paper() -> None:

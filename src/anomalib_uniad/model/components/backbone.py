@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import timm
 import torch
+from timm.data import resolve_model_data_config
 from torch import nn
 
 import anomalib_uniad.synthetic.backbone  # noqa: F401 - registers this package's own backbones with timm
@@ -41,6 +42,9 @@ class Backbone(nn.Module):
     Attributes:
         channels (list[int]): Channels of each map.
         strides (list[int]): Input pixels per step of each map.
+        mean (tuple[float, ...]): Mean of the pixels, from 0 to 1, by which its images are normalised, per colour;
+            timm's for the weights that the name stands for.
+        std (tuple[float, ...]): Their standard deviation.
 
     Raises:
         ValueError: If timm does not know the model or it has no such layer, or ``weights`` cannot be read
@@ -75,6 +79,9 @@ class Backbone(nn.Module):
             self.features = _create(name, pretrained=False, out_indices=indices)
         self.channels: list[int] = self.features.feature_info.channels()
         self.strides: list[int] = self.features.feature_info.reduction()
+        pixels = resolve_model_data_config(self.features)
+        self.mean: tuple[float, ...] = tuple(pixels["mean"])
+        self.std: tuple[float, ...] = tuple(pixels["std"])
         self.channels_last = False
         self.requires_grad_(requires_grad=False)
         self.train(mode=False)
