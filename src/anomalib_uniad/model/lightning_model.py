@@ -24,7 +24,7 @@ from torchmetrics import Metric
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_uniad.category import known_categories
-from anomalib_uniad.checks import check_at_least, check_choice, check_value_range, repeat
+from anomalib_uniad.checks import check_at_least, check_choice, check_fraction, check_value_range, repeat
 from anomalib_uniad.deploy.export import OPSET, any_size, fixes_size, metadata_of, write_metadata
 from anomalib_uniad.deploy.official import OfficialCheckpoint, load_official
 from anomalib_uniad.deploy.pre_processor import AntialiasedPreProcessor
@@ -46,11 +46,14 @@ from anomalib_uniad.training.checkpoint_reading import UnreadableCheckpoint, rea
 from anomalib_uniad.training.checkpoint_selection import CheckpointChoice, CheckpointSelection
 from anomalib_uniad.training.duration import TrainingDuration
 from anomalib_uniad.training.feature_cache import FeatureCache, FeatureDtype
+from anomalib_uniad.training.feature_statistics import ChannelStatistics, training_batches
 from anomalib_uniad.training.finite import FiniteTraining
 from anomalib_uniad.training.last_epoch import LastEpochValidation
-from anomalib_uniad.training.optimization import LearningRateSchedule, adamw, learning_rate_schedule
+from anomalib_uniad.training.muon import Muon
+from anomalib_uniad.training.optimization import OptimizerName, adamw, fused_kernels
 from anomalib_uniad.training.resume import EpochSeed, ResumeCheckpoint, TrainedWeights
 from anomalib_uniad.training.run_folder import RunFolder
+from anomalib_uniad.training.schedule import LearningRateSchedule, learning_rate_schedule
 from anomalib_uniad.training.space import SpaceCheck
 from anomalib_uniad.transforms import CropAndPad
 
@@ -58,7 +61,7 @@ from .anomaly_map import ImageScore
 from .components.padding import BackbonePadding, PaddingMode
 from .components.tiles import size_of_tiles
 from .loss import ReconstructionLoss
-from .torch_model import PositionEmbedding, UniADModel
+from .torch_model import FeatureNormMode, PositionEmbedding, UniADModel
 from .visualizer import HeatmapVisualizer
 
 FeatureCacheMode = Literal["off", "memory", "disk"]
@@ -82,6 +85,7 @@ _SAME_IN_CHECKPOINT = (
     "num_heads",
     "neighbor_size",
     "neighbor_mask",
+    "feature_norm",
     "image_score",
     "score_pool_size",
     "resize_mode",
@@ -90,7 +94,7 @@ _SAME_IN_CHECKPOINT = (
     "tile_overlap",
 )
 # What checkpoints have that were written before these arguments.
-_BEFORE = {"resize_mode": "stretch", "crop": None, "tiles": (1, 1)}
+_BEFORE = {"feature_norm": "none", "resize_mode": "stretch", "crop": None, "tiles": (1, 1)}
 
 
 class UniAD(AnomalibModule):
@@ -130,6 +134,9 @@ class UniAD(AnomalibModule):
             each token, in tokens. Defaults to ``7``.
         neighbor_mask (bool | Sequence[bool]): Where neighbors are hidden, one value for all or three: encoder,
             decoder's attention to the encoder, decoder's attention to the previous layer. Defaults to ``True``.
+        feature_norm (str): ``"standard"`` brings each channel of the features to mean 0 and standard deviation 1 over
+            the training images, which are looked at once before the first training; ``"none"`` leaves them as they
+            are. Loss and map are those of what is reconstructed. Defaults to ``"none"``.
         jitter_scale (float): Strength of the noise on the tokens during training. Defaults to ``20.0``.
         jitter_probability (float): Probability that a training batch is jittered. Defaults to ``1.0``.
         image_score (str): Score of an image: ``"max"``, ``"mean"`` or ``"std"`` of its anomaly map.
@@ -145,14 +152,22 @@ class UniAD(AnomalibModule):
             defects of large images are not lost: it is resized to what the tiles make together, the model sees each
             tile alone, and their maps are joined. One number is for both. Defaults to ``1``.
         tile_overlap (float): Part of a tile that it shares with the next one, from 0 to 0.5. Defaults to ``0.125``.
+        optimizer (str): ``"adamw"``, as in the paper, or ``"muon"``: Muon (https://kellerjordan.github.io/posts/muon/)
+            for the matrices inside the layers of encoder and decoder, AdamW for everything else.
+            Defaults to ``"adamw"``.
         learning_rate (float): Learning rate of AdamW. Defaults to ``1e-4``.
         weight_decay (float): Weight decay of AdamW. Defaults to ``1e-4``.
-        lr_schedule (str): ``"step"``, as in the paper, or ``"cosine"``, which falls to zero at the last epoch.
-            Defaults to ``"step"``.
+        muon_learning_rate (float): Learning rate of Muon, which has no weight decay. Defaults to ``0.01``.
+        muon_momentum (float): Momentum of Muon. Defaults to ``0.95``.
+        lr_schedule (str): Of all learning rates. ``"step"``, as in the paper; ``"cosine"``, which falls to zero at the
+            last epoch; or ``"wsd"`` (warm-up, stable, decay), constant until it falls to zero over the last
+            ``lr_decay_fraction`` of the training. Defaults to ``"step"``.
         lr_warmup_epochs (float): The learning rate grows linearly over so many epochs. Defaults to ``0.0``.
         lr_decay_epoch (int): With ``"step"``, the learning rate is multiplied by ``lr_decay_factor`` every so many
             epochs. Defaults to ``800``.
         lr_decay_factor (float): See ``lr_decay_epoch``. Defaults to ``0.1``.
+        lr_decay_fraction (float): With ``"wsd"``, the part of the training in which learning rates fall.
+            Defaults to ``0.2``.
         gradient_clip_norm (float): Gradients are scaled down to this total norm; 0 turns clipping off. Takes the
             place of the trainer's ``gradient_clip_val``. Defaults to ``0.1``.
         seed (int | None): Seed of the initial weights and, from the start of training, of everything random: order
@@ -225,6 +240,7 @@ class UniAD(AnomalibModule):
         position_embedding: PositionEmbedding = "learned",
         neighbor_size: int | Sequence[int] = 7,
         neighbor_mask: bool | Sequence[bool] = True,
+        feature_norm: FeatureNormMode = "none",
         jitter_scale: float = 20.0,
         jitter_probability: float = 1.0,
         image_score: ImageScore = "max",
@@ -233,12 +249,16 @@ class UniAD(AnomalibModule):
         crop: Sequence[int] | None = None,
         tiles: int | Sequence[int] = 1,
         tile_overlap: float = 0.125,
+        optimizer: OptimizerName = "adamw",
         learning_rate: float = 1e-4,
         weight_decay: float = 1e-4,
+        muon_learning_rate: float = 0.01,
+        muon_momentum: float = 0.95,
         lr_schedule: LearningRateSchedule = "step",
         lr_warmup_epochs: float = 0.0,
         lr_decay_epoch: int = 800,
         lr_decay_factor: float = 0.1,
+        lr_decay_fraction: float = 0.2,
         gradient_clip_norm: float = 0.1,
         seed: int | None = None,
         feature_cache: FeatureCacheMode | Literal[False] = "off",
@@ -284,12 +304,16 @@ class UniAD(AnomalibModule):
             msg = f"The pre_processor resizes images to {self.input_size}, but {size}."
             raise InputError(msg)
         _check_training(self.hparams)
+        self.optimizer = optimizer
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
+        self.muon_learning_rate = muon_learning_rate
+        self.muon_momentum = muon_momentum
         self.lr_schedule = lr_schedule
         self.lr_warmup_epochs = lr_warmup_epochs
         self.lr_decay_epoch = lr_decay_epoch
         self.lr_decay_factor = lr_decay_factor
+        self.lr_decay_fraction = lr_decay_fraction
         self.gradient_clip_norm = gradient_clip_norm
         self.seed = seed
         self.compile_mode = compile_mode
@@ -314,6 +338,7 @@ class UniAD(AnomalibModule):
                 position_embedding=position_embedding,
                 neighbor_size=neighbor_size,
                 neighbor_mask=neighbor_mask,
+                feature_norm=feature_norm,
                 jitter_scale=jitter_scale,
                 jitter_probability=jitter_probability,
                 image_score=image_score,
@@ -456,7 +481,7 @@ class UniAD(AnomalibModule):
     def training_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Reconstruct the features of a batch of normal images."""
         del args, kwargs  # These variables are not used.
-        target = self._features(batch)  # (B, C, h, w)
+        target = self.model.normalise(self._features(batch))  # (B, C, h, w)
         loss = self.loss(self._reconstruct(target), target)
         self.log("train_loss", loss.detach(), on_epoch=True, on_step=False, prog_bar=True, batch_size=len(target))
         return {"loss": loss}
@@ -540,9 +565,22 @@ class UniAD(AnomalibModule):
             self._compiled = torch.compile(self.model.reconstruct, mode=self.compile_mode, dynamic=False)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW and a schedule, by default the step of the paper (section 4.1); what is frozen is left out."""
+        """Optimizer and schedule, by default those of the paper (section 4.1); what is frozen is left out."""
         trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = adamw(trainable, self.learning_rate, self.weight_decay, self.trainer)
+        optimizer: torch.optim.Optimizer
+        if self.optimizer == "adamw":
+            optimizer = adamw(trainable, self.learning_rate, self.weight_decay, self.trainer)
+        else:
+            inner = {id(parameter) for parameter in self.model.transformer.inner_matrices()}
+            optimizer = Muon(
+                [parameter for parameter in trainable if id(parameter) in inner],
+                [parameter for parameter in trainable if id(parameter) not in inner],
+                self.muon_learning_rate,
+                self.muon_momentum,
+                self.learning_rate,
+                self.weight_decay,
+                fused_kernels(self.trainer),
+            )
         schedule = learning_rate_schedule(
             optimizer,
             self.trainer,
@@ -550,6 +588,7 @@ class UniAD(AnomalibModule):
             self.lr_warmup_epochs,
             self.lr_decay_epoch,
             self.lr_decay_factor,
+            self.lr_decay_fraction,
         )
         return {"optimizer": optimizer, "lr_scheduler": schedule}  # type: ignore[typeddict-item]
 
@@ -566,8 +605,16 @@ class UniAD(AnomalibModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_fit_start(self) -> None:
-        """Write down which pixel values are black and white."""
+        """Write down which pixel values are black and white, and measure the features before the first training."""
         self.value_range = getattr(self.trainer.datamodule, "value_range", None)  # type: ignore[attr-defined]
+        norm = self.model.feature_norm
+        if norm is not None and norm.images == 0:
+            statistics = ChannelStatistics(len(norm.mean))
+            for batch in training_batches(self.trainer, self):
+                with torch.no_grad():
+                    features, covered = self._features(batch), self._covered(batch)
+                statistics.add(features, None if covered is None else self.model.share_of_tokens(covered))
+            norm.fill(*statistics.result(self.trainer.strategy))
 
     def on_validation_start(self) -> None:
         """Refuse images that are read in another way than those of the training."""
@@ -801,6 +848,7 @@ def _check_training(arguments: Mapping[str, Any]) -> None:
     for name, lowest in (
         ("learning_rate", 0),
         ("weight_decay", 0),
+        ("muon_learning_rate", 0),
         ("lr_warmup_epochs", 0),
         ("lr_decay_epoch", 1),
         ("lr_decay_factor", 0),
@@ -808,9 +856,12 @@ def _check_training(arguments: Mapping[str, Any]) -> None:
         ("resume_interval", 0),
     ):
         check_at_least(name, arguments[name], lowest)
+    for name in ("muon_momentum", "lr_decay_fraction"):
+        check_fraction(name, arguments[name])
     if arguments["seed"] is not None:
         check_at_least("seed", arguments["seed"], 0)
     for name, choices in (
+        ("optimizer", get_args(OptimizerName)),
         ("lr_schedule", get_args(LearningRateSchedule)),
         ("feature_cache", get_args(FeatureCacheMode)),
         ("feature_cache_dtype", get_args(FeatureDtype)),

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from anomalib.data import InferenceBatch
 from torch import nn
+from torch.nn import functional as F
 
 from anomalib_uniad.checks import check_at_least, check_choice, check_fraction
 from anomalib_uniad.errors import InputError
@@ -16,6 +17,7 @@ from .anomaly_map import AnomalyMap, AnomalyScore, ImageScore
 from .components import (
     Backbone,
     FeatureJitter,
+    FeatureNorm,
     LayerwiseQueryDecoder,
     LearnedPosition,
     MultiScaleNeck,
@@ -26,6 +28,7 @@ from .components.padding import BackbonePadding, PaddingMode
 from .components.tiles import Tiles
 
 PositionEmbedding = Literal["learned", "sine"]
+FeatureNormMode = Literal["none", "standard"]
 
 
 class ReconstructionTransformer(nn.Module):
@@ -86,6 +89,11 @@ class ReconstructionTransformer(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
 
+    def inner_matrices(self) -> list[nn.Parameter]:
+        """The weights of all linear maps inside the layers of encoder and decoder."""
+        inside = [*self.encoder.layers.named_parameters(), *self.decoder.layers.named_parameters()]
+        return [parameter for name, parameter in inside if parameter.dim() == 2 and name.endswith("weight")]
+
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """``tokens`` (B, N, C) -> their reconstruction (B, N, C)."""
         position = self.position()  # (N, D)
@@ -94,7 +102,7 @@ class ReconstructionTransformer(nn.Module):
 
 
 class UniADModel(nn.Module):
-    """UniAD: frozen backbone, neck, jitter, reconstruction, anomaly map and score.
+    """UniAD: frozen backbone, neck, normalisation, jitter, reconstruction, anomaly map and score.
 
     The arguments are those of ``anomalib_uniad.UniAD``, which documents them.
 
@@ -126,6 +134,7 @@ class UniADModel(nn.Module):
         position_embedding: PositionEmbedding = "learned",
         neighbor_size: tuple[int, int] = (7, 7),
         neighbor_mask: tuple[bool, bool, bool] = (True, True, True),
+        feature_norm: FeatureNormMode = "none",
         jitter_scale: float = 20.0,
         jitter_probability: float = 1.0,
         image_score: ImageScore = "max",
@@ -139,6 +148,7 @@ class UniADModel(nn.Module):
         if image_score == "max" and score_pool_size > min(image_size):
             msg = f"score_pool_size ({score_pool_size}) must not exceed image_size {image_size}."
             raise InputError(msg)
+        check_choice("feature_norm", feature_norm, get_args(FeatureNormMode))
         self.jitter = FeatureJitter(jitter_scale, jitter_probability)
         cut = Tiles(image_size, self.grid_size, (tiles[0], tiles[1]), tile_overlap)
         self.image_size = cut.image_size
@@ -150,8 +160,10 @@ class UniADModel(nn.Module):
         )
         self.backbone.prepare(image_size)
         self.neck = MultiScaleNeck(self.grid_size)
+        channels = sum(self.backbone.channels)
+        self.feature_norm = FeatureNorm(channels) if feature_norm == "standard" else None
         self.transformer = ReconstructionTransformer(
-            in_channels=sum(self.backbone.channels),
+            in_channels=channels,
             grid_size=self.grid_size,
             hidden_dim=hidden_dim,
             num_heads=num_heads,
@@ -176,8 +188,19 @@ class UniADModel(nn.Module):
             return self.neck(self.backbone(images))
         return self.tiles.mosaic(self.neck(self.backbone(self.tiles.cut(images))))
 
+    def share_of_tokens(self, covered: torch.Tensor) -> torch.Tensor:
+        """Part of the pixels of each token that are ``covered``: (B, 1, H, W) -> (B, 1, h, w), as features lie."""
+        pixels = covered.float()
+        if self.tiles is None:
+            return F.adaptive_avg_pool2d(pixels, self.grid_size)
+        return self.tiles.mosaic(F.adaptive_avg_pool2d(self.tiles.cut(pixels), self.grid_size))
+
+    def normalise(self, features: torch.Tensor) -> torch.Tensor:
+        """``features`` (B, C, h, w) of the neck -> what is reconstructed, (B, C, h, w)."""
+        return features if self.feature_norm is None else self.feature_norm(features)
+
     def reconstruct(self, features: torch.Tensor) -> torch.Tensor:
-        """``features`` (B, C, h, w) of the neck -> their reconstruction (B, C, h, w)."""
+        """Normalised ``features`` (B, C, h, w) -> their reconstruction (B, C, h, w)."""
         grids = features if self.tiles is None else self.tiles.apart(features)  # B is B * R * S with tiles
         tokens = self.jitter(grids.flatten(2).transpose(1, 2))  # (B, N, C)
         grids = self.transformer(tokens).transpose(1, 2).unflatten(2, self.grid_size)
@@ -194,6 +217,7 @@ class UniADModel(nn.Module):
         Returns:
             InferenceBatch: ``pred_score`` ``(B,)`` and ``anomaly_map`` ``(B, 1, H, W)``.
         """
+        features = self.normalise(features)
         anomaly_map = self.anomaly_map(self.reconstruct(features), features, covered)
         return InferenceBatch(pred_score=self.score(anomaly_map, covered), anomaly_map=anomaly_map)
 
@@ -211,7 +235,10 @@ class UniADModel(nn.Module):
             ``(B, C, h, w)``; in evaluation, ``pred_score`` ``(B,)`` and ``anomaly_map`` ``(B, 1, H, W)``.
         """
         features = self.extract(images)
-        return (self.reconstruct(features), features) if self.training else self.predict(features, covered)
+        if not self.training:
+            return self.predict(features, covered)
+        features = self.normalise(features)
+        return self.reconstruct(features), features
 
 
 def _grid_size(image_size: tuple[int, int], feature_stride: int) -> tuple[int, int]:

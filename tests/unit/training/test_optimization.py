@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from anomalib_uniad import UniAD
 from anomalib_uniad.training.feature_cache import FeatureCache
-from anomalib_uniad.training.optimization import adamw, learning_rate_factor
+from anomalib_uniad.training.optimization import adamw
+from anomalib_uniad.training.schedule import learning_rate_factor
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 
@@ -194,7 +195,7 @@ def test_off_without_quotes() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("lr_schedule", "linear", "lr_schedule must be one of 'step', 'cosine', got 'linear'"),
+        ("lr_schedule", "linear", "lr_schedule must be one of 'step', 'cosine', 'wsd', got 'linear'"),
         ("feature_cache", "ram", "feature_cache must be one of 'off', 'memory', 'disk', got 'ram'"),
         ("feature_cache_dtype", "int8", "feature_cache_dtype must be one of"),
         ("compile_mode", "fast", "compile_mode must be one of None, 'default'"),

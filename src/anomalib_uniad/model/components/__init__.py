@@ -5,6 +5,7 @@ from .attention import NeighborMaskedAttention, neighbor_mask
 from .backbone import Backbone
 from .decoder import LayerwiseQueryDecoder
 from .encoder import NeighborMaskedEncoder
+from .feature_norm import FeatureNorm
 from .jitter import FeatureJitter
 from .neck import MultiScaleNeck
 from .position import LearnedPosition, SinePosition
@@ -12,6 +13,7 @@ from .position import LearnedPosition, SinePosition
 __all__ = [
     "Backbone",
     "FeatureJitter",
+    "FeatureNorm",
     "LayerwiseQueryDecoder",
     "LearnedPosition",
     "MultiScaleNeck",

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One pass over the training images before a training: mean and standard deviation of each channel."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import Strategy
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+_BATCH_SIZE = 16
+
+
+def training_batches(trainer: Trainer, pl_module: LightningModule) -> Iterator[Any]:
+    """Read each training image once, in order, as the training will: on its device, after the pre-processor.
+
+    With several processes, each gets its share, none an image twice. To be called from ``on_fit_start`` on, when a
+    feature cache is filled.
+
+    Args:
+        trainer (Trainer): The trainer of the training.
+        pl_module (LightningModule): Its model.
+
+    Yields:
+        Batch: A batch of images, or of features from a cache.
+    """
+    trainer.fit_loop.setup_data()
+    loader: Any = trainer.train_dataloader
+    if loader.batch_sampler is not None:  # else whoever made the loader makes batches himself
+        share = range(trainer.global_rank, len(loader.dataset), trainer.world_size)
+        loader = DataLoader(
+            Subset(loader.dataset, share),
+            _BATCH_SIZE,
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+            generator=torch.Generator(),  # of its own: the training must not see other random numbers
+        )
+    pre_processor: Any = getattr(pl_module, "pre_processor", None)
+    shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
+    for batch in tqdm(loader, desc="Statistics of features", unit="batch", disable=not shown):
+        moved = trainer.strategy.batch_to_device(batch)
+        if any(callback is pre_processor for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            pre_processor.on_train_batch_start(trainer, pl_module, moved, 0)
+        yield moved
+
+
+class ChannelStatistics:
+    """Mean and standard deviation of each channel, summed up in float64.
+
+    Args:
+        channels (int): Channels ``C``.
+
+    Examples:
+        >>> statistics = ChannelStatistics(1)
+        >>> statistics.add(torch.tensor([[[[1.0, 3.0]]]]))
+        >>> [value.item() for value in statistics.result()]
+        [2.0, 1.0, 1.0]
+    """
+
+    def __init__(self, channels: int) -> None:
+        self._sums = torch.zeros(2 * channels + 2, dtype=torch.float64)  # of x and of x squared, weights, images
+
+    def add(self, features: torch.Tensor, weights: torch.Tensor | None = None) -> None:
+        """Add the features of some images.
+
+        Args:
+            features (torch.Tensor): ``(B, C, h, w)``.
+            weights (torch.Tensor | None): ``(B or 1, 1, h, w)``, how much each token counts; ``None`` is 1.
+                Defaults to ``None``.
+        """
+        values = features.double()
+        count = values.new_ones(()) if weights is None else weights.double()
+        count = count.expand(len(values), 1, *values.shape[2:])
+        weighted = values * count
+        parts = (weighted.sum(dim=(0, 2, 3)), (weighted * values).sum(dim=(0, 2, 3)), count.sum()[None])
+        self._sums += torch.cat([*parts, parts[-1].new_tensor([len(values)])]).to(self._sums.device)
+
+    def result(self, strategy: Strategy | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Mean ``(C,)``, standard deviation ``(C,)`` and number of images ``()``.
+
+        Args:
+            strategy (Strategy | None): The trainer's: those of all its processes together. Defaults to ``None``.
+        """
+        sums = self._sums
+        if strategy is not None:
+            sums = strategy.reduce(sums.to(strategy.root_device), reduce_op="sum").cpu()
+        (first, second), (weight, images) = sums[:-2].chunk(2), sums[-2:]
+        mean = first / weight
+        return mean, (second / weight - mean.square()).clamp(min=0).sqrt(), images
