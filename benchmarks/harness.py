@@ -4,7 +4,6 @@
 import contextlib
 import logging
 import multiprocessing
-import platform
 import shlex
 import sys
 import time
@@ -19,6 +18,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from anomalib_uniad.benchmark.machine import processor
 from anomalib_uniad.checks import check_at_least
 from anomalib_uniad.files import replacing, version_of
 
@@ -49,14 +49,6 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{processor()}, {torch.get_num_threads()} threads"
-
-
-def processor() -> str:
-    """Name of the processor."""
-    cpuinfo = Path("/proc/cpuinfo")  # Linux
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def add_rows(path: Path, rows: pd.DataFrame | Sequence[Mapping[str, Any]], same: Sequence[str]) -> None:

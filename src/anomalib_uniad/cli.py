@@ -116,22 +116,62 @@ def report(
 ) -> None:
     """Lay the results of several runs side by side, as report.md, report.csv and one page report.html.
 
+    Of the folder of a benchmark, the tables and pictures of all its methods.
+
     Args:
         runs: Folders of runs, such as results/UniAD/MVTecAD/latest, or their metrics.json or metrics.csv. In a folder,
-            the newest one is taken; if there is none, the newest one of its sub-folders.
+            the newest one is taken; if there is none, the newest one of its sub-folders. Or one folder of a benchmark.
         output: Folder of the report; made if it is not there.
         names: What the runs are called, such as '[A,B]', one name for each; default: their models.
         metrics: Which metrics, in this order, such as '[image_AUROC,pixel_AUPRO]'; default: all.
         heatmaps: How many heatmaps per category, of images that all runs have, defective ones first.
         overwrite: Replace reports that are there.
     """
-    from anomalib_uniad.report.text import show
-    from anomalib_uniad.report.write import write_report
+    from anomalib_uniad.report.benchmark import is_benchmark
 
-    comparison, files = write_report(runs, output, names, metrics, heatmaps, overwrite)
-    show(comparison)
+    if any(map(is_benchmark, runs)):
+        from anomalib_uniad.report.benchmark_report import write_benchmark_report
+
+        if len(runs) > 1 or names is not None:
+            msg = f"{next(filter(is_benchmark, runs))} is a benchmark: report it alone, and without names."
+            raise InputError(msg)
+        files = write_benchmark_report(runs[0], output, metrics, overwrite)
+    else:
+        from anomalib_uniad.report.text import show
+        from anomalib_uniad.report.write import write_report
+
+        comparison, files = write_report(runs, output, names, metrics, heatmaps, overwrite)
+        show(comparison)
     for file in files:
         _show(f"Wrote {file}.")
+
+
+def benchmark(
+    file: Path,
+    output: Path | None = None,
+    jobs: int | None = None,
+    wait: bool = True,
+    overwrite: bool = False,
+) -> None:
+    """Train and measure models x data x mode (unified, separate) x seeds, and go on where it was interrupted.
+
+    Each training is a process in a folder of its own below the output. Finished ones are not repeated, one that fails
+    is reported and the rest goes on, with exit code 1 in the end. The same command, started again on the same folder
+    from other terminals or machines, takes part in the work. Writes results.csv and epochs.csv; `anomalib-uniad report`
+    on the folder draws them.
+
+    Args:
+        file: Config with models, data, modes and seeds, such as configs/benchmark/mydata.yaml.
+        output: Folder of the results; default: that of the config, else runs/benchmark/NAME of the config.
+        jobs: Trainings at a time; default: one for each GPU or, without one, for every 4 cores. Cores are divided
+            among them.
+        wait: Wait for trainings that other processes are at, and take over those of processes that are killed.
+        overwrite: Train again, in place of what is there, where the config of a training has changed.
+    """
+    from anomalib_uniad.benchmark.command import benchmark as run
+
+    if not run(file, output, jobs, wait, overwrite, _show):
+        sys.exit(1)
 
 
 def check(
@@ -287,6 +327,7 @@ _NOT_OF_LAYOUT = {"folder", "output", "overwrite", "features", "backbone"}  # ar
 
 # Subcommands: names -> function, nested as deep as needed.
 COMMANDS: dict[str, Any] = {
+    "benchmark": benchmark,
     "cache": {
         "_help": "Features that trainings with feature_cache=disk have kept.",
         "ls": cache_ls,

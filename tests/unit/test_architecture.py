@@ -20,6 +20,7 @@ LAYERS = (
     {"data", "deploy"},
     {"model"},
     {"check", "import_checkpoint", "parity", "report"},
+    {"benchmark"},
     {"cli"},
 )
 

@@ -20,8 +20,8 @@ FACTS = ("model", "dataset", "seed", "epochs", "device", "thresholds", "pixel_re
 
 def to_markdown(comparison: Comparison) -> str:
     """Render a comparison as markdown."""
-    parts = [f"# Report: {_escape(', '.join(comparison.names))}"]
-    parts += [f"> **Warning.** {_escape(text)}" for text in comparison.warnings]
+    parts = [f"# Report: {escape(', '.join(comparison.names))}"]
+    parts += [f"> **Warning.** {escape(text)}" for text in comparison.warnings]
     sections = [("Means", "metric", comparison.means(), [comparison.means_note] if comparison.means_note else [])]
     sections += [
         (table.metric, "category", table.rows(), [*table.notes, *table.mean_notes]) for table in comparison.tables
@@ -30,19 +30,19 @@ def to_markdown(comparison: Comparison) -> str:
         texts = [
             [label, *(f"**{cell.text()}**" if cell.best else cell.text() for cell in cells)] for label, _, cells in rows
         ]
-        parts += [f"## {_escape(title)}", _table([first, *comparison.names], texts), _list(notes)]
+        parts += [f"## {escape(title)}", markdown_table([first, *comparison.names], texts), _list(notes)]
     decisions = comparison.decisions
     if not decisions.empty:
         head = ["category", *map(", ".join, decisions.columns)]
         parts += ["## Decisions", "Missed of the defective images, false alarms of the normal ones."]
-        parts += [_table(head, decisions.reset_index().to_numpy().tolist()), _list(comparison.decision_notes)]
+        parts += [markdown_table(head, decisions.reset_index().to_numpy().tolist()), _list(comparison.decision_notes)]
     images = comparison.images
     if not images.empty:
         parts += ["## Images", "Training / validation / test."]
-        parts.append(_table(["category", *images.columns], images.reset_index().to_numpy().tolist()))
+        parts.append(markdown_table(["category", *images.columns], images.reset_index().to_numpy().tolist()))
     parts.append("## Runs")
     for run in comparison.runs:
-        parts += [f"### {_escape(run.name)}", _list(f"{name}: {text}" for name, text in facts(run))]
+        parts += [f"### {escape(run.name)}", _list(f"{name}: {text}" for name, text in facts(run))]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -96,23 +96,23 @@ def facts(run: Run) -> list[tuple[str, str]]:
     return [("file", str(run.file)), *((name, run.about[name]) for name in names if run.about[name] != "")]
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of markdown; the cells of the first column are names, the others may have marks of markdown."""
     table = Table(box=box.MARKDOWN)
     for index, name in enumerate(head):
-        table.add_column(Text(_escape(name)), justify="right" if index else "left")
+        table.add_column(Text(escape(name)), justify="right" if index else "left")
     for label, *cells in rows:
-        table.add_row(Text(_escape(label)), *map(Text, cells))
+        table.add_row(Text(escape(label)), *map(Text, cells))
     target = io.StringIO()
     Console(file=target, width=100_000, color_system=None).print(table)
     return "\n".join(line.rstrip() for line in target.getvalue().splitlines() if line.strip())
 
 
 def _list(items: Iterable[str]) -> str:
-    return "\n".join(f"- {_escape(item)}" for item in items)
+    return "\n".join(f"- {escape(item)}" for item in items)
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Keep names from being markdown or html. Underscores inside of words are none."""
     text = " ".join(text.split())
     text = re.sub(r"([\\`*\[\]~|#]|(?<!\w)_|_(?!\w))", r"\\\1", text)

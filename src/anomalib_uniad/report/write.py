@@ -43,7 +43,7 @@ def write_report(
     """
     check_at_least("heatmaps", heatmaps, 0)
     files = [output / name for name in NAMES]
-    _check_output(output, files, overwrite)
+    check_output(output, files, overwrite)
     comparison = compare(read_runs(paths, names), metrics)
     texts = to_markdown(comparison), to_csv(comparison), to_html(comparison, heatmaps)
     output.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def write_report(
     return comparison, files
 
 
-def _check_output(output: Path, files: Sequence[Path], overwrite: bool) -> None:
+def check_output(output: Path, files: Sequence[Path], overwrite: bool) -> None:
     """Refuse a folder in which something would be lost."""
     if output.exists() and not output.is_dir():
         msg = f"{output} is a file: give a folder as output."

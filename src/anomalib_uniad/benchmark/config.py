@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The config of a benchmark: which models, data, modes and seeds. Imports neither torch nor anomalib."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from anomalib_uniad.checks import check_at_least
+from anomalib_uniad.errors import InputError, MissingFileError
+from anomalib_uniad.report.benchmark import MODES
+
+SECTIONS = ("model", "data", "trainer")
+# What a model's own config may say about data: how images are loaded, not which.
+LOADING = (
+    "train_batch_size",
+    "eval_batch_size",
+    "num_workers",
+    "train_augmentations",
+    "val_augmentations",
+    "test_augmentations",
+    "augmentations",
+)
+
+Config = dict[str, Any]
+
+
+@dataclass
+class BenchmarkConfig:
+    """What a benchmark consists of.
+
+    Attributes:
+        file (Path): Where it was read.
+        models (dict[str, Config]): Name of a method -> sections ``model``, ``data`` and ``trainer`` of
+            ``anomalib train``; of the data, only how images are loaded.
+        data (dict[str, Config]): Name -> ``class_path`` and ``init_args`` of a datamodule.
+        modes (list[str]): ``unified``, one model for all categories, and ``separate``, one for each.
+        seeds (list[int]): One training for each.
+        timed_images (int): Images with which the speed of exported files is measured.
+        output (Path | None): Folder of the results.
+    """
+
+    file: Path
+    models: dict[str, Config]
+    data: dict[str, Config]
+    modes: list[str] = field(default_factory=lambda: ["unified"])
+    seeds: list[int] = field(default_factory=lambda: [0])
+    timed_images: int = 20
+    output: Path | None = None
+
+
+def read_config(file: Path) -> BenchmarkConfig:
+    """Read the config of a benchmark.
+
+    Files that it names are looked for beside it, then in the working directory.
+
+    Args:
+        file (Path): YAML file.
+
+    Returns:
+        BenchmarkConfig: What it says, with the content of all files that it names.
+
+    Raises:
+        FileNotFoundError: If a file is not there.
+        ValueError: If something in it cannot be right.
+    """
+    content = _load(file)
+    known = ("models", "data", "modes", "seeds", "timed_images", "output")
+    if unknown := [name for name in content if name not in known]:
+        msg = f"{file} has {', '.join(map(str, unknown))}, but a benchmark has {', '.join(known)}."
+        raise InputError(msg)
+    for name in ("models", "data"):
+        if not isinstance(content.get(name), dict) or not content[name]:
+            msg = f"{file} needs {name}: a mapping from names to configs, got {content.get(name)!r}."
+            raise InputError(msg)
+    modes = _list(content.get("modes", ["unified"]))
+    if wrong := [mode for mode in modes if mode not in MODES]:
+        msg = f"modes of {file} can be {' and '.join(MODES)}, got {wrong[0]!r}."
+        raise InputError(msg)
+    seeds = _list(content.get("seeds", [0]))
+    if wrong := [seed for seed in seeds if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0]:
+        msg = f"seeds of {file} are whole numbers from 0 on, got {wrong[0]!r}."
+        raise InputError(msg)
+    for name, values in (("modes", modes), ("seeds", seeds)):
+        if not values or len(set(values)) < len(values):
+            msg = f"{name} of {file} {'has a value twice' if values else 'is empty'}: {values}."
+            raise InputError(msg)
+    timed_images = content.get("timed_images", 20)
+    if not isinstance(timed_images, int):
+        msg = f"timed_images of {file} is a whole number, got {timed_images!r}."
+        raise InputError(msg)
+    check_at_least("timed_images", timed_images, 1)
+    output = content.get("output")
+    return BenchmarkConfig(
+        file,
+        models={
+            str(name): _model(value, f"models of {file}, {name}", file) for name, value in content["models"].items()
+        },
+        data={str(name): _data(value, f"data of {file}, {name}", file) for name, value in content["data"].items()},
+        modes=modes,
+        seeds=seeds,
+        timed_images=timed_images,
+        output=None if output is None else Path(str(output)),
+    )
+
+
+def merge(parts: Sequence[Mapping[str, Any]]) -> Config:
+    """Merge configs section by section, later ones over earlier ones.
+
+    Arguments of another class are dropped.
+
+    Args:
+        parts (Sequence[Mapping[str, Any]]): Sections by their names.
+
+    Returns:
+        Config: The sections of all.
+
+    Examples:
+        >>> first = {"model": {"class_path": "Padim", "init_args": {"n_features": 50}}}
+        >>> merge([first, {"model": {"init_args": {"layers": ["layer1"]}}}])
+        {'model': {'class_path': 'Padim', 'init_args': {'n_features': 50, 'layers': ['layer1']}}}
+        >>> merge([first, {"model": {"class_path": "Patchcore"}}])
+        {'model': {'class_path': 'Patchcore'}}
+    """
+    merged: Config = {}
+    for part in parts:
+        for name, section in part.items():
+            before = merged.get(name, {})
+            names = [str(value.get("class_path", "")).rpartition(".")[2] for value in (before, section)]
+            if all(names) and names[0] != names[1]:
+                before = {}
+            merged[name] = OmegaConf.to_container(OmegaConf.merge(before, section))
+    return merged
+
+
+def _model(value: Any, where: str, file: Path) -> Config:
+    parts = [_train_config(part, where, file) for part in _list(value)]
+    config = merge(parts)
+    if "class_path" not in config.get("model", {}):
+        msg = f"{where} has no model: give a section model with a class_path, or a file that has one."
+        raise InputError(msg)
+    return config
+
+
+def _train_config(value: Any, where: str, file: Path) -> Config:
+    """Sections of one part of a model's config: a file or a mapping, of a whole training or of a section alone."""
+    given = _content(value, where, file)
+    if "class_path" in given:
+        given = {"model": given}
+    elif not set(given) & set(SECTIONS) and isinstance(value, str):
+        given = {"trainer": given}  # a file of configs/trainer, for example
+    if unknown := set(given) - {*SECTIONS, "default_root_dir", "seed_everything", "ckpt_path", "logging"}:
+        msg = f"{where} has {', '.join(sorted(map(str, unknown)))}: its sections are {', '.join(SECTIONS)}."
+        raise InputError(msg)
+    sections = {name: _section(given[name], where, file) for name in SECTIONS if given.get(name) is not None}
+    if "data" in sections:
+        data = sections["data"]
+        arguments = data.get("init_args", {} if "class_path" in data else data)
+        wrong = set(arguments) - set(LOADING)
+        if wrong and "class_path" not in data:
+            msg = (
+                f"{where} has {', '.join(sorted(wrong))} in its data, which belongs to the data of the benchmark: a "
+                f"model may set {', '.join(LOADING)}."
+            )
+            raise InputError(msg)
+        kept = {name: argument for name, argument in arguments.items() if name in LOADING}
+        sections["data"] = {"init_args": kept}
+    return sections
+
+
+def _data(value: Any, where: str, file: Path) -> Config:
+    config = _content(value, where, file)
+    if "class_path" not in config and config.get("data") is not None:
+        config = _section(config["data"], where, file)
+    if "class_path" not in config:
+        msg = f"{where} has no class_path: give the config of a datamodule, or a file that has one."
+        raise InputError(msg)
+    if unknown := set(config) - {"class_path", "init_args"}:
+        msg = f"{where} has {', '.join(sorted(map(str, unknown)))}: arguments of a datamodule stand in init_args."
+        raise InputError(msg)
+    return config
+
+
+def _content(value: Any, where: str, file: Path) -> Config:
+    if isinstance(value, str):
+        if not value.endswith((".yaml", ".yml")):
+            return {"class_path": value}
+        return _load(_find(value, where, file))
+    if not isinstance(value, dict):
+        msg = f"{where} is a file or a mapping, got {value!r}."
+        raise InputError(msg)
+    return value
+
+
+def _section(value: Any, where: str, file: Path) -> Config:
+    return dict(_content(value, where, file))
+
+
+def _find(name: str, where: str, file: Path) -> Path:
+    for path in (file.parent / name, Path(name)):
+        if path.is_file():
+            return path
+    msg = f"{where}: there is no file {name}, neither beside {file.name} nor in {Path.cwd()}."
+    raise MissingFileError(msg)
+
+
+def _load(file: Path) -> Config:
+    if not file.is_file():
+        msg = f"There is no config {file}: give a file such as configs/benchmark/mydata.yaml."
+        raise MissingFileError(msg)
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        msg = f"{file} is no YAML: {' '.join(str(error).split())}."
+        raise InputError(msg) from error
+    if not isinstance(content, dict):
+        msg = f"{file} has to be a mapping."
+        raise InputError(msg)
+    return {str(name): value for name, value in content.items()}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

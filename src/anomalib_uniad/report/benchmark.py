@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads the folder of a benchmark, and puts its methods side by side."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from anomalib_uniad.errors import InputError
+
+MODES = ("unified", "separate")
+# Columns of results.csv: what a row is of, and what its models cost.
+KEYS = ("data", "method", "mode", "seed", "category", "kind")
+COST = (
+    "models",
+    "train_seconds",
+    "seconds",
+    "peak_memory",
+    "peak_gpu_memory",
+    "size_on_disk",
+    "latency_ms",
+    "images_per_second",
+)
+RESULTS, EPOCHS = "results.csv", "epochs.csv"
+ABOUT = ("device", "versions", "command")
+
+
+@dataclass
+class Benchmark:
+    """Results of a benchmark.
+
+    Attributes:
+        folder (Path): Its folder.
+        table (pd.DataFrame): Its results.csv.
+        metrics (list[str]): Names of the metrics that are shown.
+        epochs (pd.DataFrame): Its epochs.csv, empty if there is none.
+    """
+
+    folder: Path
+    table: pd.DataFrame
+    metrics: list[str]
+    epochs: pd.DataFrame
+
+    @property
+    def data(self) -> list[str]:
+        """Names of the data."""
+        return list(self.table["data"].unique())
+
+    def means(self, data: str) -> pd.DataFrame:
+        """Rows of the means over categories, one per method, mode and seed."""
+        return self.table[(self.table["data"] == data) & (self.table["kind"] == "mean")]
+
+    def categories(self, data: str) -> pd.DataFrame:
+        """Rows of the categories."""
+        return self.table[(self.table["data"] == data) & (self.table["kind"] == "category")]
+
+
+def is_benchmark(folder: Path) -> bool:
+    """Whether a folder is that of a benchmark."""
+    file = folder / RESULTS
+    if not file.is_file():
+        return False
+    with file.open(encoding="utf-8") as stream:
+        return stream.readline().startswith(",".join(KEYS))
+
+
+def read_benchmark(folder: Path, metrics: Sequence[str] | None = None) -> Benchmark:
+    """Read the tables of a benchmark.
+
+    Args:
+        folder (Path): Its folder.
+        metrics (Sequence[str] | None): Which metrics, in this order; ``None`` is all. Defaults to ``None``.
+
+    Returns:
+        Benchmark: The tables.
+
+    Raises:
+        ValueError: If a table is damaged, or has none of the metrics.
+    """
+    texts = dict.fromkeys(("data", "method", "category"), str)
+    try:
+        table = pd.read_csv(folder / RESULTS, dtype=texts, keep_default_na=True)
+        epochs = pd.read_csv(folder / EPOCHS, dtype=texts) if (folder / EPOCHS).is_file() else pd.DataFrame()
+    except (pd.errors.ParserError, UnicodeDecodeError) as error:
+        msg = f"A table of {folder} is damaged: {' '.join(str(error).split())}."
+        raise InputError(msg) from error
+    names = list(table.columns)
+    if lacking := [name for name in (*KEYS, "note", *COST) if name not in names]:
+        msg = f"{folder / RESULTS} is damaged: it has no column {', '.join(lacking)}."
+        raise InputError(msg)
+    known = names[names.index("kind") + 1 : names.index("note")]
+    wanted = known if metrics is None else list(dict.fromkeys(metrics))
+    if unknown := [name for name in wanted if name not in known]:
+        msg = f"The benchmark has no metric {', '.join(unknown)}: choose from {', '.join(known)}."
+        raise InputError(msg)
+    return Benchmark(folder, table, wanted, epochs)
+
+
+def over_seeds(rows: pd.DataFrame, columns: Sequence[str], by: Sequence[str]) -> pd.DataFrame:
+    """Mean, lowest and highest value over seeds.
+
+    Args:
+        rows (pd.DataFrame): Rows of results.csv.
+        columns (Sequence[str]): Numbers.
+        by (Sequence[str]): What the rows of the result are of; in the order in which they first appear.
+
+    Returns:
+        pd.DataFrame: Columns ``(name, "mean" | "min" | "max")``.
+    """
+    numbers = rows[[*by, *columns]].copy()
+    numbers[list(columns)] = numbers[list(columns)].astype(float)
+    return numbers.groupby(list(by), sort=False).agg(["mean", "min", "max"])
