@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """anomalib's post-processor, without decisions where nothing was learned by which to decide."""
 
+import math
 from typing import Any
 
 import torch
 from anomalib.data import Batch, InferenceBatch
 from anomalib.post_processing import PostProcessor
+
+# Where the threshold is, and the ends of the scale: after normalisation, and without one.
+_LIMITS = ((0.5, 0.0), (0.0, -math.inf), (1.0, math.inf))
 
 
 class LearnedPostProcessor(PostProcessor):
@@ -54,8 +58,30 @@ class LearnedPostProcessor(PostProcessor):
         Returns:
             InferenceBatch: The same, normalised, and decisions; as they are and no decisions if nothing was learned.
         """
+        if not any(self.learned.values()):
+            return InferenceBatch(pred_score=predictions.pred_score, anomaly_map=predictions.anomaly_map)
         made = super().forward(predictions)
         return made._replace(**{name: None for name, learned in self.learned.items() if not learned})
+
+    @staticmethod
+    def _normalize(
+        preds: torch.Tensor | None, norm_min: torch.Tensor, norm_max: torch.Tensor, threshold: torch.Tensor
+    ) -> torch.Tensor | None:
+        """As anomalib, but exported without a choice for each pixel between what depends on constants alone.
+
+        Runtimes cannot remove these choices from files for any number of images, where each costs as much as the whole
+        normalisation.
+        """
+        if preds is None or not torch.compiler.is_exporting():
+            return PostProcessor._normalize(preds, norm_min, norm_max, threshold)
+        threshold = torch.where(threshold.isnan(), (norm_max + norm_min) / 2, threshold)
+        span = norm_max - norm_min  # NaN if nothing was learned: all is left as it is
+        known = ~span.isnan()
+        # Of equal ends, the sign of the distance to the threshold is left: the tiniest distance is cut to 0 or 1.
+        divisor = torch.where(span == 0, torch.finfo(span.dtype).tiny, span)
+        shift, divisor = torch.where(known, threshold, 0.0), torch.where(known, divisor, 1.0)
+        middle, lowest, highest = (torch.where(known, end, other) for end, other in _LIMITS)
+        return torch.minimum(torch.maximum((preds - shift) / divisor + middle, lowest), highest)
 
     def threshold_batch(self, batch: Batch) -> None:
         """Decide about the images of a batch.

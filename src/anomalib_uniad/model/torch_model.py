@@ -139,6 +139,7 @@ class UniADModel(nn.Module):
         jitter_probability: float = 1.0,
         image_score: ImageScore = "max",
         score_pool_size: int = 16,
+        score_top_fraction: float = 0.01,
         tiles: tuple[int, int] = (1, 1),
         tile_overlap: float = 0.125,
     ) -> None:
@@ -154,7 +155,7 @@ class UniADModel(nn.Module):
         self.image_size = cut.image_size
         self.tiles = cut if max(tiles) > 1 else None
         self.anomaly_map = AnomalyMap(self.image_size, self.tiles)
-        self.score = AnomalyScore(image_score, score_pool_size)
+        self.score = AnomalyScore(image_score, score_pool_size, score_top_fraction)
         self.backbone = Backbone(
             backbone, layers, pre_trained, backbone_weights, backbone_padding, backbone_padding_mode
         )
@@ -218,8 +219,14 @@ class UniADModel(nn.Module):
             InferenceBatch: ``pred_score`` ``(B,)`` and ``anomaly_map`` ``(B, 1, H, W)``.
         """
         features = self.normalise(features)
-        anomaly_map = self.anomaly_map(self.reconstruct(features), features, covered)
-        return InferenceBatch(pred_score=self.score(anomaly_map, covered), anomaly_map=anomaly_map)
+        error = self.anomaly_map.error(self.reconstruct(features), features)  # (B, 1, h, w)
+        anomaly_map = self.anomaly_map.from_error(error, covered)
+        if torch.compiler.is_exporting() and covered is None and self.score.reduction == "max":
+            # The same from tokens: OpenVINO takes longer for a pool of all pixels than for some layers of the backbone.
+            score = self.anomaly_map.upsample(error, self.score.pool_size).amax(dim=(1, 2, 3))
+        else:
+            score = self.score(anomaly_map, covered)
+        return InferenceBatch(pred_score=score, anomaly_map=anomaly_map)
 
     def forward(
         self, images: torch.Tensor, covered: torch.Tensor | None = None

@@ -71,6 +71,33 @@ def test_export_without_use_knows_what_was_loaded(is_learned):
         assert output[1].tolist() == [False, True]
 
 
+class Normalised(torch.nn.Module):
+    def __init__(self, processor):
+        super().__init__()
+        self.processor = processor
+
+    def forward(self, score, anomaly_map):
+        return tuple(self.processor(InferenceBatch(pred_score=score, anomaly_map=anomaly_map)))
+
+
+@pytest.mark.parametrize("ends", [(1.0, 3.0), (2.0, 2.0), (float("nan"), float("nan"))])
+def test_exported_normalisation_is_anomalibs(ends):
+    """Also where the ends are equal or not known; no pixel chooses between what depends on constants alone."""
+    made, other = learned()
+    for processor in (made, other):
+        for level in ("image", "pixel"):
+            getattr(processor, f"_{level}_threshold").fill_(2)
+            for name, value in zip(("min", "max"), ends, strict=True):
+                getattr(processor, f"{level}_{name}").fill_(value)
+    inputs = torch.tensor([-9.0, 1.5, 2.0, 2.5, 9.0]), torch.linspace(0, 4, 5 * 16).reshape(5, 1, 4, 4)
+    program = torch.export.export(Normalised(made), inputs, strict=False)
+    for value, expected in zip(program.module()(*inputs), Normalised(other)(*inputs), strict=True):
+        torch.testing.assert_close(value, expected)
+    wheres = [node for node in program.graph.nodes if "where" in str(node.target)]
+    assert wheres
+    assert not [node for node in wheres if node.meta["val"].numel() > 1]
+
+
 def test_checkpoints_of_anomalibs_post_processor_are_read():
     made, other = learned()
     assert set(made.state_dict()) == set(PostProcessor().state_dict())

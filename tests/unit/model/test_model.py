@@ -10,6 +10,7 @@ import timm
 import torch
 from anomalib.data import InferenceBatch
 from safetensors.torch import save_file
+from torch.nn import functional as F
 
 from anomalib_uniad.model import ReconstructionTransformer, UniAD, UniADModel
 from anomalib_uniad.model.anomaly_map import AnomalyMap, AnomalyScore
@@ -135,6 +136,7 @@ def test_other_image_sizes_are_refused() -> None:
         ({"image_score": "median"}, "image_score must be"),
         ({"score_pool_size": 0}, "score_pool_size must be at least 1"),
         ({"score_pool_size": 65}, "score_pool_size"),
+        ({"score_top_fraction": 0.0}, r"score_top_fraction must lie in \(0, 1\], got 0.0"),
         ({"backbone": "resnet_of_nobody"}, "timm knows no backbone 'resnet_of_nobody'"),
         ({"layers": ()}, "layers must choose at least one"),
         ({"layers": (0, 7)}, r"no layers \[7\]; it has \[0, 1, 2, 3, 4\]"),
@@ -261,6 +263,34 @@ def test_scores_equal_numpy() -> None:
     np.testing.assert_allclose(AnomalyScore("max", 16)(maps), windows.max(axis=(1, 2)), rtol=1e-5)
     np.testing.assert_allclose(AnomalyScore("mean")(maps), arrays.mean(axis=(1, 2)), rtol=1e-5)
     np.testing.assert_allclose(AnomalyScore("std")(maps), arrays.std(axis=(1, 2)), rtol=1e-5)
+    ranked = np.sort(arrays.reshape(3, -1))[:, ::-1]
+    for fraction, count in ((0.01, 8), (1e-6, 1), (1.0, 768)):  # 7.68 pixels, at least one, all
+        score = AnomalyScore("top", top_fraction=fraction)(maps)
+        np.testing.assert_allclose(score, ranked[:, :count].mean(axis=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (4, 6), (33, 50)])
+def test_upsampling_by_matrices_is_the_interpolation(size: tuple[int, int]) -> None:
+    error, make = torch.rand(2, 1, 4, 6), AnomalyMap(size)
+    expected = F.interpolate(error, size=size, mode="bilinear", align_corners=True)
+    assert make.upsample(error).equal(expected)
+    pooled = F.avg_pool2d(expected, 3, stride=1)
+    torch.testing.assert_close(make.upsample(error, pool_size=3), pooled, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"image_score": "top", "tiles": (1, 2)}])
+def test_exported_graph_computes_the_same(arguments: dict) -> None:
+    """Some operations are replaced by others when a graph is written."""
+    model = UniADModel(**SMALL, **arguments).eval()
+    images = torch.rand(2, 3, *model.image_size)
+    with torch.no_grad():
+        expected = model(images)
+        program = torch.export.export(model, (images,), strict=False)
+        made = program.module()(images)
+    operations = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert not {name for name in operations if "avg_pool2d" in name}, "pooled from the tokens"
+    torch.testing.assert_close(made.anomaly_map, expected.anomaly_map, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(made.pred_score, expected.pred_score, rtol=1e-4, atol=1e-5)
 
 
 def test_initialisation() -> None:

@@ -96,7 +96,7 @@ def test_arguments_that_cannot_be(arguments: dict, message: str) -> None:
         UniAD(**SMALL, **arguments)
 
 
-@pytest.mark.parametrize("reduction", ["max", "mean", "std"])
+@pytest.mark.parametrize("reduction", ["max", "top", "mean", "std"])
 def test_padding_does_not_count(reduction) -> None:
     """Whatever the model makes of the padding, map and score are those of the covered part alone."""
     reconstruction, target = torch.rand(2, 8, 4, 4), torch.rand(2, 8, 4, 4)

@@ -9,7 +9,7 @@ from anomalib_uniad.errors import InputError
 
 
 class Tiles(nn.Module):
-    """Cuts images into overlapping tiles, and joins the maps of the tiles.
+    """Cuts images into overlapping tiles, and knows how maps of the tiles are joined.
 
     In between, the grids of all tiles of an image lie side by side, so that there is one tensor per image: a mosaic,
     in which each tile keeps its own tokens, also of what overlaps.
@@ -22,6 +22,10 @@ class Tiles(nn.Module):
 
     Attributes:
         image_size (tuple[int, int]): Height ``H`` and width ``W`` of the image that the tiles make.
+        rows (torch.Tensor): ``(H, R * h)``: values of tokens (B, 1, R * h, S * w) become a map (B, 1, H, W) as
+            ``rows @ values @ columns.T``. Each tile is upsampled alone, bilinear, ``align_corners=True``; where tiles
+            overlap, the weight of each falls linearly to its end.
+        columns (torch.Tensor): ``(W, S * w)``.
 
     Raises:
         ValueError: If ``count`` or ``overlap`` is out of its range.
@@ -76,14 +80,6 @@ class Tiles(nn.Module):
         grids = mosaic.unflatten(3, (columns, -1)).unflatten(2, (rows, -1))  # (B, C, R, h, S, w)
         return grids.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
 
-    def join(self, mosaic: torch.Tensor) -> torch.Tensor:
-        """Values of tokens (B, 1, R * h, S * w) -> map (B, 1, H, W).
-
-        Each tile is upsampled alone, bilinear, ``align_corners=True``. Where tiles overlap, the weight of each falls
-        linearly to its end. Both work on rows and on columns alone, so both are one product with a matrix.
-        """
-        return self.rows @ mosaic @ self.columns.T
-
 
 def size_of_tiles(tile_size: tuple[int, int], count: tuple[int, int], overlap: float) -> tuple[int, int]:
     """Height and width of what tiles make together; arguments and errors as of :class:`Tiles`."""
@@ -95,14 +91,32 @@ def size_of_tiles(tile_size: tuple[int, int], count: tuple[int, int], overlap: f
     return height, width
 
 
+def upsampling(pixels: int, tokens: int) -> torch.Tensor:
+    """Part of each token in each pixel along one axis: bilinear, ``align_corners=True``.
+
+    Args:
+        pixels (int): Pixels of the axis.
+        tokens (int): Tokens of the axis.
+
+    Returns:
+        torch.Tensor: ``(pixels, tokens)``; rows sum to 1.
+
+    Examples:
+        >>> upsampling(3, 2)
+        tensor([[1.0000, 0.0000],
+                [0.5000, 0.5000],
+                [0.0000, 1.0000]])
+    """
+    place = torch.linspace(0, tokens - 1, pixels)[:, None]  # of a pixel, in tokens
+    return (1 - (place - torch.arange(tokens)).abs()).clamp(min=0)
+
+
 def _step(side: int, overlap: float) -> int:
     return side - round(side * overlap)
 
 
 def _joining(side: int, grid: int, count: int, step: int) -> torch.Tensor:
     """Part of each token of all tiles in each pixel along one axis, ``((count - 1) * step + side, count * grid)``."""
-    place = torch.linspace(0, grid - 1, side)[:, None]  # of a pixel of a tile, in tokens
-    upsampling = (1 - (place - torch.arange(grid)).abs()).clamp(min=0)  # (side, grid)
     pixels, shared = torch.arange(side) + 0.5, max(side - step, 1)
     before, after = (pixels / shared).clamp(max=1), ((side - pixels) / shared).clamp(max=1)
     joined = torch.zeros((count - 1) * step + side, count, grid)
@@ -110,6 +124,6 @@ def _joining(side: int, grid: int, count: int, step: int) -> torch.Tensor:
         weight = torch.ones(side)
         weight = weight * before if tile else weight
         weight = weight * after if tile < count - 1 else weight
-        joined[tile * step : tile * step + side, tile] = weight[:, None] * upsampling
+        joined[tile * step : tile * step + side, tile] = weight[:, None] * upsampling(side, grid)
     total = joined.sum(dim=(1, 2), keepdim=True)
     return (joined / total).flatten(1)
