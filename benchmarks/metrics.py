@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time and memory of the seven metrics against scikit-learn and anomalib, and whether the values are the same.
+"""Time and memory of the metrics against scikit-learn and anomalib, and whether the values are the same.
 
 python benchmarks/metrics.py                  # with scikit-learn on 4,000 images, hours
 python benchmarks/metrics.py --quick true     # small numbers that only show that it runs
@@ -24,7 +24,7 @@ from jsonargparse import auto_cli
 from tqdm import tqdm
 
 from anomalib_uniad.category import categories_of
-from anomalib_uniad.metrics import functional, seven_metrics
+from anomalib_uniad.metrics import TPRAtFPR, functional, standard_metrics
 from anomalib_uniad.metrics.category_metrics import CategoryMetrics
 from anomalib_uniad.metrics.scores import LEVELS, ScorePool
 from harness import CPU, RESULTS, Memory, add_rows, apart, at_least, limit_memory, origin, show
@@ -55,7 +55,7 @@ def metrics(
     seed: int = 0,
     quick: bool = False,
 ) -> None:
-    """Measure time and memory of the seven metrics against scikit-learn and anomalib, and compare their values.
+    """Measure time and memory of the metrics against scikit-learn and anomalib, and compare their values.
 
     Anomaly maps and masks are generated. Each measurement is a process of its own, and adds a row to
     ``evaluation_speed.csv`` as soon as it is done, in place of the row of the same case; ``evaluation_speed.png`` is
@@ -119,7 +119,7 @@ def measure(
     memory_limit: float = 12.0,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Compute the seven metrics of generated maps. Making the maps is not counted. Arguments as of :func:`metrics`."""
+    """Compute the metrics of generated maps. Making the maps is not counted. Arguments as of :func:`metrics`."""
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
     # Everything that takes memory is imported, and has run once, before memory is looked at.
@@ -272,10 +272,11 @@ class GeneratedMaps:
 # The methods, all with the same names of the values.
 
 POOLED = "all"
+FOUND = {"TPR@FPR2": 0.02, "TPR@FPR5": 0.05}
 
 
 class Method(Protocol):
-    """A way to compute the seven metrics."""
+    """A way to compute the metrics."""
 
     def update(self, batch: ImageBatch) -> None:
         """Take a batch."""
@@ -300,7 +301,7 @@ class Package:
     """This package's metrics, as its evaluator calls them."""
 
     def __init__(self, categories: list[str], expected: Counter[str] | None) -> None:
-        self._metrics = CategoryMetrics(seven_metrics(), SimpleNamespace(categories=categories), expected=expected)
+        self._metrics = CategoryMetrics(standard_metrics(), SimpleNamespace(categories=categories), expected=expected)
         self.update = self._metrics.update
 
     def compute(self) -> Values:
@@ -354,7 +355,10 @@ class Functions(ByCategory):
         functions = {"AUROC": functional.auroc, "AP": functional.average_precision, "F1Max": functional.f1_max}
         if level == "pixel":
             functions["AUPRO"] = functional.aupro
-        return {name: function(ranking) for name, function in functions.items()}
+        values = {name: function(ranking) for name, function in functions.items()}
+        if level == "image":
+            values |= {name: functional.tpr_at_fpr(ranking, limit) for name, limit in FOUND.items()}
+        return values
 
 
 class Sklearn(ByCategory):
@@ -383,7 +387,10 @@ class Sklearn(ByCategory):
             "AP": self._sklearn.average_precision_score(target, score),
             "F1Max": f1.max(),
         }
-        return values if level == "image" else {**values, "AUPRO": self._aupro(score, targets)}
+        if level == "pixel":
+            return {**values, "AUPRO": self._aupro(score, targets)}
+        false, true, _ = self._sklearn.roc_curve(target, score, drop_intermediate=False)
+        return values | {name: true[false <= limit].max() for name, limit in FOUND.items()}
 
     def _aupro(self, score: np.ndarray, masks: np.ndarray, limit: float = 0.3) -> float:
         """Area under the ROC curve in which each region weighs 1: its true positive rate is the mean overlap."""
@@ -403,12 +410,13 @@ class Sklearn(ByCategory):
 
 
 class Anomalib:
-    """anomalib's classes in its evaluator, which pools all categories."""
+    """anomalib's classes in its evaluator, which pools all categories; TPR@FPR is our class, as it has none."""
 
     def __init__(self) -> None:
         from anomalib.metrics import AUPR, AUPRO, AUROC, Evaluator, F1Max
 
         metrics: list[Any] = [cls(fields=LEVELS["image"], prefix="image_") for cls in (AUROC, AUPR, F1Max)]
+        metrics += [TPRAtFPR(LEVELS["image"], "image_", fpr_limit=limit) for limit in FOUND.values()]
         metrics += [cls(fields=LEVELS["pixel"], prefix="pixel_") for cls in (AUROC, AUPR, F1Max, AUPRO)]
         self._evaluator: Any = Evaluator(test_metrics=metrics)
         self._evaluator.metrics_to_cpu(self._evaluator.test_metrics)
@@ -450,7 +458,9 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
         axes.yaxis.set_major_formatter(ScalarFormatter())
         axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=4)
-    figure.suptitle(f"The seven metrics, {categories} categories, maps of {image_size} px, {device}", fontsize="medium")
+    figure.suptitle(
+        f"The metrics of a test, {categories} categories, maps of {image_size} px, {device}", fontsize="medium"
+    )
     figure.savefig(path, dpi=110)
 
 

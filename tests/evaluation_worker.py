@@ -12,7 +12,7 @@ from anomalib.data import ImageBatch
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
-from anomalib_uniad.metrics import PerCategoryEvaluator, seven_metrics
+from anomalib_uniad.metrics import PerCategoryEvaluator, standard_metrics
 from anomalib_uniad.metrics.batches import select
 from replay import Replay, mixed
 
@@ -40,7 +40,7 @@ def main(processes: int, folder: Path) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    evaluator = PerCategoryEvaluator(val_metrics=seven_metrics())
+    evaluator = PerCategoryEvaluator(val_metrics=standard_metrics())
     model = Replay(evaluator)
     loader = DataLoader(images, batch_size=4, collate_fn=join)
     trainer.validate(model, loader, verbose=False)

@@ -9,7 +9,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 METRICS = (
-    *("image_AUROC", "image_AP", "image_F1Max", "pixel_AUROC", "pixel_AP", "pixel_F1Max", "pixel_AUPRO"),
+    *("image_AUROC", "image_AP", "image_F1Max", "image_TPR@FPR2", "image_TPR@FPR5"),
+    *("pixel_AUROC", "pixel_AP", "pixel_F1Max", "pixel_AUPRO"),
     *("image_F1Score", "pixel_F1Score"),
 )
 """What a test reports by default."""

@@ -653,7 +653,7 @@ METRIC_METHODS = {
 
 @table
 def evaluation_speed(frame: pd.DataFrame) -> str:
-    """Time and memory of the seven metrics."""
+    """Time and memory of the metrics."""
 
     def seconds(rows: pd.DataFrame) -> str:
         (row,) = rows.to_dict("records")

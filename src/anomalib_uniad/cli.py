@@ -86,7 +86,7 @@ def parity(
 ) -> None:
     """Compare exported files with the checkpoint that they are from, on the test images of a data set.
 
-    Of each file: differences of anomaly map and score, as parts of their ranges in torch, changes of the seven metrics,
+    Of each file: differences of anomaly map and score, as parts of their ranges in torch, changes of the metrics,
     decisions that flip, latency, throughput and size. All are computed in f32, and once more in the device's default
     precision where that is another one. Writes parity.csv and parity.md.
 

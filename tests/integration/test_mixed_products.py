@@ -22,7 +22,7 @@ from small import SMALL, quiet_engine
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.filterwarnings("error:::anomalib_uniad")]
 
 PIXEL = ["pixel_AUROC", "pixel_AP", "pixel_F1Max", "pixel_AUPRO", "pixel_F1Score"]
-IMAGE = ["image_AUROC", "image_AP", "image_F1Max", "image_F1Score"]
+IMAGE = ["image_AUROC", "image_AP", "image_F1Max", "image_TPR@FPR2", "image_TPR@FPR5", "image_F1Score"]
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics per category: AUROC, AP, F1max and AUPRO from an exact ranking of the scores, others by anomalib."""
+"""Metrics per category: AUROC, AP, F1max, TPR@FPR and AUPRO from an exact ranking of the scores, others by anomalib."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from anomalib.data import ImageBatch
 from anomalib.metrics import AUPR, AUPRO, AUROC, AnomalibMetric, F1Max
+from torchmetrics.classification import BinaryROC
 
 from anomalib_uniad.category import categories_of, known_categories, paths_of
 from anomalib_uniad.errors import InputError
@@ -51,19 +52,69 @@ class AP(AUPR):
         super().__init__(fields=fields, prefix=prefix, strict=strict, **{"normalization": None, **kwargs})
 
 
-def seven_metrics() -> list[AnomalibMetric]:
-    """Return the metrics that the field reports.
+class TPRAtFPR(AnomalibMetric, BinaryROC):
+    """Highest true positive rate of all thresholds with a false positive rate of at most a limit.
 
-    Returns:
-        list[AnomalibMetric]: image AUROC, AP, F1max; pixel AUROC, AP, F1max, AUPRO; undefined, not an error, where
-            a model returns no scores or maps.
+    Of images, it is the share of the defective ones that are found at this rate of false alarms.
+
+    Args:
+        fields (Sequence[str] | None): Fields of the batch with scores and targets. Defaults to ``None``, which is not
+            allowed.
+        prefix (str): Put before the name. Defaults to ``""``.
+        strict (bool): Whether a batch without these fields is an error. Defaults to ``True``.
+        fpr_limit (float): Highest false positive rate. Defaults to ``0.05``.
+        **kwargs (Any): Further arguments of torchmetrics' ``BinaryROC``.
+
+    Raises:
+        ValueError: If there are no fields, or the limit is not between 0 and 1.
 
     Examples:
-        >>> [metric.name for metric in seven_metrics()][3:]
-        ['pixel_AUROC', 'pixel_AP', 'pixel_F1Max', 'pixel_AUPRO']
+        >>> TPRAtFPR(fields=["pred_score", "gt_label"], prefix="image_", fpr_limit=0.02).name
+        'image_TPR@FPR2'
     """
-    image = [cls(fields=LEVELS["image"], prefix="image_", strict=False) for cls in (AUROC, AP, F1Max)]
-    return [*image, *(cls(fields=LEVELS["pixel"], prefix="pixel_", strict=False) for cls in (AUROC, AP, F1Max, AUPRO))]
+
+    def __init__(
+        self,
+        fields: Sequence[str] | None = None,
+        prefix: str = "",
+        strict: bool = True,
+        fpr_limit: float = 0.05,
+        **kwargs: Any,
+    ) -> None:
+        if not 0 <= fpr_limit <= 1:
+            msg = f"fpr_limit must be between 0 and 1, got {fpr_limit}."
+            raise InputError(msg)
+        super().__init__(fields=fields, prefix=prefix, strict=strict, **{"normalization": None, **kwargs})
+        self.fpr_limit = fpr_limit
+        self.name = f"{prefix}TPR@FPR{100 * fpr_limit:g}"
+
+    def compute(self) -> Any:
+        """Compute the rate; ``None`` without any update if this is no error."""
+        curve = super().compute()
+        if curve is None:
+            return None
+        false, true, _ = curve
+        return true[false <= self.fpr_limit].max()
+
+
+def standard_metrics() -> list[AnomalibMetric]:
+    """Return the metrics that are reported: those of the field, and the share of defective images that are found.
+
+    Returns:
+        list[AnomalibMetric]: image AUROC, AP, F1max, TPR@FPR2, TPR@FPR5; pixel AUROC, AP, F1max, AUPRO; undefined, not
+            an error, where a model returns no scores or maps.
+
+    Examples:
+        >>> [metric.name for metric in standard_metrics()][2:6]
+        ['image_F1Max', 'image_TPR@FPR2', 'image_TPR@FPR5', 'pixel_AUROC']
+    """
+    image: dict[str, Any] = {"fields": LEVELS["image"], "prefix": "image_", "strict": False}
+    pixel: dict[str, Any] = {"fields": LEVELS["pixel"], "prefix": "pixel_", "strict": False}
+    return [
+        *(cls(**image) for cls in (AUROC, AP, F1Max)),
+        *(TPRAtFPR(**image, fpr_limit=limit) for limit in (0.02, 0.05)),
+        *(cls(**pixel) for cls in (AUROC, AP, F1Max, AUPRO)),
+    ]
 
 
 @dataclass
@@ -130,8 +181,8 @@ class _Seen:
 class CategoryMetrics:
     """Metrics of which there is a value per category.
 
-    AUROC, AP, F1max and AUPRO of a category are computed together from one exact ranking of its scores; of other
-    metrics there is a copy per category.
+    AUROC, AP, F1max, TPR@FPR and AUPRO of a category are computed together from one exact ranking of its scores; of
+    other metrics there is a copy per category.
 
     Args:
         metrics (Iterable[AnomalibMetric]): The metrics; they are copied and stay as they are.
@@ -348,6 +399,8 @@ def _exact_function(metric: Any) -> tuple[Level, Callable[[Ranking], float]] | N
     if type(metric) is AUPRO:
         limit = metric.fpr_limit.item()  # type: ignore[operator]
         return levels[0], lambda ranking: functional.aupro(ranking, limit)
+    if type(metric) is TPRAtFPR:
+        return levels[0], lambda ranking: functional.tpr_at_fpr(ranking, metric.fpr_limit)
     average = functional.average_precision
     functions = {AUROC: functional.auroc, AP: average, AUPR: average, F1Max: functional.f1_max}
     return (levels[0], functions[type(metric)]) if type(metric) in functions else None

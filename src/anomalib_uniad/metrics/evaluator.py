@@ -21,6 +21,7 @@ from anomalib_uniad.category import categories_of, find_category, known_categori
 from anomalib_uniad.checks import check_choice
 from anomalib_uniad.errors import InputError
 from anomalib_uniad.geometry import Geometry
+from anomalib_uniad.metric_names import heading
 from anomalib_uniad.metrics.batches import (
     OwnImages,
     count_images,
@@ -31,10 +32,19 @@ from anomalib_uniad.metrics.batches import (
     select,
     without_score,
 )
-from anomalib_uniad.metrics.category_metrics import CategoryMetrics, Results, seven_metrics
+from anomalib_uniad.metrics.category_metrics import CategoryMetrics, Results, standard_metrics
 from anomalib_uniad.metrics.functional import Ranking, f1_threshold
 from anomalib_uniad.metrics.original_size import PixelResolution, check_whole_images
-from anomalib_uniad.metrics.run_files import Predictions, RunFiles, check_scores, count, describe_run, show, to_frame
+from anomalib_uniad.metrics.run_files import (
+    Predictions,
+    RunFiles,
+    check_scores,
+    count,
+    describe_run,
+    for_people,
+    show,
+    to_frame,
+)
 from anomalib_uniad.metrics.scores import Level
 from anomalib_uniad.metrics.thresholds import (
     Thresholds,
@@ -47,6 +57,8 @@ from anomalib_uniad.metrics.thresholds import (
 from anomalib_uniad.splits import describe_validation
 
 logger = logging.getLogger(__name__)
+
+_VALIDATED = ("image_AUROC", "image_TPR@FPR2", "image_TPR@FPR5")  # what a training logs, from one ranking
 
 
 class RawOutputs(Callback):
@@ -103,8 +115,8 @@ class PerCategoryEvaluator(Evaluator):
     metrics. If there is only one category, only ``image_AUROC`` is logged, as by anomalib's evaluator. The
     category of an image comes from ``anomalib_uniad.category.categories_of``.
 
-    AUROC, AP, F1max and AUPRO are exact, without bins, and computed category by category, so that memory is bounded
-    by the largest category. With several processes, each image counts once.
+    AUROC, AP, F1max, TPR@FPR and AUPRO are exact, without bins, and computed category by category, so that memory is
+    bounded by the largest category. With several processes, each image counts once.
 
     With several categories, metrics of scores and anomaly maps are computed from what the model itself returns:
     anomalib's normalisation uses one threshold for all and cuts scores to the range from 0 to 1, which can make all
@@ -125,10 +137,11 @@ class PerCategoryEvaluator(Evaluator):
 
     Args:
         val_metrics (AnomalibMetric | Sequence[AnomalibMetric] | None): Metrics after each validation. ``None``
-            is the image-level AUROC alone; an empty list is no metric. Defaults to ``None``.
-        test_metrics (AnomalibMetric | Sequence[AnomalibMetric] | None): Metrics after a test. ``None`` is the seven
-            that the field reports, image AUROC, AP and F1max and pixel AUROC, AP, F1max and AUPRO, and anomalib's F1
-            scores of the decisions. Defaults to ``None``.
+            is the image-level AUROC and the share of defective images found at 2 % and at 5 % false alarms; an empty
+            list is no metric. Defaults to ``None``.
+        test_metrics (AnomalibMetric | Sequence[AnomalibMetric] | None): Metrics after a test. ``None`` is those of
+            :func:`~anomalib_uniad.metrics.standard_metrics` (image AUROC, AP, F1max, TPR@FPR2 and TPR@FPR5, pixel
+            AUROC, AP, F1max and AUPRO) and anomalib's F1 scores of the decisions. Defaults to ``None``.
         compute_on_cpu (bool): Whether to keep the metrics' states on the CPU, if there is one device only.
             Defaults to ``True``.
         pixel_resolution (str): Size at which anomaly maps are compared with masks: ``"model"``, the size to which
@@ -154,7 +167,7 @@ class PerCategoryEvaluator(Evaluator):
         ...     F1Max(fields=["pred_score", "gt_label"], prefix="image_"),
         ... ])
         >>> [metric.name for metric in evaluator.val_metrics]
-        ['image_AUROC']
+        ['image_AUROC', 'image_TPR@FPR2', 'image_TPR@FPR5']
     """
 
     val_metrics: list[AnomalibMetric]  # type: ignore[assignment]
@@ -175,9 +188,9 @@ class PerCategoryEvaluator(Evaluator):
         check_choice("pixel_resolution", pixel_resolution, get_args(PixelResolution))
         check_choice("thresholds", thresholds, get_args(ThresholdScope))
         if val_metrics is None:
-            val_metrics = seven_metrics()[:1]
+            val_metrics = [m for m in standard_metrics() if m.name in _VALIDATED]
         if test_metrics is None:
-            test_metrics = [*seven_metrics(), *(m for m in _anomalibs_metrics() if m.name.endswith("F1Score"))]
+            test_metrics = [*standard_metrics(), *(m for m in _anomalibs_metrics() if m.name.endswith("F1Score"))]
         super().__init__(val_metrics, test_metrics, compute_on_cpu)
         # Lists instead of modules: these are only templates, and buffers of theirs in checkpoints would keep a model
         # from being loaded with other metrics, or with anomalib's evaluator.
@@ -619,12 +632,11 @@ def _print_row(bar: Any, category: str, results: Results) -> None:
     """Print the values of a category above the progress bar; with the first one, names on two lines, so they fit."""
     if bar is None or getattr(bar, "is_disabled", False):
         return
-    names = [name.partition("_") for name in results.metrics]
-    widths = [max(6, len(level), len(metric)) for level, _, metric in names]
-    values = [results.values.get((name, category)) for name in results.metrics]
-    label = category if len(category) <= 16 else f"{category[:7]}…{category[-8:]}"  # names often differ at their end
-    lines = [(label, ["" if value is None else f"{value:.4f}" for value in values])]
+    heads = [heading(name) for name in results.metrics]
+    widths = [max(5, *map(len, head)) for head in heads]
+    label = category if len(category) <= 13 else f"{category[:6]}…{category[-6:]}"  # names often differ at their end
+    lines = [(label, for_people([results.values.get((name, category)) for name in results.metrics]))]
     if sum(map(bool, results.images.values())) == 1:
-        lines = [("", [level for level, _, _ in names]), ("", [metric for _, _, metric in names]), *lines]
+        lines = [*(("", list(cells)) for cells in zip(*heads, strict=True)), *lines]
     for first, cells in lines:
-        bar.print(" ".join([first.ljust(16), *(cell.rjust(w) for cell, w in zip(cells, widths, strict=True))]))
+        bar.print(" ".join([first.ljust(13), *(cell.rjust(w) for cell, w in zip(cells, widths, strict=True))]))

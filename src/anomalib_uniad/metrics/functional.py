@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exact metrics of scores against binary targets, all from one sort.
 
-AUROC, average precision, F1max and AUPRO change only where a positive is passed when a threshold sinks from the highest
-score to the lowest. ``rank`` counts, at each score that a positive has, what is above it; that takes one sort of
-the negatives without their indices, which is several times as fast as one with them, and each metric is then a sum over
-a few counts.
+AUROC, average precision, F1max, AUPRO and the true positive rate at a false positive rate change only where a positive
+is passed when a threshold sinks from the highest score to the lowest. ``rank`` counts, at each score that a positive
+has, what is above it; that takes one sort of the negatives without their indices, which is several times as fast as one
+with them, and each metric is then a sum over a few counts.
 """
 
 from dataclasses import dataclass
@@ -174,6 +174,29 @@ def f1_threshold(ranking: Ranking) -> float:
         # Rounded to the scores' own type, as this is what it will be compared with.
         middle = (low / 2 + high / 2).astype(high.dtype)
     return float(middle if middle < high else _just_below(high))
+
+
+def tpr_at_fpr(ranking: Ranking, fpr_limit: float) -> float:
+    """Highest true positive rate of all thresholds with a false positive rate of at most a limit.
+
+    Only rates that a threshold has are taken, without interpolation: with fewer negatives than one over the limit, not
+    one of them may score as high as a positive that is found.
+
+    Args:
+        ranking (Ranking): Counts of at least one positive and one negative.
+        fpr_limit (float): Highest false positive rate.
+
+    Returns:
+        float: The rate, from 0 to 1.
+
+    Examples:
+        >>> ranking = rank(np.array([0.9, 0.7, 0.4]), np.array([0.7, 0.3]))
+        >>> round(tpr_at_fpr(ranking, 0.05), 4), tpr_at_fpr(ranking, 0.5)
+        (0.3333, 1.0)
+    """
+    # Divided, not multiplied: 0.07 * 100 is more than 7, but 7 / 100 is 0.07.
+    allowed = ranking.false_positives / ranking.negatives <= fpr_limit
+    return float(ranking.true_positives[allowed].max(initial=0) / ranking.positives)
 
 
 def aupro(ranking: Ranking, fpr_limit: float = 0.3) -> float:

@@ -23,6 +23,7 @@ from rich.text import Text
 from anomalib_uniad.category import paths_of, summary_label
 from anomalib_uniad.errors import InputError
 from anomalib_uniad.files import file_names, version_of
+from anomalib_uniad.metric_names import heading, in_words
 from anomalib_uniad.metrics.batches import without_score
 from anomalib_uniad.metrics.category_metrics import Results
 from anomalib_uniad.metrics.functional import Floats
@@ -243,6 +244,18 @@ def count(
     return frame
 
 
+def for_people(values: Sequence[float | None]) -> list[str]:
+    """Write values of metrics in percent, unless some are no fractions; what is undefined is empty."""
+    numbers = [math.nan if value is None else value for value in values]
+    percent = _are_fractions(numbers)
+    texts = (f"{100 * number:.1f}" if percent else f"{number:.4f}" for number in numbers)
+    return ["" if math.isnan(number) else text for number, text in zip(numbers, texts, strict=True)]
+
+
+def _are_fractions(values: Sequence[float]) -> bool:
+    return all(0 <= value <= 1 for value in values if not math.isnan(value))
+
+
 def without_unknown(counts: pd.DataFrame) -> pd.DataFrame:
     """Leave out columns of :func:`count` that no category has, and images without a decision if there are none."""
     empty = [name for name in COUNTS if counts[name].isna().all() or (name == "undecided" and counts[name].sum() == 0)]
@@ -252,10 +265,16 @@ def without_unknown(counts: pd.DataFrame) -> pd.DataFrame:
 def show(frame: pd.DataFrame, title: str, counts: pd.DataFrame) -> None:
     """Write the tables of :func:`to_frame` and :func:`count` to the terminal, with notes on empty cells."""
     console = Console(highlight=False)
-    values = frame.drop(columns="note")
-    _show_table(
-        console, values, [name.replace("_", "_\n", 1) for name in values.columns], title
-    )  # nine fit into 80 columns
+    names = [name for name in frame.columns if name not in ("category", "note")]
+    numbers = frame[names].to_numpy().ravel().tolist()
+    title = f"{title}, in percent" if _are_fractions(numbers) else title
+    cells = iter(for_people(numbers))
+    values = frame[["category", *names]].astype(object)
+    values[names] = [[next(cells) for _ in names] for _ in frame.index]
+    # In percent, the eleven columns of a test fit into 80 characters.
+    _show_table(console, values, ["category", *("\n".join(heading(name)) for name in names)], title)
+    if any(map(in_words, names)):
+        console.print("found: share of the defective images that are found at this rate of false alarms")
     categories: dict[str, list[str]] = {}
     for category, note in zip(frame["category"], short_notes(frame), strict=True):
         categories.setdefault(note, []).append(_cell(category))
@@ -368,9 +387,9 @@ def _note(reasons: Mapping[str, str]) -> str:
 
 
 def _fill(table: Table, frame: pd.DataFrame, headings: Sequence[str]) -> None:
-    for name, heading in zip(frame.columns, headings, strict=True):
+    for name, head in zip(frame.columns, headings, strict=True):
         left = name in ("category", "note")
-        table.add_column(Text(heading), justify="left" if left else "right", overflow="fold" if left else "ellipsis")
+        table.add_column(Text(head), justify="left" if left else "right", overflow="fold" if left else "ellipsis")
     for row in frame.itertuples(index=False):
         cells = [_cell(value) for value in row]
         if table.box is box.MARKDOWN:

@@ -19,6 +19,7 @@ from rich.progress import Progress
 from anomalib_uniad.category import categories_of
 from anomalib_uniad.errors import InputError
 from anomalib_uniad.files import replacing
+from anomalib_uniad.metric_names import heading
 from anomalib_uniad.metrics.run_files import to_markdown, versions
 
 from .differences import METRICS, Quality, difference, difference_columns
@@ -105,7 +106,7 @@ def to_text(frame: pd.DataFrame) -> str:
     metrics = pd.DataFrame({"model": frame["model"], "computed in": frame["computed_in"]})
     for name in METRICS:
         reference, others = frame[name].iloc[:1], frame[f"{name}_change"].iloc[1:]
-        metrics[name] = [*_formatted(reference, ".4f"), *_formatted(others, "+.4f")]
+        metrics[" ".join(heading(name))] = [*_formatted(reference, ".4f"), *_formatted(others, "+.4f")]
     parts = [
         f"{first['images']} test images of {first['categories']} categories, on {first['device']}. Differences of maps "
         "and scores are parts of their ranges in torch; flips are images whose decision is another one; ms is the "

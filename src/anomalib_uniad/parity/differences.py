@@ -10,16 +10,16 @@ import torch
 from anomalib.data import ImageBatch
 
 from anomalib_uniad.errors import InputError
-from anomalib_uniad.metrics import seven_metrics
+from anomalib_uniad.metrics import standard_metrics
 from anomalib_uniad.metrics.category_metrics import CategoryMetrics
 
 from .models import ImageResult, Kind
 
-METRICS = tuple(metric.name for metric in seven_metrics())
+METRICS = tuple(metric.name for metric in standard_metrics())
 
 
 class Quality:
-    """The seven metrics of a model, means over the categories, and the ranges of its maps and scores.
+    """The metrics of a model, means over the categories, and the ranges of its maps and scores.
 
     Args:
         datamodule (Any): Where the images are from; tells their categories.
@@ -27,7 +27,7 @@ class Quality:
     """
 
     def __init__(self, datamodule: Any, expected: Mapping[str, int]) -> None:
-        self._metrics = CategoryMetrics(seven_metrics(), datamodule, expected=expected)
+        self._metrics = CategoryMetrics(standard_metrics(), datamodule, expected=expected)
         self._scores: list[float] = []
         self._map_ends: list[float] = []
 

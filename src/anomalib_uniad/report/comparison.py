@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs side by side: values and means, which of them are best, and what makes them incomparable."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import pandas as pd
 
 from anomalib_uniad.category import summary_label
 from anomalib_uniad.errors import InputError
+from anomalib_uniad.metric_names import in_words, percent_of_false_alarms
 
 from .decisions import count, decision_notes, decision_table
 from .runs import Run
@@ -42,9 +44,14 @@ class Table:
     best: np.ndarray  # whether a value is the best of its row
     partial: np.ndarray  # whether a value is a mean over fewer categories than there are
     reasons: dict[tuple[str, str], str]  # (category, run) -> why the cell is empty
-    notes: list[str]  # the same in sentences
+    notes: list[str]  # the same in sentences, and what else is to know
     mean_notes: list[str]  # what the means are over
     alike: bool  # whether the means of all runs are over the same categories
+
+    @property
+    def title(self) -> str:
+        """The name of the metric, and what it is where the name does not say it."""
+        return ", ".join(filter(None, (self.metric, in_words(self.metric))))
 
     def rows(self) -> Iterator[tuple[str, str, list[Cell]]]:
         """Label, kind and cells of each row."""
@@ -77,7 +84,7 @@ class Comparison:
         for table in self.tables:
             for label, kind, cells in table.rows():
                 if kind != "category":
-                    yield table.metric if kind == "mean" else f"{table.metric}, {label}", kind, cells
+                    yield table.title if kind == "mean" else f"{table.metric}, {label}", kind, cells
 
     @property
     def means_note(self) -> str:
@@ -155,7 +162,7 @@ def _table(runs: Sequence[Run], metric: str, categories: list[str]) -> Table:
             "Means over different categories are not compared: none is marked as best"
             + (f". In common are {', '.join(common)}." if common else ", and there are no categories in common.")
         )
-    empty = _sentences(reasons, runs, metric)
+    empty = [*_sentences(reasons, runs, metric), *_few_normal_images(runs, metric, categories)]
     return Table(metric, values, kinds, best, np.outer(is_mean, partial), reasons, empty, notes, alike)
 
 
@@ -190,6 +197,23 @@ def _sentences(reasons: Mapping[tuple[str, str], str], runs: Sequence[Run], metr
         f"{where} ({', '.join(names)}): {reason}." if where else f"{', '.join(names)}: {reason}."
         for (where, reason), names in found.items()
     ]
+
+
+def _few_normal_images(runs: Sequence[Run], metric: str, categories: Sequence[str]) -> list[str]:
+    """Say where a rate of false alarms means none at all, since not even one normal image is so small a part."""
+    percent = percent_of_false_alarms(metric)
+    if not percent:
+        return []
+    fewest: dict[str, int] = {}
+    for run in runs:
+        for name in categories:
+            counts = run.counts.get(name, {})
+            if (metric, name) in run.values and {"test_images", "defective"} <= counts.keys():
+                normal = counts["test_images"] - counts["defective"]
+                fewest[name] = min(normal, fewest.get(name, normal))
+    few = [f"{name} ({normal})" for name, normal in fewest.items() if normal * percent < 100]
+    needed = math.ceil(100 / percent)
+    return [f"Fewer than {needed} normal test images, so found without any false alarm: {', '.join(few)}."] * bool(few)
 
 
 def _warnings(runs: Sequence[Run], metrics: Sequence[str], categories: Sequence[str], decided: bool) -> list[str]:

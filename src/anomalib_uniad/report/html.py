@@ -26,7 +26,7 @@ def to_html(comparison: Comparison, heatmaps: int) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    rows = [(table.metric, row) for table in comparison.tables for row in table.rows()]
+    rows = [(table.title, row) for table in comparison.tables for row in table.rows()]
     means = [(metric if kind == "mean" else label, kind, cells) for metric, (label, kind, cells) in rows]
     return environment.get_template("template.html.j2").render(
         names=comparison.names,
@@ -35,7 +35,7 @@ def to_html(comparison: Comparison, heatmaps: int) -> str:
         subtitle=_subtitle(comparison),
         means=_chart(row for row in means if row[1] != "category"),
         means_note=comparison.means_note,
-        tables=[(table.metric, _chart(table.rows()), [*table.notes, *table.mean_notes]) for table in comparison.tables],
+        tables=[(table.title, _chart(table.rows()), [*table.notes, *table.mean_notes]) for table in comparison.tables],
         decided=list(comparison.decisions.columns.unique(level=0)),
         decisions=comparison.decisions.reset_index().to_numpy().tolist(),
         decision_notes=comparison.decision_notes,

@@ -24,7 +24,7 @@ def to_markdown(comparison: Comparison) -> str:
     parts += [f"> **Warning.** {escape(text)}" for text in comparison.warnings]
     sections = [("Means", "metric", comparison.means(), [comparison.means_note] if comparison.means_note else [])]
     sections += [
-        (table.metric, "category", table.rows(), [*table.notes, *table.mean_notes]) for table in comparison.tables
+        (table.title, "category", table.rows(), [*table.notes, *table.mean_notes]) for table in comparison.tables
     ]
     for title, first, rows, notes in sections:
         texts = [

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from torchmetrics.classification import BinaryROC
 from torchmetrics.utilities.compute import auc
 
-from anomalib_uniad.metrics import AP, PerCategoryEvaluator, seven_metrics
+from anomalib_uniad.metrics import AP, PerCategoryEvaluator, TPRAtFPR, standard_metrics
 from anomalib_uniad.metrics.category_metrics import CategoryMetrics
 from anomalib_uniad.metrics.evaluator import RawOutputs
 from replay import METRICS, Replay, make_batch, mixed, post_processor, run
@@ -63,6 +63,9 @@ def test_values_per_category_and_mean(tmp_path, scale):
             expected[f"{level}_AP/{name}"] = average_precision_score(part[target], part[score])
             precision, recall, _ = precision_recall_curve(part[target], part[score])
             expected[f"{level}_F1Max/{name}"] = np.nanmax(2 * precision * recall / (precision + recall + 1e-30))
+        false, true, _ = roc_curve(part["gt_label"], part["pred_score"], drop_intermediate=False)
+        for limit in (2, 5):
+            expected[f"image_TPR@FPR{limit}/{name}"] = true[false <= limit / 100].max()
         # A single square per defective image, so regions are images, and all of the same size.
         false, overlap, _ = roc_curve(part["gt_mask"], part["anomaly_map"])
         limit = np.linspace(0, 0.3, 100_001)
@@ -97,6 +100,24 @@ def test_ap_of_scores_outside_the_unit_range():
     assert float(metric.compute()) == pytest.approx(average_precision_score(labels, scores), abs=1e-6)
 
 
+@pytest.mark.parametrize("limit", [0.0, 0.02, 0.05, 0.5])
+def test_found_in_anomalibs_own_evaluator(limit):
+    """The class alone, which sees scores beyond 1 batch by batch, has the value that is computed from a ranking."""
+    metric, ours = TPRAtFPR(**IMAGE, fpr_limit=limit), CategoryMetrics([TPRAtFPR(**IMAGE, fpr_limit=limit)])
+    for seed in range(4):
+        batch = make_batch(["a"] * 50, [0, 1] * 25, seed, scale=3.0)
+        metric.update(batch)
+        ours.update(batch)
+    assert float(metric.compute()) == pytest.approx(ours.compute().values[metric.name, "a"], abs=1e-6)
+
+
+def test_found_refuses_what_is_no_rate():
+    with pytest.raises(ValueError, match=r"fpr_limit must be between 0 and 1, got 5"):
+        TPRAtFPR(**IMAGE, fpr_limit=5)
+    with pytest.warns(UserWarning, match="before the ``update`` method"):
+        assert TPRAtFPR(**IMAGE, strict=False).compute() is None
+
+
 def test_metrics_with_bins_stay_as_they_are(tmp_path):
     metrics = [AUROC(**IMAGE, thresholds=3), AUROC(fields=["anomaly_map", "gt_mask"], prefix="pixel_", thresholds=3)]
     batches = mixed()
@@ -116,7 +137,7 @@ def test_scores_that_are_not_numbers(tmp_path):
     batches = mixed()
     batches[0].anomaly_map[0, 0, 0] = float("nan")  # of one category
     name = batches[0].image_path[0].split("/")[-4]
-    results = run(PerCategoryEvaluator(test_metrics=seven_metrics()), batches, tmp_path)
+    results = run(PerCategoryEvaluator(test_metrics=standard_metrics()), batches, tmp_path)
     assert {key.split("/")[1] for key in results if key.startswith("pixel_AP/")} == set("abc") - {name}
     assert len([key for key in results if key.startswith("image_AP/")]) == 3
     assert "pixel_AUROC, pixel_AP, pixel_F1Max, pixel_AUPRO: scores that are not numbers" in (
@@ -135,7 +156,8 @@ def test_one_category_is_logged_as_by_anomalib(tmp_path):
 
 def test_validation_defaults_to_the_image_level(tmp_path):
     results = run(PerCategoryEvaluator(), mixed(), tmp_path, stage="validate")
-    assert set(results) == {"image_AUROC", "image_AUROC/a", "image_AUROC/b", "image_AUROC/c"}
+    names = ("image_AUROC", "image_TPR@FPR2", "image_TPR@FPR5")
+    assert set(results) == {f"{metric}{name}" for metric in names for name in ("", "/a", "/b", "/c")}
     assert {path.name for path in tmp_path.iterdir()} == {f"validation.{kind}" for kind in ("csv", "md", "json")}
     assert run(PerCategoryEvaluator(val_metrics=[]), mixed(), tmp_path, stage="validate") == {}
     both = PerCategoryEvaluator(val_metrics=[AUROC(**IMAGE), AUROC(["anomaly_map", "gt_mask"], prefix="pixel_")])
@@ -159,7 +181,9 @@ def test_nothing_is_left_of_the_last_run(tmp_path):
 def test_missing_predictions(tmp_path):
     batch = make_batch(["a", "b"] * 4, [0, 0, 1, 1] * 2, 1).update(anomaly_map=None, pred_mask=None)
     assert set(run(PerCategoryEvaluator(), [batch], tmp_path)) == {
-        f"image_{metric}{name}" for metric in ("AUROC", "AP", "F1Max", "F1Score") for name in ("", "/a", "/b")
+        f"image_{metric}{name}"
+        for metric in ("AUROC", "AP", "F1Max", "TPR@FPR2", "TPR@FPR5", "F1Score")
+        for name in ("", "/a", "/b")
     }
     assert "no anomaly_map from the model" in (tmp_path / "metrics.csv").read_text()
     strict = PerCategoryEvaluator(test_metrics=AUROC(fields=["anomaly_map", "gt_mask"]))
@@ -256,7 +280,7 @@ class TestMemory:
         order = []
         batches = [make_batch([name] * 4, [0, 1, 1, 0], seed) for seed, name in enumerate("aabbcc")]
         metrics = CategoryMetrics(
-            seven_metrics(),
+            standard_metrics(),
             expected={"a": 8, "b": 8, "c": 8},
             finished=lambda category, results, rankings: order.append((category, len(metrics._pools))),
         )
@@ -264,14 +288,14 @@ class TestMemory:
             metrics.update(batch)
             assert len(metrics._pools) <= 2, "image and pixel scores of one category"
         assert order == [("a", 0), ("b", 0), ("c", 0)]
-        plain = CategoryMetrics(seven_metrics())
+        plain = CategoryMetrics(standard_metrics())
         for batch in batches:
             plain.update(batch)
         assert metrics.compute().values == plain.compute().values
         assert len(order) == 3, "none of them twice"
 
     def test_an_image_is_missing(self):
-        metrics = CategoryMetrics(seven_metrics(), expected={"a": 9})
+        metrics = CategoryMetrics(standard_metrics(), expected={"a": 9})
         metrics.update(make_batch(["a"] * 4, [0, 1, 1, 0]))
         assert metrics.compute().images == {"a": 4}
 
@@ -294,9 +318,9 @@ class TestWiring:
     def test_rows_while_it_runs(self, tmp_path):
         bar = Recording()
         quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_model_summary"), False)
-        results = run(PerCategoryEvaluator(test_metrics=seven_metrics()), mixed(), tmp_path, callbacks=[bar], **quiet)
+        results = run(PerCategoryEvaluator(), mixed(), tmp_path, callbacks=[bar], **quiet)
         assert [line.split()[0] for line in bar.lines] == ["image", "AUROC", "a", "b", "c"]
-        assert bar.lines[2].split()[1] == f"{results['image_AUROC/a']:.4f}"
+        assert bar.lines[2].split()[1] == f"{100 * results['image_AUROC/a']:.1f}"
         assert max(map(len, bar.lines)) < 80
         assert len(set(map(len, bar.lines))) == 1, "in columns"
 
@@ -328,10 +352,10 @@ class TestWiring:
             def configure_callbacks(self):
                 return [self.post_processor, self.evaluator]
 
-        expected = run(PerCategoryEvaluator(test_metrics=seven_metrics()), mixed(), tmp_path / "plain")
+        expected = run(PerCategoryEvaluator(test_metrics=standard_metrics()), mixed(), tmp_path / "plain")
         trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, logger=False, enable_progress_bar=False)
         for _ in range(2):
-            model = Processed(PerCategoryEvaluator(test_metrics=seven_metrics()))
+            model = Processed(PerCategoryEvaluator(test_metrics=standard_metrics()))
             results = trainer.test(model, DataLoader(mixed(), batch_size=None), verbose=False)[0]
             assert results == pytest.approx(expected)
             assert sum(isinstance(callback, RawOutputs) for callback in trainer.callbacks) == 1
@@ -393,7 +417,7 @@ class TestWiring:
         batch = batch.update(in_place=False, anomaly_map=torch.rand(4, 4, 16))
         # Thresholds alone are no reason to fail.
         run(PerCategoryEvaluator(), [batch], tmp_path, stage="validate")
-        metrics = CategoryMetrics(seven_metrics())
+        metrics = CategoryMetrics(standard_metrics())
         with pytest.raises(ValueError, match=r"maps of \(4, 16\) pixels cannot be compared with masks of \(8, 8\)"):
             metrics.update(batch)
 

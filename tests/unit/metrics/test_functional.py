@@ -13,7 +13,7 @@ from anomalib.metrics.f1_score import _F1Max
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
-from torchmetrics.classification import BinaryAUROC
+from torchmetrics.classification import BinaryAUROC, BinarySensitivityAtSpecificity
 
 import brute_force
 from anomalib_uniad.metrics.functional import (
@@ -26,6 +26,7 @@ from anomalib_uniad.metrics.functional import (
     precision_recall_curve,
     rank,
     roc_curve,
+    tpr_at_fpr,
 )
 
 GOLDEN_DIR = Path(os.environ.get("UNIAD_GOLDEN_DIR") or Path(__file__).parents[2] / "golden")
@@ -70,6 +71,9 @@ def assert_like_sklearn(scores: np.ndarray, targets: np.ndarray) -> None:
     precision, recall, _ = sklearn_metrics.precision_recall_curve(targets, order)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-300)
     assert f1_max(ranking) == pytest.approx(f1.max(), abs=EPS)
+    false, true, _ = sklearn_metrics.roc_curve(targets, order, drop_intermediate=False)
+    for limit in (0.0, 0.02, 0.05, 0.5, 1.0):
+        assert tpr_at_fpr(ranking, limit) == true[false <= limit].max()
 
 
 def generated(kind: str, dtype: type) -> tuple[np.ndarray, np.ndarray]:
@@ -195,6 +199,41 @@ def test_repeated_samples_change_nothing(sample, times):
     other = ranking_of(np.repeat(scores, times), np.repeat(targets, times), np.repeat(weights / times, times))
     for metric in (auroc, average_precision, f1_max, f1_threshold, aupro):
         assert metric(other) == pytest.approx(metric(ranking), abs=1e-12)
+
+
+# True positive rate at a false positive rate
+
+PERCENT = st.sampled_from([0, 2, 5, 7, 29, 50, 100])
+
+
+@SETTINGS
+@given(samples(), PERCENT)
+def test_tpr_at_fpr_is_that_of_the_best_threshold(sample, percent):
+    """Of all decisions that thresholds can make, in whole numbers, with ties on either side of the limit."""
+    scores, targets = sample
+    decisions = [scores >= score for score in scores] + [np.zeros_like(targets)]
+    allowed = [called for called in decisions if 100 * (called & ~targets).sum() <= percent * (~targets).sum()]
+    expected = max((called & targets).sum() for called in allowed) / targets.sum()
+    assert tpr_at_fpr(ranking_of(scores, targets), percent / 100) == expected
+
+
+@pytest.mark.parametrize("percent", [2, 5, 7, 29])
+def test_tpr_at_fpr_counts_negatives_exactly(percent):
+    """The limit itself is allowed, for any number of negatives; with fewer than one over it, none is."""
+    for negatives in range(1, 301):
+        low = np.arange(negatives, dtype=np.float64)
+        ranking = rank(low + 0.5, low)  # a positive above each negative, so one more is found than false alarms allowed
+        assert tpr_at_fpr(ranking, percent / 100) == (negatives * percent // 100 + 1) / negatives
+
+
+@pytest.mark.parametrize("kind", ["continuous", "ties", "two scores", "one score"])
+@pytest.mark.parametrize("limit", [0.02, 0.05])
+def test_tpr_at_fpr_is_torchmetrics_sensitivity_at_specificity(kind, limit):
+    scores, targets = generated(kind, np.float32)
+    scores = (scores - scores.min()) / max(np.ptp(scores), 1)
+    metric = BinarySensitivityAtSpecificity(min_specificity=1 - limit)
+    metric.update(torch.from_numpy(scores), torch.from_numpy(targets).int())
+    assert tpr_at_fpr(ranking_of(scores, targets), limit) == pytest.approx(float(metric.compute()[0]), abs=1e-6)
 
 
 # AUPRO

@@ -6,7 +6,7 @@ import pytest
 from anomalib.post_processing import PostProcessor
 
 from anomalib_uniad.metrics import PerCategoryEvaluator
-from anomalib_uniad.metrics.run_files import COUNTS, describe_run
+from anomalib_uniad.metrics.run_files import COUNTS, describe_run, for_people
 from replay import METRICS, make_batch, mixed, run
 
 pytestmark = [
@@ -85,7 +85,26 @@ def test_files(tmp_path, monkeypatch, capsys):
     assert "- seed: 7" in markdown
     shown = capsys.readouterr().out
     assert "mean" in shown
-    assert f"{results['image_AUROC']:.4f}" in shown
+    assert f"{100 * results['image_AUROC']:.1f}" in shown
+    assert "in percent" in shown
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_table_fits_the_terminal(width, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(width))
+    run(PerCategoryEvaluator(), [make_batch(["a_rather_long_name", "b"] * 6, [0, 0, 1, 1] * 3)], tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    head = next(number for number, line in enumerate(lines) if line.split()[:1] == ["category"])
+    assert lines[head - 1].split() == ["image"] * 3 + ["found"] * 2 + ["pixel"] * 4 + ["image", "pixel"]
+    assert " ".join(lines[head].split()[1:]) == "AUROC AP F1Max at 2% at 5% AUROC AP F1Max AUPRO F1 F1"
+    (row,) = (line for line in lines if line.split()[:1] == ["b"] and "." in line)
+    assert len(row.split()) == 12, "nothing is cut off"
+
+
+def test_metrics_that_are_no_fractions_are_not_in_percent():
+    assert for_people([0.5, None, float("nan"), 1.0]) == ["50.0", "", "", "100.0"]
+    assert for_people([0.5, 12.0]) == ["0.5000", "12.0000"]
 
 
 def test_earlier_files_stay(tmp_path):
