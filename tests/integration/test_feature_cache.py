@@ -165,6 +165,50 @@ def test_the_next_training_reads_the_files(root: Path, tmp_path: Path, extractio
     assert third.losses == pytest.approx(first.losses, rel=1e-2)
 
 
+def test_a_new_product_leaves_the_files_of_the_others(root: Path, tmp_path: Path, extractions: list[int]) -> None:
+    for categories, built in ((["cable"], 4 + 6), (["bottle", "cable"], 4 + 6)):
+        extractions.clear()
+        cache = FeatureCache("disk", directory=tmp_path / "features")
+        fit(tmp_path, make_multi_category(root, categories=categories), cache)
+        assert sum(extractions) == built
+
+
+def test_copies(root: Path, tmp_path: Path, extractions: list[int]) -> None:
+    """Each epoch draws a version of each image: as many steps, and a training that is resumed draws the same."""
+
+    def train(copies, epochs=2, ckpt_path=None, mode="disk") -> tuple[Trace, int, Engine]:
+        extractions.clear()
+        trace = Trace()
+        cache = FeatureCache(mode, directory=tmp_path / "features", copies=copies)
+        engine = make_engine(tmp_path, trace, cache, epochs=epochs)
+        engine.fit(model=small_model(), datamodule=make_multi_category(root), ckpt_path=ckpt_path)
+        return trace, sum(extractions), engine
+
+    plain, built, _ = train(None)
+    assert built == 8 + 12
+    copies = {"bottle": ["rotate_90", "rotate_any"]}
+    whole, built, _ = train(copies)
+    assert built == 2 * 4  # what was there is used
+    assert len(whole.losses) == len(plain.losses)
+    assert whole.losses != plain.losses
+    assert whole.losses == pytest.approx(plain.losses, rel=0.1)
+    first, built, engine = train(copies, epochs=1)
+    assert built == 0
+    resumed, *_ = train(copies, ckpt_path=engine.best_model_path)
+    assert first.losses + resumed.losses == whole.losses
+    in_memory, built, _ = train(copies, mode="memory")
+    assert built == 8 + 12 + 2 * 4
+    assert in_memory.losses == whole.losses
+    assert in_memory.metrics == whole.metrics
+    _, built, _ = train({**copies, "cable": ["horizontal_flip"]})
+    assert built == 4
+
+
+def test_copies_of_unknown_products_are_refused(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"feature_cache_copies has 'bottel', but the products .* are bottle, cable\."):
+        fit(tmp_path, make_multi_category(root), FeatureCache("memory", copies={"bottel": ["rotate_90"]}))
+
+
 def test_everything_is_as_before_afterwards(root: Path, tmp_path: Path) -> None:
     datamodule, trace, model = make_multi_category(root), Trace(), small_model()
     datamodule.num_workers = 1
@@ -375,12 +419,19 @@ def test_a_disk_that_becomes_full(root: Path, tmp_path: Path, monkeypatch) -> No
 
 
 def test_the_arguments_of_the_model(root: Path, tmp_path: Path) -> None:
-    model = small_model(feature_cache="disk", feature_cache_dtype="float16", feature_cache_dir=tmp_path / "features")
+    model = small_model(
+        feature_cache="disk",
+        feature_cache_dtype="float16",
+        feature_cache_dir=tmp_path / "features",
+        feature_cache_copies=("vertical_flip",),
+    )
     trace = Trace()
     make_engine(tmp_path, trace).fit(model=model, datamodule=make_mvtec(root))
     assert trace.seen == {("train", "CachedBatch"), ("val", "CachedBatch")}
     entries = FeatureCache("disk", directory=tmp_path / "features").store.entries()
-    assert {entry.meta["dataset"] for entry in entries} == {"MVTecAD, training", "MVTecAD, validation"}
+    names = {"MVTecAD, training", "MVTecAD, training, vertical_flip", "MVTecAD, validation"}
+    assert {entry.meta["dataset"] for entry in entries} == names
+    assert model.hparams["feature_cache_copies"] == ["vertical_flip"]
     assert {entry.meta["arrays"]["features"]["dtype"] for entry in entries} == {"float16"}
 
 

@@ -44,6 +44,7 @@ from anomalib_uniad.metrics.post_processor import LearnedPostProcessor
 from anomalib_uniad.training.checkpoint_files import CheckpointRescue
 from anomalib_uniad.training.checkpoint_reading import UnreadableCheckpoint, read_checkpoint
 from anomalib_uniad.training.checkpoint_selection import CheckpointChoice, CheckpointSelection
+from anomalib_uniad.training.copies import check_copies
 from anomalib_uniad.training.duration import TrainingDuration
 from anomalib_uniad.training.feature_cache import FeatureCache, FeatureDtype
 from anomalib_uniad.training.feature_statistics import ChannelStatistics, training_batches
@@ -183,6 +184,11 @@ class UniAD(AnomalibModule):
         feature_cache_dtype (str): ``"float32"``, or ``"float16"`` for half the space. Defaults to ``"float32"``.
         feature_cache_dir (str | Path | None): Folder for ``"disk"``; ``None`` is ``anomalib-uniad/features`` in the
             user's cache folder (``$XDG_CACHE_HOME`` or ``~/.cache``). Defaults to ``None``.
+        feature_cache_copies (list[str] | dict[str, list[str]] | None): Augmented copies of the training images in the
+            cache, for all products or as a mapping of products to lists, for parts that lie at any angle:
+            ``"horizontal_flip"``, ``"vertical_flip"``, ``"rotate_90"`` or another whole number of degrees,
+            ``"rotate_any"`` and ``"shift_8"`` or another number of pixels, which draw angle and place of each image.
+            Each epoch draws one version of each image, so it takes as long as without copies. Defaults to ``None``.
         compile_mode (str | None): Compile the training step with ``torch.compile`` in this mode (``"default"``,
             ``"reduce-overhead"`` for CUDA graphs, ``"max-autotune"``). Defaults to ``None``, not compiled.
         resume_interval (float): Minutes between checkpoints ``resume.ckpt``, from which an interrupted training
@@ -268,6 +274,7 @@ class UniAD(AnomalibModule):
         feature_cache: FeatureCacheMode | Literal[False] = "off",
         feature_cache_dtype: FeatureDtype = "float32",
         feature_cache_dir: str | Path | None = None,
+        feature_cache_copies: list[str] | dict[str, list[str]] | None = None,
         compile_mode: CompileMode | None = None,
         resume_interval: float = 10.0,
         checkpoint_selection: CheckpointChoice = "last",
@@ -287,6 +294,10 @@ class UniAD(AnomalibModule):
         check_at_least("image_size", min(image_size), 1)
         neighbor_size = repeat("neighbor_size", neighbor_size, int, 2)
         neighbor_mask = repeat("neighbor_mask", neighbor_mask, bool, 3)
+        feature_cache_copies = check_copies(feature_cache_copies)
+        if feature_cache_copies and feature_cache == "off":
+            msg = "feature_cache_copies are kept in the feature cache: set feature_cache to memory or disk."
+            raise InputError(msg)
         crop = tuple(crop) if isinstance(crop, Sequence) else crop
         tiles = repeat("tiles", tiles, int, 2)
         full_size = size_of_tiles(image_size, tiles, tile_overlap)
@@ -372,7 +383,9 @@ class UniAD(AnomalibModule):
             UnreadableCheckpoint(),
         ]
         if feature_cache != "off":
-            self._training_callbacks.append(FeatureCache(feature_cache, feature_cache_dtype, feature_cache_dir))
+            self._training_callbacks.append(
+                FeatureCache(feature_cache, feature_cache_dtype, feature_cache_dir, feature_cache_copies)
+            )
         if checkpoint_selection == "best":
             self._training_callbacks.append(CheckpointSelection())
         self._training_callbacks.append(CheckpointRescue())  # last, as it looks at what the others have written

@@ -2,17 +2,18 @@
 """Features of a dataset instead of its images: computed once, then read in batches."""
 
 import os
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from anomalib.data import AnomalibDataset, ImageBatch, ImageItem
 from anomalib.data.dataclasses.numpy import NumpyImageBatch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from anomalib_uniad.errors import InputError
@@ -50,8 +51,24 @@ class CachedBatch(ImageBatch):
     features: torch.Tensor | None = None
 
 
+class CachedPart(NamedTuple):
+    """Features of some rows of a dataset, of the images as they are or of one copy of each.
+
+    Attributes:
+        rows (Sequence[int]): The m rows, each once.
+        arrays (dict[str, np.ndarray]): ``features`` (m, C, h, w), ``labels`` (m,) with -1 for unknown and, for
+            evaluation, ``masks`` (m, H, W) with 255 in that of an image without one.
+    """
+
+    rows: Sequence[int]
+    arrays: dict[str, np.ndarray]
+
+
 class CachedDataset(AnomalibDataset):
     """Takes the place of a dataset of images: the same samples in the same order, but batches of features.
+
+    Where a row has copies, one of its versions is drawn each time, with torch's global generator: an epoch has as many
+    batches as without copies.
 
     Args:
         source (AnomalibDataset): The dataset of images.
@@ -62,7 +79,8 @@ class CachedDataset(AnomalibDataset):
         >>> source._samples = pd.DataFrame({"image_path": ["a.png", "b.png", "c.png"]})
         >>> dataset = CachedDataset(source)
         >>> features = np.zeros((3, 8, 2, 2), np.float32)
-        >>> dataset.fill({"features": features, "labels": np.zeros(3, np.int8)}, torch.device("cpu"))
+        >>> arrays = {"features": features, "labels": np.zeros(3, np.int8)}
+        >>> dataset.fill([CachedPart([0, 1, 2], arrays)], torch.device("cpu"))
         >>> batch = dataset.__getitems__([2, 0])
         >>> tuple(batch.features.shape), batch.image_path
         ((2, 8, 2, 2), ['c.png', 'a.png'])
@@ -76,8 +94,8 @@ class CachedDataset(AnomalibDataset):
         self._image_path = [_path(path) for path in self.samples["image_path"]]
         masks = self.samples.get("mask_path", [None] * len(self))
         self._mask_path = [_path(path) for path in masks]
-        self._features: torch.Tensor | None = None
-        self._masks: torch.Tensor | None = None
+        self._features: list[torch.Tensor] = []  # of each part, or all of them in one on the device
+        self._masks: list[torch.Tensor] = []
         self._pin = False
 
     @property
@@ -90,25 +108,35 @@ class CachedDataset(AnomalibDataset):
         """Batches are collated already."""
         return hand_on
 
-    def fill(self, arrays: dict[str, np.ndarray], device: torch.device) -> None:
+    def fill(self, parts: Sequence[CachedPart], device: torch.device) -> None:
         """Take the features, to the device of the training if there is room, so that batches need no transfer.
 
         Args:
-            arrays (dict[str, np.ndarray]): ``features`` (n, C, h, w), ``labels`` (n,) with -1 for unknown and, for
-                evaluation, ``masks`` (n, H, W) with 255 in that of an image without one.
+            parts (Sequence[CachedPart]): The images of all rows, then copies of some or all of them.
             device (torch.device): Where the training is.
         """
-        features = torch.from_numpy(arrays["features"])
+        versions = np.zeros(len(self), np.int64)  # how many each row has
+        most = np.bincount(np.concatenate([part.rows for part in parts])).max()
+        places = np.zeros((len(self), most), np.int64)  # of the versions, among the rows of all parts
+        labels = np.full(len(self), UNKNOWN, np.int8)
+        self._starts = np.cumsum([0, *(len(part.rows) for part in parts)])[:-1].tolist()
+        for start, part in zip(self._starts, parts, strict=True):
+            rows = np.asarray(part.rows)
+            places[rows, versions[rows]] = start + np.arange(len(rows))
+            versions[rows] += 1
+            labels[rows] = part.arrays["labels"]
+        self._versions, self._places, self._labels = map(torch.from_numpy, (versions, places, labels))
+        features = [torch.from_numpy(part.arrays["features"]) for part in parts]
         # The training needs room, too: features may have half of what is free.
-        fits = device.type == "cuda" and arrays["features"].nbytes <= torch.cuda.mem_get_info(device)[0] // 2
+        size = sum(part.nbytes for part in features)
+        fits = device.type == "cuda" and size <= torch.cuda.mem_get_info(device)[0] // 2
         self._pin = device.type == "cuda" and not fits
-        self._features = features.to(device) if fits else features
-        self._labels = torch.from_numpy(np.array(arrays["labels"]))
-        self._masks = torch.from_numpy(arrays["masks"]) if "masks" in arrays else None
+        self._features = [_join(features, device)] if fits else features
+        self._masks = [torch.from_numpy(part.arrays["masks"]) for part in parts if "masks" in part.arrays]
 
     def release(self) -> None:
         """Let go of the features; Lightning keeps dataloaders until the next training."""
-        self._features = self._masks = None
+        self._features, self._masks = [], []
 
     def __getitem__(self, index: int) -> CachedBatch:  # type: ignore[override]
         """Get a batch of one image."""
@@ -120,12 +148,13 @@ class CachedDataset(AnomalibDataset):
         Raises:
             RuntimeError: If the training is over.
         """
-        if self._features is None:
+        if not self._features:
             msg = "Features are there from the start of a training to its end; ask the datamodule for a new dataloader."
             raise RuntimeError(msg)
         index = torch.as_tensor(rows)
         label = self._labels[index]
-        mask = None if self._masks is None else self._masks[index]
+        places = self._places[index, self._draw(index)]
+        mask = self._gather(self._masks, places) if self._masks else None
         image_path: list[Any] = [self._image_path[row] for row in rows]
         mask_path: list[Any] = [self._mask_path[row] for row in rows]
         # A label or a mask that one image of the batch does not have, the batch does not have.
@@ -135,16 +164,35 @@ class CachedDataset(AnomalibDataset):
             gt_mask=None if mask is None or bool((mask == NO_MASK).any()) else mask.bool(),
             image_path=None if image_path[0] is None else image_path,
             mask_path=None if mask_path[0] is None else mask_path,
-            features=self._gather(self._features, index),
+            features=self._gather(self._features, places, self._pin),
         )
 
-    def _gather(self, features: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        if features.device.type == "cuda":  # from pinned memory: an ordinary copy would wait for the device
-            return features[index.pin_memory().to(features.device, non_blocking=True)]
-        if not self._pin:
-            return features[index]
-        out = torch.empty((len(index), *features.shape[1:]), dtype=features.dtype, pin_memory=True)
-        return torch.index_select(features, 0, index, out=out)
+    def _draw(self, rows: torch.Tensor) -> torch.Tensor | int:
+        """Draw a version of each row (b,)."""
+        if self._places.shape[1] == 1:
+            return 0
+        return (torch.rand(len(rows)) * self._versions[rows]).long()
+
+    def _gather(self, parts: list[torch.Tensor], places: torch.Tensor, pin: bool = False) -> torch.Tensor:
+        """Rows (b, ...) of parts (m, ...), counted through all parts."""
+        first = parts[0]
+        if first.device.type == "cuda":  # from pinned memory: an ordinary copy would wait for the device
+            return first[places.pin_memory().to(first.device, non_blocking=True)]
+        out = torch.empty((len(places), *first.shape[1:]), dtype=first.dtype, pin_memory=pin)
+        if len(parts) == 1:
+            return torch.index_select(first, 0, places, out=out)
+        found = [(bisect_right(self._starts, place) - 1, place) for place in places.tolist()]
+        return torch.stack([parts[part][place - self._starts[part]] for part, place in found], out=out)
+
+
+def _join(parts: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """Bring parts (m, ...) to the device, one behind the other, without a second copy of all of them."""
+    if len(parts) == 1:
+        return parts[0].to(device)
+    out = torch.empty((sum(map(len, parts)), *parts[0].shape[1:]), dtype=parts[0].dtype, device=device)
+    for own, part in zip(out.split([len(part) for part in parts]), parts, strict=True):
+        own.copy_(part)
+    return out
 
 
 def hand_on(batch: Any) -> Any:
@@ -163,6 +211,8 @@ def compute_features(
     num_workers: int = 0,
     progress: bool = False,
     check_space: Callable[[int, tuple[int, ...]], None] | None = None,
+    rows: Sequence[int] | None = None,
+    copy: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
 ) -> None:
     """Read the images of a dataset as the dataset does, transform and embed them.
 
@@ -178,14 +228,22 @@ def compute_features(
         progress (bool): Show a progress bar. Defaults to ``False``.
         check_space (Callable[[int, tuple[int, ...]], None] | None): Gets the number of bytes and the shape of the
             features after the first batch, before anything is written; may raise. Defaults to ``None``.
+        rows (Sequence[int] | None): Rows of the dataset; ``None`` is all. Defaults to ``None``.
+        copy (Callable[[torch.Tensor, int], torch.Tensor] | None): What is done with each transformed image (3, H, W),
+            given its place among ``rows``. Defaults to ``None``, nothing.
     """
     # A generator of its own: the training must not see other random numbers because of this.
     generator = torch.Generator()
-    loader = DataLoader(dataset, BATCH_SIZE, num_workers=num_workers, collate_fn=list, generator=generator)
-    count, started = len(dataset), False
+    images_read = dataset if rows is None else Subset(dataset, rows)
+    count, started, done = len(images_read), False, 0
+    workers = min(num_workers, -(-count // BATCH_SIZE))  # each one reads a batch at least
+    loader = DataLoader(images_read, BATCH_SIZE, num_workers=workers, collate_fn=list, generator=generator)
     with _evaluating(model), tqdm(total=count, desc="Features", unit="image", disable=not progress) as bar:
         for items in loader:
             images, planes = _prepare(items, transform, type(dataset).__name__)
+            if copy is not None:
+                images = torch.stack([copy(image, done + number) for number, image in enumerate(images)])
+            done += len(items)
             features = _extract(model, images.to(device), dtype)
             if not started:
                 shape, mask_shape = (count, *features.shape[1:]), (count, *planes.shape[1:])

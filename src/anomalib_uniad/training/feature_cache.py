@@ -4,9 +4,11 @@
 import contextlib
 import errno
 import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -21,11 +23,13 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
+from anomalib_uniad.category import categories_of
 from anomalib_uniad.checks import check_choice
 from anomalib_uniad.errors import DiskError, InputError
 from anomalib_uniad.transforms import ResizeEach
 
-from .cached_dataset import CachedBatch, CachedDataset, FeatureDtype, compute_features
+from .cached_dataset import CachedBatch, CachedDataset, CachedPart, FeatureDtype, compute_features
+from .copies import Copies, ImageCopy, check_copies, copies_of
 from .feature_key import check_deterministic, describe_files, digest_of, digest_weights, key_of, key_parts
 from .feature_store import CacheWriter, FeatureStore, MemoryWriter
 from .space import gigabytes, on_same_disk, space_of_run
@@ -50,16 +54,22 @@ class FeatureCache(Callback):
     transformed and embedded. Order of the images and random numbers are those of a training without the cache. Tests
     and predictions read images as always.
 
+    Each product, and each kind of copy of it, is a cache of its own, so that a training with other copies or one more
+    product finds the others again.
+
     Args:
         mode (str): ``"memory"`` keeps features for one training. ``"disk"`` keeps them in files, which later trainings
             with the same images, transforms and backbone use; see ``anomalib-uniad cache``.
         dtype (str): ``"float32"``, or ``"float16"`` for half the space. Defaults to ``"float32"``.
         directory (str | Path | None): Directory of the files; ``None`` is ``anomalib-uniad/features`` in
             ``$XDG_CACHE_HOME`` or ``~/.cache``. Defaults to ``None``.
+        copies (Copies | None): Augmented copies of the training images, for all products or as a mapping of products
+            to lists, see :class:`~anomalib_uniad.training.copies.ImageCopy`; each epoch draws one version of each
+            image. Defaults to ``None``.
 
     Raises:
-        ValueError: If ``mode`` or ``dtype`` is something else. When a training starts, if the features of an image
-            could change from epoch to epoch, or if something in it cannot work with the cache.
+        ValueError: If ``mode``, ``dtype`` or ``copies`` is something else. When a training starts, if the features of
+            an image could change from epoch to epoch, or if something in it cannot work with the cache.
         OSError: When a training starts, if there is not enough space.
 
     Examples:
@@ -72,12 +82,14 @@ class FeatureCache(Callback):
         mode: Literal["memory", "disk"],
         dtype: FeatureDtype = "float32",
         directory: str | Path | None = None,
+        copies: Copies | None = None,
     ) -> None:
         check_choice("mode", mode, ("memory", "disk"))
         check_choice("dtype", dtype, get_args(FeatureDtype))
         self.mode = mode
         self.dtype: FeatureDtype = dtype
         self.store = FeatureStore(directory)
+        self.copies = check_copies(copies)
         self._datasets: dict[str, CachedDataset] = {}  # "validation" and "training"
         self._transform: Any = None  # of the pre-processor
         self._num_workers = 0
@@ -116,6 +128,8 @@ class FeatureCache(Callback):
                 dataset = self._datasets[stage_name] = CachedDataset(images)
                 self._replace(datamodule, f"{prefix}_data", dataset)
                 check_loader(getattr(datamodule, f"{prefix}_dataloader")(), dataset)
+        if (training := self._datasets.get("training")) is not None:
+            check_products(self.copies, rows_of_products(training.source, datamodule))
         # Lightning's advice to have more workers, where none have anything to do.
         warnings.filterwarnings("ignore", ".*(train|val)_dataloader' does not have many workers")
         self._undo.callback(_remove_filter, warnings.filters[0])
@@ -123,8 +137,7 @@ class FeatureCache(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the features, or open their files: weights of a checkpoint are loaded now, and on their device."""
         for stage, dataset in self._datasets.items():
-            arrays = self._arrays(trainer, pl_module, stage, dataset.source)
-            dataset.fill(arrays, pl_module.device)
+            dataset.fill(self._parts(trainer, pl_module, stage, dataset.source), pl_module.device)
         if self._datasets:
             self._weights = digest_weights(pl_module.model.backbone)  # type: ignore[union-attr, arg-type]
 
@@ -163,58 +176,140 @@ class FeatureCache(Callback):
             dataset.release()
         self._datasets = {}
 
-    def _arrays(self, trainer: Any, pl_module: Any, stage: str, images: AnomalibDataset) -> dict[str, np.ndarray]:
-        """Open the cache, or build it. With several processes, one builds and the others wait for its lock."""
+    @staticmethod
+    def _products(datamodule: Any, images: AnomalibDataset) -> dict[str, np.ndarray]:
+        """Rows of each product, in the order of their first images."""
+        names = np.array(categories_of(list(images.samples["image_path"]), datamodule), dtype=object)
+        return {name: np.flatnonzero(names == name) for name in dict.fromkeys(names)}
+
+    def _parts(self, trainer: Any, pl_module: Any, stage: str, images: AnomalibDataset) -> list[CachedPart]:
+        """Open the caches of a stage, or build them: images first, then their copies."""
         # A training needs no masks, and a dataset without them (classification) has none to give.
         masks = stage == "validation" and images.samples.attrs.get("task") == "segmentation"
-        compute = partial(
-            compute_features,
-            images,
-            self._transform,
-            pl_module.model,
-            pl_module.device,
-            dtype=self.dtype,
-            masks=masks,
-            num_workers=self._num_workers,
-            progress=trainer.progress_bar_callback is not None,
-        )
-        parts = key_parts(images, self._transform, pl_module.model, self.dtype, pl_module.device.type, masks=masks)
-        meta = {
-            "key": key_of(parts),
-            "dataset": f"{getattr(trainer.datamodule, 'name', None) or images.name}, {stage}",
-            "images": len(images),
-            "backbone": parts["extractor"]["backbone"],
-            "made_of": parts,
-        }
         # Synthetic anomalies are drawn anew for each training: files of them would never be used again.
-        if self.mode == "memory" or isinstance(images, SyntheticAnomalyDataset):
-            memory = MemoryWriter()
-            compute(memory, check_space=partial(check_space, dtype=self.dtype, processes=trainer.num_devices))
-            arrays, how = memory.arrays, "built now, in memory"
-        else:
+        in_memory = self.mode == "memory" or isinstance(images, SyntheticAnomalyDataset)
+        groups = self._groups(trainer, pl_module, stage, images, masks)
+        to_build = sum(len(group.rows) for group in groups if in_memory or not self.store.has(group.key))
+        check_all: Any = partial(check_space, images=to_build, dtype=self.dtype)
+        parts: list[CachedPart] = []
+        found: Counter[str] = Counter()
+        for group in groups:
+            compute = partial(
+                compute_features,
+                images,
+                self._transform,
+                pl_module.model,
+                pl_module.device,
+                dtype=self.dtype,
+                masks=masks,
+                num_workers=self._num_workers,
+                progress=trainer.progress_bar_callback is not None,
+                rows=group.rows,
+                copy=group.copy,
+            )
+            # The first one that is built looks whether there is room for all.
+            check = None if any(how.startswith("built now") for how in found) else check_all
+            if in_memory:
+                memory = MemoryWriter()
+                compute(memory, check_space=check and partial(check, processes=trainer.num_devices))
+                arrays, how = memory.arrays, "built now, in memory"
+            else:
+                arrays, how = self._obtain(trainer, pl_module, images, masks, group, compute, check)
+            parts.append(CachedPart(group.rows, arrays))
+            found[how] += 1
+        size = gigabytes(sum(array.nbytes for part in parts for array in part.arrays.values()))
+        made = sum(len(group.rows) for group in groups if group.copy is not None)
+        names = f"cache {groups[0].key}" if len(groups) == 1 else f"{len(groups)} caches"
+        copies = f" and {made} copies" if made else ""
+        origin = ", ".join(found) if len(found) == 1 else ", ".join(f"{count} {how}" for how, count in found.items())
+        title = _title(trainer, images, stage)
+        rank_zero_info(f"Features of {title} from {names} ({len(images)} images{copies}, {size}), {origin}.")
+        return parts
 
-            def build(writer: CacheWriter) -> None:
-                same = on_same_disk(self.store.directory, Path(trainer.default_root_dir))
-                reserved = space_of_run(trainer, pl_module)[0] if same else 0
-                check = partial(check_space, dtype=self.dtype, store=self.store, reserved=reserved)
-                compute(writer, check_space=check)
-                if digest_of(describe_files(images, masks)) != parts["files"]:
-                    msg = f"Images of {meta['dataset']} changed while their features were computed. Start again."
-                    raise RuntimeError(msg)
-                writer.finish(meta)
+    def _groups(self, trainer: Any, pl_module: Any, stage: str, images: AnomalibDataset, masks: bool) -> list["_Group"]:
+        """What is one cache each: the images of a product, or one kind of copy of them."""
+        shared = key_parts(images, self._transform, pl_module.model, self.dtype, pl_module.device.type, masks=masks)
+        products = rows_of_products(images, trainer.datamodule)
+        files = {name: digest_of(describe_files(images, masks, rows)) for name, rows in products.items()}
+        kinds: list[tuple[str, ImageCopy | None]] = [(name, None) for name in products]
+        if stage == "training":
+            kinds += [(name, copy) for name in products for copy in copies_of(self.copies, name)]
+        groups = []
+        for name, copy in kinds:
+            made_of = {**shared, "files": files[name], **({} if copy is None else {"copy": [copy.name, copy.number]})}
+            title = [_title(trainer, images, stage), *([name] if len(products) > 1 else ())]
+            meta = {
+                "key": key_of(made_of),
+                "dataset": ", ".join(title if copy is None else [*title, copy.name]),
+                "images": len(products[name]),
+                "backbone": shared["extractor"]["backbone"],
+                "made_of": made_of,
+            }
+            groups.append(_Group(products[name], copy, meta))
+        return groups
 
-            try:
-                arrays, how = self.store.obtain(meta["key"], build, rank_zero_info)
-            except OSError as error:
-                if error.errno != errno.ENOSPC:
-                    raise
-                msg = f"The disk of {str(self.store.directory)!r} became full. {_ADVICE}"
-                raise DiskError(msg) from error
-        size = gigabytes(sum(array.nbytes for array in arrays.values()))
-        rank_zero_info(
-            f"Features of {meta['dataset']} from cache {meta['key']} ({meta['images']} images, {size}), {how}."
-        )
-        return arrays
+    def _obtain(
+        self,
+        trainer: Any,
+        pl_module: Any,
+        images: AnomalibDataset,
+        masks: bool,
+        group: "_Group",
+        compute: Callable[..., None],
+        check: Callable[..., None] | None,
+    ) -> tuple[dict[str, np.ndarray], str]:
+        """Open the files of a cache, or build them. With several processes, one builds and the others wait."""
+
+        def build(writer: CacheWriter) -> None:
+            same = on_same_disk(self.store.directory, Path(trainer.default_root_dir))
+            reserved = space_of_run(trainer, pl_module)[0] if same else 0
+            compute(writer, check_space=check and partial(check, store=self.store, reserved=reserved))
+            if digest_of(describe_files(images, masks, group.rows)) != group.meta["made_of"]["files"]:
+                msg = f"Images of {group.meta['dataset']} changed while their features were computed. Start again."
+                raise RuntimeError(msg)
+            writer.finish(group.meta)
+
+        try:
+            return self.store.obtain(group.key, build, rank_zero_info)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            msg = f"The disk of {str(self.store.directory)!r} became full. {_ADVICE}"
+            raise DiskError(msg) from error
+
+
+class _Group(NamedTuple):
+    """Rows of a dataset whose features are one cache."""
+
+    rows: list[int]
+    copy: ImageCopy | None
+    meta: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Name of the cache."""
+        return self.meta["key"]
+
+
+def _title(trainer: Any, images: AnomalibDataset, stage: str) -> str:
+    return f"{getattr(trainer.datamodule, 'name', None) or images.name}, {stage}"
+
+
+def rows_of_products(images: AnomalibDataset, datamodule: Any) -> dict[str, list[int]]:
+    """Return the rows of each product of a dataset, in the order of their first images."""
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(categories_of(list(images.samples["image_path"]), datamodule)):
+        rows.setdefault(name, []).append(row)
+    return rows
+
+
+def check_products(copies: Copies | None, products: Iterable[str]) -> None:
+    """Refuse copies of products that are not trained."""
+    unknown = set(copies if isinstance(copies, dict) else ()) - set(products)
+    if unknown:
+        names = ", ".join(sorted(map(repr, unknown)))
+        msg = f"feature_cache_copies has {names}, but the products of this training are {', '.join(products)}."
+        raise InputError(msg)
 
 
 def _remove_filter(item: Any) -> None:
@@ -327,14 +422,18 @@ def check_space(
     store: FeatureStore | None = None,
     processes: int = 1,
     reserved: int = 0,
+    images: int | None = None,
 ) -> None:
     """Say how many bytes features of a shape need in a store or in memory, of which each process needs as much.
 
+    ``images`` is the number of all images, if the shape is that of some of them, which need ``needed`` bytes.
     ``reserved`` bytes of the store's disk are for the training's other files.
 
     An OSError says if there is not enough room.
     """
     free: int | None
+    if images is not None:
+        needed, shape = needed * images // shape[0], (images, *shape[1:])
     if store is not None:
         free, place, advice = max(store.free() - reserved, 0), str(store.directory), _ADVICE
     else:

@@ -4,6 +4,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
@@ -50,7 +51,7 @@ def key_parts(
     readers = [type(part) for part in getattr(dataset, "parts", (dataset,))]
     return {
         "format": FORMAT_VERSION,
-        "dataset": " and ".join(f"{reader.__module__}.{reader.__qualname__}" for reader in readers),
+        "dataset": " and ".join(dict.fromkeys(f"{reader.__module__}.{reader.__qualname__}" for reader in readers)),
         "versions": {package: version_of(package) for package in PACKAGES},
         "files": digest_of(describe_files(dataset, masks)),
         "masks": masks and str(dataset.samples.attrs.get("task")),  # without masks, normal images have none either
@@ -73,12 +74,15 @@ def digest_of(data: Any) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def describe_files(dataset: Any, masks: bool) -> list[Any]:
+def describe_files(dataset: Any, masks: bool, rows: Sequence[int] | None = None) -> list[Any]:
     """List image, label and, if wanted, masks of each image of a dataset, with what shows that a file has changed.
 
-    That is size and time of modification, or for all files the attribute ``content_key`` (str) of the dataset.
+    That is size and time of modification, or for all files the attribute ``content_key`` (str) of the dataset. ``rows``
+    are those that are listed; ``None`` is all.
     """
     samples, content = dataset.samples, getattr(dataset, "content_key", None)
+    if rows is not None:
+        samples = samples.iloc[rows]
 
     def describe(path: Any) -> Any:
         if isinstance(path, (list, tuple)):  # MVTec LOCO has several masks per image
@@ -102,11 +106,11 @@ def describe_files(dataset: Any, masks: bool) -> list[Any]:
     paths = samples["mask_path"] if masks and "mask_path" in samples else [None] * len(samples)
     # In a set that has images without masks, a normal image can have an empty mask or none.
     masked = samples["has_masks"] if masks and "has_masks" in samples else [True] * len(samples)
-    rows: list[Any] = [
+    listed: list[Any] = [
         [describe(image), None if label is None else int(label), describe(mask) if has_mask else "none"]
         for image, label, mask, has_mask in zip(samples["image_path"], labels, paths, masked, strict=True)
     ]
-    return rows if content is None else [str(content), *rows]
+    return listed if content is None else [str(content), *listed]
 
 
 def check_deterministic(transform: Any, where: str) -> None:

@@ -141,6 +141,10 @@ class FeatureStore:
         matches = [(_UNFINISHED.fullmatch(path.name), path) for path in self._folders()]
         return [(match[1], path) for match, path in matches if match]
 
+    def has(self, key: str) -> bool:
+        """Whether there is a cache of this name, damaged or not."""
+        return (self.directory / key).is_dir()
+
     def open(self, key: str, warn: bool = True) -> dict[str, np.ndarray] | None:
         """Map a cache into memory.
 

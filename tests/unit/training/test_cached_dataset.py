@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 from torchvision.tv_tensors import Image, Mask
 
-from anomalib_uniad.training.cached_dataset import CachedDataset, compute_features
+from anomalib_uniad.training.cached_dataset import CachedDataset, CachedPart, compute_features
 from anomalib_uniad.training.feature_store import MemoryWriter
 
 COUNT = 7
@@ -25,7 +25,7 @@ def make_dataset(labels=(0, 1, 0, 1, 0, 1, 0), masks: bool = True) -> CachedData
     if masks:
         arrays["masks"] = np.stack([np.full((5, 6), label % 256, dtype=np.uint8) for label in labels])
     dataset = CachedDataset(make_source([f"{row}_mask.png" if label else None for row, label in enumerate(labels)]))
-    dataset.fill(arrays, torch.device("cpu"))
+    dataset.fill([CachedPart(range(COUNT), arrays)], torch.device("cpu"))
     return dataset
 
 
@@ -70,6 +70,28 @@ def test_anomalibs_views_of_a_batch() -> None:
     assert "features" in batch.keys(include_none=False)
 
 
+def test_parts_and_copies() -> None:
+    """Rows 0, 2 and 5 of one product, the others of another one, of which each image has two copies."""
+    first, second = [5, 0, 2], [1, 3, 4, 6]
+
+    def part(rows: list[int], plus: float = 0) -> CachedPart:
+        arrays = {"features": FEATURES[rows] + np.float16(plus), "labels": np.array(rows, np.int8) % 2}
+        return CachedPart(rows, arrays)
+
+    dataset = CachedDataset(make_source([None] * COUNT))
+    dataset.fill([part(first), part(second), part(second, 1000), part(second, 2000)], torch.device("cpu"))
+    rows = [6, 0, 5, 3, 1, 2] * 50
+    torch.manual_seed(3)
+    batch = dataset.__getitems__(rows)
+    assert batch.gt_label.tolist() == [bool(row % 2) for row in rows]
+    versions = (batch.features[:, 0, 0, 0].numpy() - FEATURES[rows, 0, 0, 0]) / 1000
+    assert set(versions[np.isin(rows, first)]) == {0}
+    drawn = np.bincount(versions[np.isin(rows, second)].round().astype(int))
+    assert drawn.min() > 30 and len(drawn) == 3  # 150 in all
+    torch.manual_seed(3)
+    assert dataset.__getitems__(rows).features.equal(batch.features)
+
+
 def test_released_features_are_not_used() -> None:
     dataset = make_dataset()
     dataset.release()
@@ -84,7 +106,8 @@ def test_half_of_the_device_is_for_features(monkeypatch: pytest.MonkeyPatch, fre
     moved = []
     monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device: moved.append(device) or tensor)
     dataset = CachedDataset(make_source([None] * COUNT))
-    dataset.fill({"features": FEATURES, "labels": np.zeros(COUNT)}, torch.device("cuda", 0))
+    arrays = {"features": FEATURES, "labels": np.zeros(COUNT)}
+    dataset.fill([CachedPart(range(COUNT), arrays)], torch.device("cuda", 0))
     assert moved == [torch.device("cuda", 0)] * fits
     assert dataset._pin == (not fits)
 
@@ -112,12 +135,12 @@ def test_it_looks_like_the_dataset_of_images() -> None:
     assert (dataset.name, dataset.category, dataset.task, len(dataset)) == ("Anomalib", "bottle", "segmentation", 4)
     assert dataset.samples is source.samples
     arrays = {"features": FEATURES[:4], "labels": np.zeros(4, np.int8)}
-    dataset.fill(arrays, torch.device("cpu"))
+    dataset.fill([CachedPart(range(4), arrays)], torch.device("cpu"))
     paths = [dataset[row].mask_path for row in range(4)]
     assert paths == [["m"], None, None, ["x"]]  # of several masks the first, as items of images have it
     source._samples = source.samples[["image_path"]]
     without = CachedDataset(source)
-    without.fill(arrays, torch.device("cpu"))
+    without.fill([CachedPart(range(4), arrays)], torch.device("cpu"))
     assert without[0].mask_path is None
 
 
@@ -197,6 +220,16 @@ def test_the_transform_is_applied_to_image_and_mask() -> None:
     image, mask = transform(Images()[1].image, Images()[1].gt_mask)
     np.testing.assert_allclose(arrays["features"][1], Model().eval().extract(image[None])[0].detach(), rtol=1e-6)
     np.testing.assert_array_equal(arrays["masks"][1], mask.numpy())
+
+
+def test_some_rows_and_copies() -> None:
+    arrays, _ = compute(rows=[3, 7, 4], copy=lambda image, position: image + position)
+    expected = (torch.tensor([3, 7, 4]) / 20 + torch.arange(3)) / np.sqrt(1 + 1e-5)
+    np.testing.assert_allclose(arrays["features"][:, 0, 0, 0], expected, rtol=1e-6)
+    assert arrays["labels"].tolist() == [1, 1, 0]
+    assert arrays["masks"].shape == (3, 8, 12)
+    one_by_one, _ = compute(rows=range(20), copy=lambda image, position: image + position)
+    np.testing.assert_allclose(one_by_one["features"][17, 0, 0, 0], (17 / 20 + 17) / np.sqrt(1 + 1e-5), rtol=1e-6)
 
 
 def test_without_masks_and_labels() -> None:
