@@ -69,7 +69,7 @@ FeatureCacheMode = Literal["off", "memory", "disk"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 
 # A checkpoint brings the backbone's weights.
-_FROM_CHECKPOINT: dict[str, Any] = {"pre_trained": False, "backbone_weights": None}
+_FROM_CHECKPOINT: dict[str, Any] = {"pre_trained": False, "backbone_weights": None, "initial_checkpoint": None}
 
 # Arguments that a model and its checkpoint have to share. Most change predictions, but neither names nor shapes of the
 # weights; for the first ones, torch would list all tensors that do not fit.
@@ -115,6 +115,10 @@ class UniAD(AnomalibModule):
             else timm's, from the hub or its local cache. Defaults to ``True``.
         backbone_weights (str | Path | None): Local weights file for the backbone (safetensors or torch, timm's
             parameter names), instead of ``pre_trained``. Defaults to ``None``.
+        initial_checkpoint (str | Path | None): Checkpoint of a UniAD with the same arguments, whose weights, those of
+            the backbone and the statistics of ``feature_norm`` among them, are those that the training starts with, to
+            add a product to a trained model. Everything else starts anew; to resume a training is ``ckpt_path``.
+            Defaults to ``None``.
         backbone_padding (str): How much layers with TensorFlow's SAME padding pad, which timm's ``tf_`` models have:
             ``"static"`` by the amounts of the resolution that the backbone was made for, as in the authors' code, or
             ``"timm"`` by those of the image size. Other layers always pad by their own amounts.
@@ -213,7 +217,7 @@ class UniAD(AnomalibModule):
 
     Raises:
         ValueError: If an argument is out of its range or does not fit the others; the message names it.
-        FileNotFoundError: If ``backbone_weights`` is not there.
+        FileNotFoundError: If ``backbone_weights`` or ``initial_checkpoint`` is not there.
         ConnectionError: If pretrained weights are wanted and the model hub cannot be reached.
 
     Examples:
@@ -236,6 +240,7 @@ class UniAD(AnomalibModule):
         layers: Sequence[int] | Sequence[str] = (0, 1, 2, 3),
         pre_trained: bool = True,
         backbone_weights: str | Path | None = None,
+        initial_checkpoint: str | Path | None = None,
         backbone_padding: BackbonePadding = "static",
         backbone_padding_mode: PaddingMode = "zeros",
         image_size: int | Sequence[int] = 224,
@@ -338,8 +343,8 @@ class UniAD(AnomalibModule):
             self.model = UniADModel(
                 backbone=backbone,
                 layers=layers,
-                pre_trained=pre_trained,
-                backbone_weights=backbone_weights,
+                pre_trained=pre_trained and initial_checkpoint is None,
+                backbone_weights=None if initial_checkpoint is not None else backbone_weights,
                 backbone_padding=backbone_padding,
                 backbone_padding_mode=backbone_padding_mode,
                 image_size=image_size,
@@ -367,6 +372,9 @@ class UniAD(AnomalibModule):
         self.loss = ReconstructionLoss()
         self.training_summary: dict[str, Any] = {}
         self._loaded_thresholds: dict[str, dict[Level, float]] = {}
+        self._initial_categories: list[str] = []
+        if initial_checkpoint is not None:
+            self._start_from(Path(initial_checkpoint))
         self._compiled: Callable[[torch.Tensor], torch.Tensor] | None = None
 
         self._trained_weights = TrainedWeights()
@@ -448,6 +456,20 @@ class UniAD(AnomalibModule):
             _check_is_uniad(checkpoint["state_dict"], checkpoint_path)
         kwargs = {**_FROM_CHECKPOINT, "weights_only": weights_only, **kwargs}
         return cast("UniAD", super().load_from_checkpoint(checkpoint_path, *args, **kwargs))
+
+    def _start_from(self, path: Path) -> None:
+        """Take weights, normalisation of images and range of pixel values from a checkpoint."""
+        checkpoint = read_checkpoint(path, self.checkpoint_safe_globals())
+        weights = checkpoint["state_dict"]
+        _check_is_uniad(weights, path)
+        _check_same_model(checkpoint.get("hyper_parameters", {}), weights, self, path)
+        own = {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")}
+        self.model.load_state_dict(own)
+        prepared, config = self.pre_processor, checkpoint.get("anomalib_pre_processor_config")
+        if isinstance(prepared, PreProcessor) and config is not None:
+            prepared.load_checkpoint_config(config)
+        self.value_range = check_value_range(checkpoint.get("value_range"))
+        self._initial_categories = list(checkpoint.get("training_summary", {}).get("categories", []))
 
     # Parts that anomalib asks for.
 
@@ -624,7 +646,17 @@ class UniAD(AnomalibModule):
 
     def on_fit_start(self) -> None:
         """Write down which pixel values are black and white, and measure the features before the first training."""
-        self.value_range = getattr(self.trainer.datamodule, "value_range", None)  # type: ignore[attr-defined]
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.hparams["initial_checkpoint"] is not None:
+            self._check_value_range(datamodule)
+        self.value_range = getattr(datamodule, "value_range", None)
+        categories = known_categories(datamodule)
+        forgotten = [name for name in self._initial_categories if categories and name not in categories]
+        if forgotten:
+            rank_zero_warn(
+                f"{self.hparams['initial_checkpoint']} was trained on {', '.join(forgotten)} as well, of which this "
+                "training has no images: the model will forget what is normal there."
+            )
         norm = self.model.feature_norm
         if norm is not None and norm.images == 0:
             statistics = ChannelStatistics(len(norm.mean))
