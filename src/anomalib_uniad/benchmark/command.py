@@ -51,7 +51,6 @@ def benchmark(
     if jobs is not None:
         check_at_least("jobs", jobs, 1)
     trainings = expand(config, folder)
-    folder.mkdir(parents=True, exist_ok=True)
     for training in prepare(trainings, overwrite):
         say(f"Its config has changed, trained again: {training.label}")
     command = shlex.join(["anomalib-uniad", "benchmark", file.name if file.is_absolute() else str(file)])

@@ -12,7 +12,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from anomalib_uniad.checks import check_at_least
 from anomalib_uniad.errors import InputError, MissingFileError
-from anomalib_uniad.report.benchmark import MODES
+from anomalib_uniad.report.columns import MODES
+
+from .trainings import Config
 
 SECTIONS = ("model", "data", "trainer")
 # What a model's own config may say about data: how images are loaded, not which.
@@ -25,8 +27,6 @@ LOADING = (
     "test_augmentations",
     "augmentations",
 )
-
-Config = dict[str, Any]
 
 
 @dataclass

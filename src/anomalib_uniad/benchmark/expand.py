@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the config of a benchmark to its trainings: categories, modes and seeds, checked by anomalib's own classes."""
 
+import contextlib
 import logging
-from collections.abc import Collection
+from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from anomalib.data import AnomalibDataModule
 from anomalib.models import AnomalibModule
+from filelock import FileLock
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 
@@ -18,8 +20,8 @@ from anomalib_uniad.errors import InputError, UserError
 from anomalib_uniad.files import file_names
 from anomalib_uniad.messages import parser_sentence, sentence_of
 
-from .config import BenchmarkConfig, Config, merge
-from .trainings import Training, folders
+from .config import BenchmarkConfig, merge
+from .trainings import Config, Training, folders
 
 # Of every training, unless its model says something else.
 DEFAULTS: Config = {
@@ -33,7 +35,7 @@ def expand(config: BenchmarkConfig, output: Path) -> list[Training]:
 
     Args:
         config (BenchmarkConfig): The config.
-        output (Path): Folder of the benchmark.
+        output (Path): Folder of the benchmark; made if it is not there.
 
     Returns:
         list[Training]: The trainings; none has been started.
@@ -42,41 +44,65 @@ def expand(config: BenchmarkConfig, output: Path) -> list[Training]:
         ValueError: If a model, data or trainer cannot be made of its config.
         OSError: If data are not there.
     """
+    settings = check(config)
+    output.mkdir(parents=True, exist_ok=True)
+    with FileLock(output / ".data.lock"):  # trainings that begin together would download together
+        categories = {
+            name: _categories(settings[next(iter(config.models)), name], name, config) for name in config.data
+        }
     places = folders(output, config.models, config.data)
-    wrapped = {name: _joined(value, f"data {name} of {config.file}") for name, value in config.data.items()}
-    categories = {name: _categories(value, name, config) for name, value in wrapped.items()}
-    arguments = {
-        name: arguments_of(_class_of(value["model"], "model", f"models {name} of {config.file}"))
-        for name, value in config.models.items()
-    }
     trainings = []
     for data, seed, mode in [(d, s, m) for d in config.data for s in config.seeds for m in config.modes]:
         names = file_names(categories[data]) if mode == "separate" else {"": ""}
-        for method, given in config.models.items():
+        for method in config.models:
             for category, name in names.items():
                 folder = places[data, method] / mode / f"seed{seed}" / name
-                settings = _settings(given, arguments[method], wrapped[data], seed, category)
-                trainings.append(Training(method, data, mode, seed, category, folder, settings))
-    for training in {(training.method, training.data): training for training in trainings}.values():
-        _check(training, config.file)
+                own = _settings(settings[method, data], seed, category)
+                trainings.append(Training(method, data, mode, seed, category, folder, own))
     return trainings
 
 
-def _settings(method: Config, arguments: Collection[str], data: Config, seed: int, category: str) -> Config:
-    """Config of ``anomalib train``; the arguments are those that the model has."""
-    default: Config = {"trainer": DEFAULTS["trainer"], "model": {"init_args": {}}}
-    if "visualizer" in arguments:
-        default = {**default, "model": DEFAULTS["model"]}
-    own: Config = {"model": {"init_args": {"seed": seed}}} if "seed" in arguments else {}
+def check(config: BenchmarkConfig) -> dict[tuple[str, str], Config]:
+    """Make the config of ``anomalib train`` for each method and data, and refuse what its command line would refuse.
+
+    Args:
+        config (BenchmarkConfig): The config of a benchmark.
+
+    Returns:
+        dict[tuple[str, str], Config]: Method and data -> sections ``model``, ``data`` and ``trainer``.
+
+    Raises:
+        ValueError: If a model, data or trainer cannot be made of its config.
+    """
+    found = {}
+    for method, given in config.models.items():
+        accepted = arguments_of(
+            _class_of(given["model"]["class_path"], AnomalibModule, f"models {method} of {config.file}")
+        )
+        default = DEFAULTS if "visualizer" in accepted else {"trainer": DEFAULTS["trainer"]}
+        seeded: Config = {"model": {"init_args": {"seed": config.seeds[0]}}} if "seed" in accepted else {}
+        for name, data in config.data.items():
+            joined = _joined(data, f"data {name} of {config.file}")
+            merged = merge([default, {"data": joined}, given, seeded])
+            sections = {section: dict(sorted(merged[section].items())) for section in ("model", "data", "trainer")}
+            _parse(sections, f"{method} on {name} of {config.file}")
+            found[method, name] = sections
+    return found
+
+
+def _settings(sections: Config, seed: int, category: str) -> Config:
+    """Config of a training: with its seed, where the model takes one, and its category."""
+    own: Config = {}
+    if "seed" in sections["model"].get("init_args", {}):
+        own["model"] = {"init_args": {"seed": seed}}
     if category:
         own["data"] = {"init_args": {"categories": [category]}}
-    settings = merge([default, {"data": data}, method, own])
-    return {"seed_everything": seed, **{name: settings[name] for name in ("model", "data", "trainer")}}
+    return {"seed_everything": seed, **merge([sections, own])}
 
 
 def _joined(data: Config, where: str) -> Config:
     """Data whose categories are joined: as they are, or an anomalib datamodule of one category in MultiCategory."""
-    arguments = arguments_of(_class_of(data, "data", where))
+    arguments = arguments_of(_class_of(data["class_path"], AnomalibDataModule, where))
     if "categories" in arguments or "category" not in arguments:
         return data
     given = dict(data.get("init_args") or {})
@@ -92,26 +118,20 @@ def _joined(data: Config, where: str) -> Config:
     return {"class_path": "MultiCategory", "init_args": source}
 
 
-def _categories(data: Config, name: str, config: BenchmarkConfig) -> list[str]:
-    """Categories of data, if they are needed."""
+def _categories(settings: Config, name: str, config: BenchmarkConfig) -> list[str]:
+    """Have data prepared, and list their categories if each is trained by itself."""
+    where = f"data {name} of {config.file}"
+    datamodule: Any = _parse({"data": settings["data"]}, where, instantiate=True)
+    datamodule.prepare_data()
     if "separate" not in config.modes:
         return []
-    datamodule: Any = _parse({"data": data}, f"data {name} of {config.file}", instantiate=True)
-    found = getattr(datamodule, "categories", None)
-    if found is None or "categories" not in arguments_of(type(datamodule)):
+    if "categories" not in arguments_of(type(datamodule)):
         msg = (
-            f"data {name} of {config.file} cannot be trained separately, as {type(datamodule).__name__} has no "
-            "categories to choose from: take separate out of modes, or read the images with MultiCategory."
+            f"{where} cannot be trained separately, as {type(datamodule).__name__} has no categories to choose from: "
+            "take separate out of modes, or read the images with MultiCategory."
         )
         raise InputError(msg)
-    return list(found)
-
-
-def _check(training: Training, file: Path) -> None:
-    """Refuse a config that anomalib's command line would refuse, and data that are not there."""
-    where = f"{training.method} on {training.data} of {file}"
-    _parse({name: training.config[name] for name in ("model", "data", "trainer")}, where)
-    _parse({"data": training.config["data"]}, where, instantiate=True)
+    return list(datamodule.categories)
 
 
 def _parse(config: Config, where: str, instantiate: bool = False) -> Any:
@@ -126,7 +146,7 @@ def _parse(config: Config, where: str, instantiate: bool = False) -> Any:
         else:
             parser.add_class_arguments(Trainer, name, fail_untyped=False, instantiate=False, sub_configs=True)
     try:
-        parsed = parser.parse_object(config)
+        parsed = parser.parse_object(deepcopy(config))  # which it changes
         return parser.instantiate_classes(parsed).data if instantiate else parsed
     except UserError:
         raise
@@ -136,8 +156,22 @@ def _parse(config: Config, where: str, instantiate: bool = False) -> Any:
         raise InputError(msg) from error
 
 
-def _class_of(config: Config, section: str, where: str) -> type:
-    """Class of a model or datamodule, as anomalib's command line finds it."""
-    module, _, name = _parse({section: config}, where)[section].class_path.rpartition(".")
-    found: type = getattr(import_module(module), name)
-    return found
+def _class_of(name: str, base: type, where: str) -> type:
+    """Class of a name, as anomalib's command line finds it; its parser would take its time for that."""
+    module, _, last = name.rpartition(".")
+    with contextlib.suppress(ImportError):
+        found = getattr(import_module(module), last, None) if module else _subclass(base, last)
+        if isinstance(found, type) and issubclass(found, base):
+            return found
+    msg = f"{where}: there is no {base.__name__} called {name}."
+    raise InputError(msg)
+
+
+def _subclass(base: type, name: str) -> type | None:
+    below = [base]
+    while below:
+        found = below.pop()
+        if found.__name__ == name:
+            return found
+        below += found.__subclasses__()
+    return None

@@ -11,7 +11,7 @@ import pandas as pd
 from anomalib_uniad.category import summary_label
 from anomalib_uniad.files import replacing
 from anomalib_uniad.metrics.run_files import COUNTS
-from anomalib_uniad.report.benchmark import COST, KEYS
+from anomalib_uniad.report.columns import COST, EPOCHS, KEYS, RESULTS
 
 from .trainings import RESULT, SPEED, Training
 
@@ -38,7 +38,7 @@ def write(trainings: Sequence[Training], output: Path, command: str) -> tuple[pd
         parts.append(_cell(found, complete=len(found) == sizes[number]))
     files = []
     table = pd.concat(parts, ignore_index=True).assign(command=command) if parts else pd.DataFrame()
-    for name, frame in (("results.csv", table), ("epochs.csv", _epochs(finished))):
+    for name, frame in ((RESULTS, table), (EPOCHS, _epochs(finished, command))):
         if len(frame):
             files.append(output / name)
             with replacing(output / name) as (partial,):
@@ -73,9 +73,9 @@ def _cell(trainings: Sequence[Training], complete: bool) -> pd.DataFrame:
 def _read(training: Training) -> pd.DataFrame:
     """Table of the metrics of a training."""
     result = training.read(RESULT) or {}
-    frame = pd.read_csv(training.folder / result["metrics"], dtype={"category": str}, keep_default_na=True)
-    frame["note"] = frame["note"].fillna("").astype(str)
-    frame = frame.drop(columns=["seed", "command", "scores"], errors="ignore")
+    frame = pd.read_csv(training.folder / result["metrics"], dtype={"category": str})
+    frame["note"] = frame["note"].astype(object).where(frame["note"].notna(), "")
+    frame = frame.drop(columns=["seed", "command"], errors="ignore")
     frame["device"] = result["device"]
     if reason := result.get("export_error"):
         said = frame["note"] + f"; not exported: {reason}"
@@ -124,12 +124,13 @@ def _joined(values: pd.Series) -> Any:
     return found[0] if len(found) == 1 else ", ".join(map(str, found)) if found else None
 
 
-def _epochs(trainings: Sequence[Training]) -> pd.DataFrame:
+def _epochs(trainings: Sequence[Training], command: str) -> pd.DataFrame:
     def rows() -> Iterator[dict[str, Any]]:
         for training in trainings:
             for validation in (training.read(RESULT) or {}).get("validations", []):
                 data, method, mode, seed = training.cell
                 about = {"data": data, "method": method, "mode": mode, "seed": seed, "trained_on": training.category}
-                yield {**about, **validation}
+                row = _read(training).iloc[0]
+                yield {**about, **validation, "device": row["device"], "versions": row["versions"], "command": command}
 
     return pd.DataFrame(list(rows()))

@@ -15,7 +15,8 @@ from .machine import cores
 from .trainings import FAILED, LOG, PROGRESS, RESULT, Training, write_json
 from .worker import TAKEN
 
-_POLL = 0.5  # seconds
+WORKER = ("-m", "anomalib_uniad.benchmark.worker")  # what Python runs in a folder
+_POLL = 0.2  # seconds
 
 
 @dataclass
@@ -25,6 +26,11 @@ class _Job:
     slot: int
     log: IO[bytes]
     start: float = field(default_factory=time.time)
+
+    def close(self) -> None:
+        """Wait for the process, and close its files."""
+        with self.process, self.log:
+            pass
 
 
 class Scheduler:
@@ -76,8 +82,7 @@ class Scheduler:
         finally:  # Ctrl-C, for example
             for job in self._running.values():
                 job.process.kill()
-                job.process.wait()
-                job.log.close()
+                job.close()
 
     def _open(self) -> list[Training]:
         """Trainings that are neither finished nor failed nor done here."""
@@ -103,7 +108,7 @@ class Scheduler:
         log.write(f"[{time.strftime('%Y-%m-%d %H:%M:%S')}] {training.label}\n".encode())
         log.flush()
         process = subprocess.Popen(
-            [sys.executable, "-m", "anomalib_uniad.benchmark.worker", str(training.folder)],
+            [sys.executable, *WORKER, str(training.folder)],
             stdin=subprocess.PIPE,  # its other end closes with this process, and that ends the training
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -118,7 +123,7 @@ class Scheduler:
             if code is None:
                 continue
             del self._running[slot]
-            job.log.close()
+            job.close()
             if code == TAKEN or job.training.finished:
                 continue  # noticed by its result, or left to whoever has it
             sentence = f"killed by signal {-code}, perhaps for want of memory" if code < 0 else last_sentence(job.log)

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from anomalib_uniad.errors import ExistingFileError, InputError
 from anomalib_uniad.files import file_names, replacing
 
-from .config import Config
+Config = dict[str, Any]  # of `anomalib train`
 
 # Files in the folder of a training.
 CONFIG, RESULT, TRAINED, PROGRESS, FAILED = "config.yaml", "result.json", "trained.json", "progress.json", "failed.json"

@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from anomalib_uniad.errors import InputError
 from anomalib_uniad.files import replacing
 from anomalib_uniad.messages import say, sentence_of
 
@@ -112,13 +113,15 @@ def _command_line(folder: Path) -> Any:
 
 
 def _report_by_category(model: Any) -> None:
-    """Have models with anomalib's own evaluator write metrics.csv, also for a single category."""
+    """Have every model write metrics.csv, and of its own scores, so that unified and separate models are compared."""
     from anomalib.metrics import Evaluator
 
     from anomalib_uniad.metrics import PerCategoryEvaluator
 
     if type(getattr(model, "evaluator", None)) is Evaluator:
         model.evaluator = PerCategoryEvaluator.from_evaluator(model.evaluator)
+    if isinstance(model.evaluator, PerCategoryEvaluator):
+        model.evaluator.raw_scores = True
 
 
 def _train(engine: Any, model: Any, datamodule: Any, folder: Path) -> dict[str, Any]:
@@ -148,18 +151,13 @@ def _train(engine: Any, model: Any, datamodule: Any, folder: Path) -> dict[str, 
 
 def _test(engine: Any, model: Any, datamodule: Any, weights: Path | None) -> Path:
     """Test, and return the table of metrics."""
-    from anomalib_uniad.category import known_categories
-
-    post_processor: Any = getattr(model, "post_processor", None)
-    normalises = getattr(post_processor, "enable_normalization", None)
-    if normalises and len(known_categories(datamodule)) == 1:
-        # So that separate models are compared by their own scores, as unified ones are, not by scores cut to [0, 1].
-        post_processor.enable_normalization = False
     engine.test(model, datamodule=datamodule, ckpt_path=weights, verbose=False)
-    if normalises is not None:
-        post_processor.enable_normalization = normalises
-    written = Path(engine.trainer.default_root_dir).resolve().glob("metrics*.csv")
-    return max(written, key=lambda path: path.stat().st_mtime)
+    folder = Path(engine.trainer.default_root_dir).resolve()
+    written = max(folder.glob("metrics*.csv"), key=lambda path: path.stat().st_mtime, default=None)
+    if written is None:
+        msg = f"The evaluator of {type(model).__name__} writes no metrics.csv: leave it out of the config."
+        raise InputError(msg)
+    return written
 
 
 def _images(datamodule: Any) -> list[str]:

@@ -120,7 +120,8 @@ class PerCategoryEvaluator(Evaluator):
 
     With several categories, metrics of scores and anomaly maps are computed from what the model itself returns:
     anomalib's normalisation uses one threshold for all and cuts scores to the range from 0 to 1, which can make all
-    scores of a category equal. With one category, values are the normalised ones, exactly as in anomalib.
+    scores of a category equal. With one category, values are the normalised ones, exactly as in anomalib, unless
+    ``raw_scores`` says otherwise.
 
     A category in which a metric is undefined (only normal or only defective images, no masks) is left out of
     the mean. After a test, a table of the categories is shown in the terminal, and these are written to the folder of
@@ -152,6 +153,8 @@ class PerCategoryEvaluator(Evaluator):
         category (str | None): Category of all images that are predicted, if their paths do not tell it.
             Defaults to ``None``.
         pictures (bool): Whether to draw curves. Defaults to ``True``.
+        raw_scores (bool): Whether metrics of a single category are of the model's own scores too, so that they compare
+            with those of several. Defaults to ``False``.
 
     Attributes:
         category_thresholds (Thresholds): Thresholds of each category, as learned at the last validation or loaded.
@@ -184,6 +187,7 @@ class PerCategoryEvaluator(Evaluator):
         thresholds: ThresholdScope = "global",
         category: str | None = None,
         pictures: bool = True,
+        raw_scores: bool = False,
     ) -> None:
         check_choice("pixel_resolution", pixel_resolution, get_args(PixelResolution))
         check_choice("thresholds", thresholds, get_args(ThresholdScope))
@@ -206,6 +210,7 @@ class PerCategoryEvaluator(Evaluator):
         self.thresholds = thresholds
         self.category = category
         self.pictures = pictures
+        self.raw_scores = raw_scores
         self.category_thresholds: Thresholds = {}
         self._thresholds_from: str | None = None  # None: nothing was validated
         self._loaded_epochs: int | None = None
@@ -420,7 +425,7 @@ class PerCategoryEvaluator(Evaluator):
         self._predictions.add(batch, raw.pred_score, categories[:count], self._global_threshold, self._decided_by)
         if self.pixel_resolution == "model" and batch.anomaly_map is not None:
             self._pixel_size = "model {} x {}".format(*batch.anomaly_map.shape[-2:])
-        if self._several:
+        if self._several or self.raw_scores:
             known = {name: value for name, value in raw._asdict().items() if value is not None}
             batch = batch.update(in_place=False, **known)
         self._update(batch, count)  # last, as it draws a category that is complete
@@ -449,7 +454,7 @@ class PerCategoryEvaluator(Evaluator):
                     self._thresholds_from,
                     scope=self.thresholds,
                     pixel_resolution=self._pixel_size,
-                    raw=self._several,
+                    raw=self._several or self.raw_scores,
                 )
                 counts = self._count(trainer, "test_images", self._table)
                 show(to_frame(self._results), " on ".join(filter(None, (run["model"], run["dataset"]))), counts)

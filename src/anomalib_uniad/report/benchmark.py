@@ -9,20 +9,8 @@ import pandas as pd
 
 from anomalib_uniad.errors import InputError
 
-MODES = ("unified", "separate")
-# Columns of results.csv: what a row is of, and what its models cost.
-KEYS = ("data", "method", "mode", "seed", "category", "kind")
-COST = (
-    "models",
-    "train_seconds",
-    "seconds",
-    "peak_memory",
-    "peak_gpu_memory",
-    "size_on_disk",
-    "latency_ms",
-    "images_per_second",
-)
-RESULTS, EPOCHS = "results.csv", "epochs.csv"
+from .columns import COST, EPOCHS, KEYS, RESULTS
+
 ABOUT = ("device", "versions", "command")
 
 

@@ -9,9 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # needs no display
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from .benchmark import MODES, Benchmark, over_seeds
+from .benchmark import Benchmark, over_seeds
+from .columns import MODES
 
 # Colours of Okabe and Ito, which colour-blind people can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -76,11 +77,12 @@ def _cost(rows: pd.DataFrame, metrics: Sequence[str], colours: Mapping[str, str]
                 style = {"marker": MARKERS[mode], "color": colours[method], "markersize": 9}
                 axes.errorbar(x, y, yerr=spread, linestyle="", capsize=3, **style)
             axes.set(xscale="log", xlabel=label, ylabel=_in_words(metric))
-            plain = FuncFormatter(lambda value, _: f"{value:g}")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter(plain)
-            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.margins(x=0.12, y=0.15)
+            low, high = axes.get_xlim()
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 10 * low else MaxNLocator(4))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.set_ylim(top=min(axes.get_ylim()[1], 101))
             _grid(axes)
     _legend(figure, colours, list(found.index.unique("method")), list(found.index.unique("mode")))
     return figure
@@ -109,7 +111,7 @@ def _modes(categories: pd.DataFrame, metrics: Sequence[str], colours: Mapping[st
             for text in axes.get_yticklabels():
                 text.set_parse_math(False)
             axes.set_title(_short(method), fontsize=10).set_parse_math(False)
-            axes.margins(x=0.1)
+            _percents(axes)
             _grid(axes)
     handles = [
         Line2D([], [], marker=MARKERS[mode], linestyle="", color="0.3", markerfacecolor=fill, label=mode, markersize=8)
@@ -134,7 +136,7 @@ def _seeds(rows: pd.DataFrame, metrics: Sequence[str], colours: Mapping[str, str
         for text in axes.get_yticklabels():
             text.set_parse_math(False)
             text.set_visible(axes is grid[0][0])
-        axes.margins(x=0.1)
+        _percents(axes)
         _grid(axes)
     return figure
 
@@ -158,6 +160,13 @@ def _legend(figure: Figure, colours: Mapping[str, str], methods: Sequence[str], 
     legend = figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)
+
+
+def _percents(axes: Axes) -> None:
+    """Leave room beside the lowest and highest value, but none far beyond 100 %."""
+    axes.margins(x=0.1)
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, high - 2), min(high, 101))
 
 
 def _grid(axes: Axes) -> None:

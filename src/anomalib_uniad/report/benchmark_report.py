@@ -14,7 +14,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from anomalib_uniad.files import file_names, replacing
 
-from .benchmark import ABOUT, MODES, Benchmark, over_seeds, read_benchmark
+from .benchmark import ABOUT, Benchmark, over_seeds, read_benchmark
+from .columns import MODES
 from .text import escape, markdown_table
 from .write import NAMES, check_output
 
@@ -206,7 +207,10 @@ def _markdown(
     drawn: dict[str, dict[str, tuple[str, bytes]]],
     facts: Sequence[tuple[str, str]],
 ) -> str:
-    parts = [f"# Benchmark: {escape(', '.join(benchmark.data))}", f"{_HINT}"]
+    parts = [
+        f"# Benchmark: {escape(', '.join(benchmark.data))}",
+        _HINT.format(", with the range over seeds in brackets"),
+    ]
     for data in benchmark.data:
         parts += [f"## {escape(data)}", _bold(summaries[data])]
         for name, (kind, _) in drawn[data].items():
@@ -219,9 +223,8 @@ def _markdown(
 
 
 _HINT = (
-    "Metrics in percent, means over categories and seeds, with the range over seeds in brackets. Training is the time "
-    "of all models, memory the most that a training had at once; one image and images/s are of the exported OpenVINO "
-    "file."
+    "Metrics in percent, means over categories and seeds{}. Training is the time of all models, memory the most that a "
+    "training had at once; one image and images/s are of the exported OpenVINO file. The best value is marked."
 )
 
 
@@ -256,7 +259,7 @@ def _html(
     }
     return environment.get_template("benchmark.html.j2").render(
         data=benchmark.data,
-        hint=_HINT,
+        hint=_HINT.format("; point at a value to see the range over seeds"),
         summaries=summaries,
         details=details,
         pictures=pictures,
