@@ -59,6 +59,7 @@ from anomalib_uniad.training.space import SpaceCheck
 from anomalib_uniad.transforms import CropAndPad
 
 from .anomaly_map import ImageScore
+from .components.neck import FeatureResize
 from .components.padding import BackbonePadding, PaddingMode
 from .components.tiles import size_of_tiles
 from .loss import ReconstructionLoss
@@ -83,6 +84,7 @@ _SAME_IN_CHECKPOINT = (
     "backbone_padding_mode",
     "image_size",
     "feature_stride",
+    "feature_resize",
     "num_heads",
     "neighbor_size",
     "neighbor_mask",
@@ -96,7 +98,13 @@ _SAME_IN_CHECKPOINT = (
     "tile_overlap",
 )
 # What checkpoints have that were written before these arguments.
-_BEFORE = {"feature_norm": "none", "resize_mode": "stretch", "crop": None, "tiles": (1, 1)}
+_BEFORE = {
+    "feature_norm": "none",
+    "feature_resize": "bilinear",
+    "resize_mode": "stretch",
+    "crop": None,
+    "tiles": (1, 1),
+}
 
 
 class UniAD(AnomalibModule):
@@ -129,6 +137,9 @@ class UniAD(AnomalibModule):
             of ``feature_stride``. With ``tiles``, those of each tile. Defaults to ``224``.
         feature_stride (int): Pixels per token; the token grid is ``image_size / feature_stride``.
             Defaults to ``16``.
+        feature_resize (str): How maps that are finer than the token grid get there: ``"bilinear"``, as in the paper,
+            which reads four places of a map per token, or ``"area"``, which averages all that the token covers.
+            Defaults to ``"bilinear"``.
         hidden_dim (int): Channels inside the transformer. Defaults to ``256``.
         num_heads (int): Attention heads; must divide ``hidden_dim``. Defaults to ``8``.
         num_encoder_layers (int): Layers of the encoder. Defaults to ``4``.
@@ -245,6 +256,7 @@ class UniAD(AnomalibModule):
         backbone_padding_mode: PaddingMode = "zeros",
         image_size: int | Sequence[int] = 224,
         feature_stride: int = 16,
+        feature_resize: FeatureResize = "bilinear",
         hidden_dim: int = 256,
         num_heads: int = 8,
         num_encoder_layers: int = 4,
@@ -349,6 +361,7 @@ class UniAD(AnomalibModule):
                 backbone_padding_mode=backbone_padding_mode,
                 image_size=image_size,
                 feature_stride=feature_stride,
+                feature_resize=feature_resize,
                 hidden_dim=hidden_dim,
                 num_heads=num_heads,
                 num_encoder_layers=num_encoder_layers,

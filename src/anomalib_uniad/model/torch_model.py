@@ -24,6 +24,7 @@ from .components import (
     NeighborMaskedEncoder,
     SinePosition,
 )
+from .components.neck import FeatureResize
 from .components.padding import BackbonePadding, PaddingMode
 from .components.tiles import Tiles
 
@@ -125,6 +126,7 @@ class UniADModel(nn.Module):
         backbone_padding_mode: PaddingMode = "zeros",
         image_size: tuple[int, int] = (224, 224),
         feature_stride: int = 16,
+        feature_resize: FeatureResize = "bilinear",
         hidden_dim: int = 256,
         num_heads: int = 8,
         num_encoder_layers: int = 4,
@@ -160,7 +162,7 @@ class UniADModel(nn.Module):
             backbone, layers, pre_trained, backbone_weights, backbone_padding, backbone_padding_mode
         )
         self.backbone.prepare(image_size)
-        self.neck = MultiScaleNeck(self.grid_size)
+        self.neck = MultiScaleNeck(self.grid_size, feature_resize)
         channels = sum(self.backbone.channels)
         self.feature_norm = FeatureNorm(channels) if feature_norm == "standard" else None
         self.transformer = ReconstructionTransformer(

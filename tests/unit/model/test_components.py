@@ -239,6 +239,16 @@ def test_neck_equals_interpolation_of_each_map() -> None:
     torch.testing.assert_close(result[:, :3, 1, 0], maps[0][:, :, 5, 0])
 
 
+def test_neck_averages_what_a_token_covers() -> None:
+    maps = [torch.randn(2, 3, 16, 24), torch.randn(2, 5, 9, 13), torch.randn(2, 2, 2, 3)]
+    result = MultiScaleNeck((4, 6), "area")(maps)
+    torch.testing.assert_close(result[:, :3], maps[0].unflatten(3, (6, 4)).unflatten(2, (4, 4)).mean((3, 5)))
+    torch.testing.assert_close(result[:, 3:8, 1, 2], maps[1][:, :, 2:5, 4:7].mean((2, 3)))  # 9/4 to 18/4, 26/6 to 39/6
+    assert result[:, 8:].equal(MultiScaleNeck((4, 6))(maps)[:, 8:])  # grows
+    with pytest.raises(ValueError, match="feature_resize"):
+        MultiScaleNeck((4, 6), "nearest")  # type: ignore[arg-type]
+
+
 def test_encoder_layer_is_post_norm() -> None:
     encoder = NeighborMaskedEncoder(1, 8, 2, 16, 0.0, (4, 4), (3, 3))
     tokens, position = torch.randn(2, 16, 8), torch.randn(16, 8)
