@@ -6,15 +6,12 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from filelock import FileLock
 
 from anomalib_uniad.checks import check_at_least
 from anomalib_uniad.errors import ExistingFileError
 
-from . import results
 from .config import read_config
-from .expand import expand
 from .machine import cores
 from .scheduler import Scheduler
 from .speed import measure_all
@@ -50,6 +47,9 @@ def benchmark(
         raise ExistingFileError(msg)
     if jobs is not None:
         check_at_least("jobs", jobs, 1)
+    from . import results  # what takes seconds, after the first mistakes are found
+    from .expand import expand
+
     trainings = expand(config, folder)
     for training in prepare(trainings, overwrite):
         say(f"Its config has changed, trained again: {training.label}")
@@ -67,8 +67,7 @@ def benchmark(
         with FileLock(folder / ".speed.lock"):  # one process, when all others are done
             measure_all(trainings, config.timed_images, say)
     with FileLock(folder / ".results.lock"):
-        table, files = results.write(trainings, folder, command)
-    del table
+        files = results.write(trainings, folder, command)
     for path in files:
         say(f"Wrote {path}.")
     if scheduler.failures:
@@ -80,6 +79,8 @@ def benchmark(
 
 def _gpus() -> list[str]:
     """Names of the GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` has them."""
+    import torch
+
     if not torch.cuda.is_available():
         return []
     given = os.environ.get("CUDA_VISIBLE_DEVICES", "")

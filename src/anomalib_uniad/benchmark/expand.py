@@ -46,10 +46,17 @@ def expand(config: BenchmarkConfig, output: Path) -> list[Training]:
     """
     settings = check(config)
     output.mkdir(parents=True, exist_ok=True)
-    with FileLock(output / ".data.lock"):  # trainings that begin together would download together
-        categories = {
-            name: _categories(settings[next(iter(config.models)), name], name, config) for name in config.data
-        }
+    lock = output / ".data.lock"
+    try:
+        with FileLock(lock):  # trainings that begin together would download together
+            categories = {
+                name: _categories(settings[next(iter(config.models)), name], name, config) for name in config.data
+            }
+    except BaseException:
+        lock.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not empty: something has been trained there
+            output.rmdir()
+        raise
     places = folders(output, config.models, config.data)
     trainings = []
     for data, seed, mode in [(d, s, m) for d in config.data for s in config.seeds for m in config.modes]:

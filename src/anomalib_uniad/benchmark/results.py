@@ -16,7 +16,7 @@ from anomalib_uniad.report.columns import COST, EPOCHS, KEYS, RESULTS
 from .trainings import RESULT, SPEED, Training
 
 
-def write(trainings: Sequence[Training], output: Path, command: str) -> tuple[pd.DataFrame, list[Path]]:
+def write(trainings: Sequence[Training], output: Path, command: str) -> list[Path]:
     """Write ``results.csv`` and ``epochs.csv`` of all trainings that are finished.
 
     Args:
@@ -25,7 +25,7 @@ def write(trainings: Sequence[Training], output: Path, command: str) -> tuple[pd
         command (str): What made them, for the rows.
 
     Returns:
-        tuple[pd.DataFrame, list[Path]]: Table of the results, and the files that were written.
+        list[Path]: The files that were written.
     """
     finished = [training for training in trainings if training.finished]
     # By cell, in the order in which cells first appear: the trainings of a cell need not be neighbours.
@@ -43,7 +43,7 @@ def write(trainings: Sequence[Training], output: Path, command: str) -> tuple[pd
             files.append(output / name)
             with replacing(output / name) as (partial,):
                 frame.to_csv(partial, index=False)
-    return table, files
+    return files
 
 
 def _cell(trainings: Sequence[Training], complete: bool) -> pd.DataFrame:

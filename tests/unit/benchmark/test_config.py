@@ -154,4 +154,5 @@ def test_data_that_cannot_be_trained_separately_or_are_not_there(tmp_path: Path)
     assert len(expand(read_config(write(tmp_path, data={"d": meta})), tmp_path / "out")) == 1
     own = {"class_path": "MultiCategory", "init_args": {"root": str(tmp_path / "nowhere")}}
     with pytest.raises(InputError, match=r"data d of .* cannot be used: The root .*nowhere is not there"):
-        expand(read_config(write(tmp_path, data={"d": own})), tmp_path / "out")
+        expand(read_config(write(tmp_path, data={"d": own})), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
