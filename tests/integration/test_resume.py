@@ -18,6 +18,7 @@ from helpers import make_mvtec_like
 from resumable import ALWAYS, BATCHES, EPOCHS, NEVER, Stop, data, difference, engine, fit, run_program, small_model
 
 PAPER = {"lr_schedule": "step", "lr_warmup_epochs": 0, "lr_decay_epoch": 2}
+FAST = {"feature_norm": "standard", "optimizer": "muon", "lr_schedule": "wsd", "lr_decay_fraction": 0.5}
 FILE = Path("weights", "lightning", "resume.ckpt")
 
 
@@ -36,8 +37,9 @@ def root(tmp_path_factory) -> Path:
         (PAPER, {"augmented": True}, {"max_epochs": -1, "max_steps": 7, "check_val_every_n_epoch": 1}, (1, 2)),
         ({"seed": 5}, {"augmented": True, "workers": 2}, {"accumulate_grad_batches": 2}, (1,)),
         ({"seed": 5, "feature_cache": "memory"}, {}, {}, (2,)),
+        ({"seed": 5, "feature_cache": "memory", **FAST}, {}, {}, (1,)),
     ],
-    ids=["max_steps", "workers", "cached"],
+    ids=["max_steps", "workers", "cached", "fast"],
 )
 def test_same_weights(
     root: Path, tmp_path: Path, recipe: dict, options: dict, arguments: dict, epochs: tuple[int, ...]

@@ -15,7 +15,7 @@ from anomalib_uniad.benchmark.expand import check
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = sorted((CONFIGS / "uniad").glob("*.yaml"))
-SMALL = CONFIGS / "uniad_small" / "mvtecad.yaml"
+FAST = [CONFIGS / "fast" / name for name in ("uniad.yaml", "mvtecad.yaml")]
 QUICKSTART = CONFIGS / "quickstart.yaml"
 MODELS = sorted((CONFIGS / "model").glob("*.yaml"))
 DATA = sorted((CONFIGS / "data").glob("*.yaml"))
@@ -69,12 +69,13 @@ def test_recipe_is_the_papers(path: Path) -> None:
     assert parsed.trainer.max_epochs % parsed.trainer.check_val_every_n_epoch == 0
 
 
-def test_the_small_model_has_the_fast_recipe() -> None:
-    parsed = parse("--config", SMALL)
+@pytest.mark.parametrize("path", FAST, ids=lambda path: path.stem)
+def test_the_fast_recipe_ends_with_its_decay(path: Path) -> None:
+    parsed = parse("--config", path)
     model = parsed.model.init_args
-    assert (model.hidden_dim, model.num_encoder_layers, model.num_decoder_layers) == (128, 2, 2)
-    assert (model.learning_rate, model.dropout, list(model.layers)) == (0.001, 0.0, [1, 2, 3, 4])
-    assert (parsed.trainer.max_epochs, model.lr_decay_epoch) == (100, 80)
+    assert (model.optimizer, model.lr_schedule, model.feature_norm) == ("muon", "wsd", "standard")
+    assert parsed.trainer.max_epochs % parsed.trainer.check_val_every_n_epoch == 0
+    assert parsed.data.init_args.train_batch_size == 8, "the learning rates belong to it"
 
 
 @pytest.mark.parametrize("trainer", TRAINERS, ids=lambda path: path.stem)

@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -52,6 +53,7 @@ from anomalib_uniad.training.finite import FiniteTraining
 from anomalib_uniad.training.last_epoch import LastEpochValidation
 from anomalib_uniad.training.muon import Muon
 from anomalib_uniad.training.optimization import OptimizerName, adamw, fused_kernels
+from anomalib_uniad.training.precision import bfloat16_is_faster
 from anomalib_uniad.training.resume import EpochSeed, ResumeCheckpoint, TrainedWeights
 from anomalib_uniad.training.run_folder import RunFolder
 from anomalib_uniad.training.schedule import LearningRateSchedule, learning_rate_schedule
@@ -204,6 +206,9 @@ class UniAD(AnomalibModule):
             ``"horizontal_flip"``, ``"vertical_flip"``, ``"rotate_90"`` or another whole number of degrees,
             ``"rotate_any"`` and ``"shift_8"`` or another number of pixels, which draw angle and place of each image.
             Each epoch draws one version of each image, so it takes as long as without copies. Defaults to ``None``.
+        auto_precision (bool): Compute the training step in bfloat16, as ``trainer.precision: bf16-mixed`` does, on a
+            device that multiplies at least 1.5 times faster in it, which is measured when the training starts. Any
+            other ``trainer.precision`` than ``32-true`` is left as it is. Defaults to ``False``.
         compile_mode (str | None): Compile the training step with ``torch.compile`` in this mode (``"default"``,
             ``"reduce-overhead"`` for CUDA graphs, ``"max-autotune"``). Defaults to ``None``, not compiled.
         resume_interval (float): Minutes between checkpoints ``resume.ckpt``, from which an interrupted training
@@ -292,6 +297,7 @@ class UniAD(AnomalibModule):
         feature_cache_dtype: FeatureDtype = "float32",
         feature_cache_dir: str | Path | None = None,
         feature_cache_copies: list[str] | dict[str, list[str]] | None = None,
+        auto_precision: bool = False,
         compile_mode: CompileMode | None = None,
         resume_interval: float = 10.0,
         checkpoint_selection: CheckpointChoice = "last",
@@ -348,6 +354,7 @@ class UniAD(AnomalibModule):
         self.lr_decay_fraction = lr_decay_fraction
         self.gradient_clip_norm = gradient_clip_norm
         self.seed = seed
+        self.auto_precision = auto_precision
         self.compile_mode = compile_mode
         with torch.random.fork_rng(devices=[], enabled=seed is not None):  # the caller's random state stays
             if seed is not None:
@@ -388,6 +395,7 @@ class UniAD(AnomalibModule):
         self._initial_categories: list[str] = []
         if initial_checkpoint is not None:
             self._start_from(Path(initial_checkpoint))
+        self._bfloat16 = True  # of a training that is resumed; else it is up to the device
         self._compiled: Callable[[torch.Tensor], torch.Tensor] | None = None
 
         self._trained_weights = TrainedWeights()
@@ -535,7 +543,9 @@ class UniAD(AnomalibModule):
         """Reconstruct the features of a batch of normal images."""
         del args, kwargs  # These variables are not used.
         target = self.model.normalise(self._features(batch))  # (B, C, h, w)
-        loss = self.loss(self._reconstruct(target), target)
+        with self._precision():
+            reconstruction = self._reconstruct(target)
+        loss = self.loss(reconstruction, target)
         self.log("train_loss", loss.detach(), on_epoch=True, on_step=False, prog_bar=True, batch_size=len(target))
         return {"loss": loss}
 
@@ -599,6 +609,12 @@ class UniAD(AnomalibModule):
         torch.compiler.cudagraph_mark_step_begin()  # CUDA graphs may overwrite what the last step returned
         return self._compiled(features)
 
+    def _precision(self) -> AbstractContextManager[Any]:
+        """In what the training step is computed: as the trainer says, or in bfloat16 if that is faster."""
+        if not self.auto_precision or self.trainer.precision != "32-true":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16)
+
     # Training.
 
     def setup(self, stage: str) -> None:
@@ -658,7 +674,7 @@ class UniAD(AnomalibModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_fit_start(self) -> None:
-        """Write down which pixel values are black and white, and measure the features before the first training."""
+        """Write down which pixel values are black and white, and measure features and speed, if wanted."""
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.hparams["initial_checkpoint"] is not None:
             self._check_value_range(datamodule)
@@ -670,6 +686,13 @@ class UniAD(AnomalibModule):
                 f"{self.hparams['initial_checkpoint']} was trained on {', '.join(forgotten)} as well, of which this "
                 "training has no images: the model will forget what is normal there."
             )
+        if self.auto_precision:
+            faster = self._bfloat16 and bfloat16_is_faster(self.device)
+            self._bfloat16 = self.trainer.strategy.broadcast(faster)  # all processes do the same
+        self._measure_features()
+
+    def _measure_features(self) -> None:
+        """Look at the features of all training images, if they are to be normalised and never were."""
         norm = self.model.feature_norm
         if norm is not None and norm.images == 0:
             statistics = ChannelStatistics(len(norm.mean))
@@ -751,6 +774,8 @@ class UniAD(AnomalibModule):
         super().on_save_checkpoint(checkpoint)
         checkpoint["training_summary"] = dict(self.training_summary)
         checkpoint["value_range"] = self.value_range
+        if self.auto_precision:
+            checkpoint["bfloat16"] = self._bfloat16
         if isinstance(self.evaluator, PerCategoryEvaluator):
             # Lightning calls the evaluator too, but not for checkpoints of weights alone.
             self.evaluator.on_save_checkpoint(self._trainer, self, checkpoint)
@@ -772,6 +797,7 @@ class UniAD(AnomalibModule):
         _check_same_model(checkpoint.get("hyper_parameters", {}), weights, self, file)
         self.training_summary = dict(checkpoint.get("training_summary", {}))
         self.value_range = check_value_range(checkpoint.get("value_range"))
+        self._bfloat16 = checkpoint.get("bfloat16", True)
         if self._trainer is not None:
             self._check_value_range(getattr(self._trainer, "datamodule", None))
         self._loaded_thresholds = checkpoint.get("category_thresholds", {})

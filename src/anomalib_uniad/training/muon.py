@@ -9,6 +9,8 @@ import torch
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import Optimizer
 
+from .precision import bfloat16_is_faster
+
 # Coefficients and number of steps of the quintic iteration at https://kellerjordan.github.io/posts/muon/.
 _A, _B, _C, _STEPS = 3.4445, -4.7750, 2.0315, 5
 
@@ -27,8 +29,9 @@ def orthogonalise(matrices: torch.Tensor, dtype: torch.dtype = torch.float32) ->
         torch.Tensor: ``(n, rows, columns)``, in ``dtype``; a matrix of zeros stays one.
 
     Examples:
-        >>> orthogonalise(torch.tensor([[[3.0, 0.0], [0.0, 2.0]]]))[0].diag().round(decimals=1).allclose(torch.tensor([1.1, 0.7]))
-        True
+        >>> orthogonalise(torch.diag(torch.tensor([3.0, 2.0]))[None]).squeeze().round(decimals=1)
+        tensor([[1.1000, 0.0000],
+                [0.0000, 0.7000]])
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = (matrices.mT if tall else matrices).to(dtype)  # (n, r, c), r <= c: the products below are the smaller ones
@@ -47,8 +50,8 @@ class Muon(Optimizer):
     vectors and embeddings. Both parts are one optimizer with two groups of parameters, whose key ``"muon"`` tells them
     apart: one schedule, one state, one gradient clipping.
 
-    The iteration runs in float32 on CPUs, where bfloat16 is emulated or rounds more than it gains, and in bfloat16 on
-    CUDA devices that have it.
+    The iteration runs in bfloat16 on a device that multiplies faster in it, else in float32. That is measured once; a
+    state that is loaded brings its own choice, so that a training goes on as it was.
 
     Args:
         matrices (Iterable[torch.nn.Parameter]): Parameters of two dimensions, for Muon.
@@ -81,7 +84,13 @@ class Muon(Optimizer):
         fused: bool = False,
     ) -> None:
         groups: list[dict[str, Any]] = [
-            {"params": list(matrices), "muon": True, "lr": muon_learning_rate, "momentum": momentum},
+            {
+                "params": list(matrices),
+                "muon": True,
+                "lr": muon_learning_rate,
+                "momentum": momentum,
+                "bfloat16": True,  # where it is faster
+            },
             {"params": list(others), "muon": False, "lr": learning_rate, "weight_decay": weight_decay, "fused": fused},
         ]
         for parameter in groups[0]["params"]:
@@ -118,7 +127,8 @@ class Muon(Optimizer):
         momenta = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         directions = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's
-        dtype = torch.bfloat16 if _has_bfloat16(parameters[0].device) else torch.float32
+        group["bfloat16"] = group["bfloat16"] and bfloat16_is_faster(parameters[0].device)
+        dtype = torch.bfloat16 if group["bfloat16"] else torch.float32
         pairs = sorted(zip(parameters, directions, strict=True), key=lambda pair: tuple(pair[0].shape))
         for (rows, columns), same in groupby(pairs, key=lambda pair: tuple(pair[0].shape)):
             moved, along = zip(*same, strict=True)
@@ -154,7 +164,3 @@ class Muon(Optimizer):
 
 def _gradients(parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]:
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
-
-
-def _has_bfloat16(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from anomalib_uniad import UniAD
 from anomalib_uniad.training.feature_cache import FeatureCache
 from anomalib_uniad.training.optimization import adamw
-from anomalib_uniad.training.schedule import learning_rate_factor
+from anomalib_uniad.training.schedule import WarmupStableDecay, learning_rate_factor
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 
@@ -72,6 +72,65 @@ def test_cosine_schedule() -> None:
     assert learning_rate_factor("cosine", 5, 20)(25) == 0
 
 
+def test_wsd_schedule() -> None:
+    factors = [(step + 1) / 5 for step in range(5)] + [1.0] * 11 + [1.0, 0.75, 0.5, 0.25]
+    recipe = {"lr_schedule": "wsd", "lr_warmup_epochs": 1, "optimizer": "muon", "learning_rate": 3e-3}
+    model = Line(**recipe)
+    make_trainer(max_epochs=4).fit(model, DataLoader(TensorDataset(torch.randn(5, 4))))
+    assert model.rates == pytest.approx([0.01 * factor for factor in factors])
+    assert [group["lr"] for group in model.trainer.optimizers[0].param_groups] == [0, 0], "both follow it"
+
+
+def test_wsd_without_decay() -> None:
+    assert rates(lr_schedule="wsd", lr_decay_fraction=0.0) == pytest.approx([1e-4] * 20)
+
+
+def wsd(total_steps: int = 100) -> WarmupStableDecay:
+    return WarmupStableDecay(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0), total_steps)
+
+
+def advance(schedule: WarmupStableDecay, steps: int) -> list[float]:
+    found = []
+    for _ in range(steps):
+        found.append(schedule.get_last_lr()[0])
+        schedule.optimizer.step()
+        schedule.step()
+    return found
+
+
+def test_decay_can_start_early_and_goes_on_after_a_checkpoint() -> None:
+    schedule = wsd()
+    assert advance(schedule, 40) == [2.0] * 40
+    schedule.start_decay(40)
+    assert (schedule.decay_start, schedule.end) == (40, 50), "a fifth of the shortened training"
+    assert advance(schedule, 4) == pytest.approx([2.0, 1.8, 1.6, 1.4])
+    resumed = wsd(total_steps=1000)
+    resumed.load_state_dict(schedule.state_dict())
+    assert advance(resumed, 8) == pytest.approx([1.2, 1.0, 0.8, 0.6, 0.4, 0.2, 0.0, 0.0])
+
+
+def test_decay_of_given_length() -> None:
+    schedule = wsd()
+    advance(schedule, 10)
+    schedule.start_decay(5, decay_steps=20)
+    assert (schedule.decay_start, schedule.end) == (10, 30), "what is past stays"
+    schedule.start_decay(20)
+    assert schedule.end == 30, "once is enough"
+
+
+def test_decay_is_not_put_off() -> None:
+    schedule = wsd()
+    schedule.start_decay(90)
+    assert (schedule.decay_start, schedule.end) == (80, 100)
+
+
+def test_a_resumed_training_may_be_longer() -> None:
+    short, long = wsd(total_steps=10), wsd(total_steps=20)
+    advance(short, 9)
+    long.load_state_dict(short.state_dict())
+    assert advance(long, 8) == pytest.approx([0.4, *[2.0] * 6, 1.5])  # the step at hand has its rate already
+
+
 def test_cosine_counts_steps_of_accumulated_gradients() -> None:
     model = Line(lr_schedule="cosine")
     trainer = make_trainer(max_epochs=2, accumulate_grad_batches=2)
@@ -98,9 +157,10 @@ def test_predictions_are_in_full_precision() -> None:
         assert one.equal(other)
 
 
-def test_cosine_needs_an_end() -> None:
-    model = Line(lr_schedule="cosine")
-    with pytest.raises(ValueError, match=r"lr_schedule 'cosine'.*trainer\.max_epochs"):
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+def test_schedule_needs_an_end(schedule: str) -> None:
+    model = Line(lr_schedule=schedule)
+    with pytest.raises(ValueError, match=rf"lr_schedule '{schedule}'.*trainer\.max_epochs"):
         make_trainer(max_epochs=-1).fit(model, DataLoader(TensorDataset(torch.randn(2, 4))))
 
 
@@ -199,6 +259,11 @@ def test_off_without_quotes() -> None:
         ("feature_cache", "ram", "feature_cache must be one of 'off', 'memory', 'disk', got 'ram'"),
         ("feature_cache_dtype", "int8", "feature_cache_dtype must be one of"),
         ("compile_mode", "fast", "compile_mode must be one of None, 'default'"),
+        ("optimizer", "sgd", "optimizer must be one of 'adamw', 'muon', got 'sgd'"),
+        ("feature_norm", "batch", "feature_norm must be one of 'none', 'standard', got 'batch'"),
+        ("muon_learning_rate", -1, "muon_learning_rate must be at least 0"),
+        ("muon_momentum", 1.5, r"muon_momentum must lie in \[0, 1\]"),
+        ("lr_decay_fraction", 2, r"lr_decay_fraction must lie in \[0, 1\]"),
         ("lr_warmup_epochs", -1, "lr_warmup_epochs must be at least 0"),
         ("resume_interval", -1, "resume_interval must be at least 0"),
     ],

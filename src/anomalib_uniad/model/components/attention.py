@@ -114,8 +114,10 @@ class NeighborMaskedAttention(nn.Module):
         if query is memory:
             q, k, v = _project(memory, weight, offset).chunk(3, dim=-1)
         else:
-            q = _project(query, weight[:dim], offset[:, :dim])
-            k, v = _project(memory, weight[dim:], offset[:, dim:]).chunk(2, dim=-1)
+            parts = (dim, 2 * dim)
+            (own, other), (own_offset, other_offset) = weight.split(parts), offset.split(parts, dim=-1)
+            q = _project(query, own, own_offset)
+            k, v = _project(memory, other, other_offset).chunk(2, dim=-1)
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, heads, N, D/heads)
         dropout = self.dropout if self.training else 0.0
         attended = masked_attention(q, k, v, self.visible, dropout)
