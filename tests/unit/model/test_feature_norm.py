@@ -118,9 +118,9 @@ def test_a_checkpoint_says_so(root: Path, tmp_path: Path) -> None:
     trainer.save_checkpoint(tmp_path / "model.ckpt")
     loaded = UniAD.load_from_checkpoint(tmp_path / "model.ckpt")
     assert loaded.model.feature_norm.mean.equal(model.model.feature_norm.mean)
-    with pytest.raises(ValueError, match="feature_norm: standard in the checkpoint, none in the model"):
-        UniAD.load_from_checkpoint(tmp_path / "model.ckpt", feature_norm="none")
     checkpoint = torch.load(tmp_path / "model.ckpt", weights_only=True)
-    del checkpoint["hyper_parameters"]["feature_norm"]
+    with pytest.raises(ValueError, match="feature_norm: standard in the checkpoint, none in the model"):
+        small_model(5).on_load_checkpoint(checkpoint)
+    del checkpoint["hyper_parameters"]["feature_norm"]  # as before this argument
     with pytest.raises(ValueError, match="feature_norm: none in the checkpoint, standard in the model"):
         model.on_load_checkpoint(checkpoint)
