@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast UniAD trains on this machine, at the paper's size.
+"""How fast UniAD trains on this machine, at the paper's size and with the fast recipe.
 
 python benchmarks/training.py                               # everything, about an hour on two cores
+python benchmarks/training.py --parts [step,floor]          # a step of the fast recipe, a few minutes
 python benchmarks/training.py --parts [gpu]                 # MVTec AD's size on a CUDA GPU, a few minutes
 python benchmarks/training.py --quick true                  # small numbers that only show that it runs
 """
@@ -24,6 +25,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler: nothing of 
 import numpy as np
 import pandas as pd
 import torch
+import yaml
 from jsonargparse import auto_cli
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch.profiler import ProfilerActivity, profile
@@ -33,6 +35,7 @@ from tqdm import tqdm
 
 from anomalib_uniad import MultiCategory, UniAD
 from anomalib_uniad.training.cached_dataset import CachedBatch
+from anomalib_uniad.training.precision import bfloat16_is_faster
 from harness import (
     RESULTS,
     Memory,
@@ -52,13 +55,14 @@ from harness import (
 
 logger = logging.getLogger(__name__)
 
-Part = Literal["throughput", "floor", "scaling", "gpu"]
+Part = Literal["throughput", "step", "floor", "scaling", "gpu"]
 Row = dict[str, Any]
 
 # The model at the paper's size, without weights from a hub and without checkpoints; and a small one for --quick.
 PAPER: Row = {"backbone": "tf_efficientnet_b4", "pre_trained": False, "resume_interval": 0}
 SMALL: Row = {**PAPER, "backbone": "resnet18", "image_size": 64, "hidden_dim": 32, "feedforward_dim": 64}
 SMALL |= {"neighbor_size": 1}
+FAST = Path(__file__).parents[1] / "configs" / "model" / "uniad_fast.yaml"
 SMALL_PLAIN: Row = {"backbone": "resnet18", "image_size": 64, "dim": 32, "inner": 64, "window": 1}
 MVTEC_IMAGES = 3629  # training images of MVTec AD
 BATCH_SIZE = 8
@@ -86,10 +90,10 @@ def train(
     same case on the same device are replaced.
 
     Args:
-        parts: "throughput": from images, with and without cache and against a plain loop. "floor": where the time
-            of a step goes. "scaling": number of images, image size, batch. "gpu": MVTec AD's size on a GPU; left out
-            where there is none.
-        rounds: How often each variant of "throughput" is measured, in turn.
+        parts: "throughput": from images, with and without cache and against a plain loop. "step": the fast recipe
+            with each optimizer and precision. "floor": where the time of its step goes. "scaling": number of images,
+            image size, batch. "gpu": MVTec AD's size on a GPU; left out where there is none.
+        rounds: How often each variant of "throughput" and "step" is measured, in turn.
         steps: Steps per measurement.
         image_pixels: Height and width of the generated PNG images.
         num_workers: Processes that read images, for all variants.
@@ -113,10 +117,16 @@ def train(
         for rows in throughput(where, rounds, steps, image_pixels, num_workers, quick, **common):
             add_rows(path, [{**row, **origin(where, seed)} for row in rows], ("device",))
         show(path, ("device", "variant", "seconds_per_step", "plain_ratio", "no_cache_ratio"))
+    fast = fast_recipe(seed, quick)
+    if "step" in parts:
+        path = output_dir / "training_step.csv"
+        for rows in compare_steps(where, rounds, steps, fast, seed):
+            add_rows(path, [{**row, **origin(where, seed)} for row in rows], ("device",))
+        show(path, ("device", "variant", "seconds_per_step", "first_ratio"))
     if "floor" in parts:
         path = output_dir / "training_floor.csv"
         for precision in ("32-true", "bf16-mixed"):
-            rows = floor(where, precision, rounds // 2 + 1, steps, model, seed)
+            rows = floor(where, precision, rounds // 2 + 1, steps, fast, seed)
             add_rows(path, [{**row, **origin(where, seed)} for row in rows], ("device", "dtype"))
         show(path, ("device", "dtype", "part", "seconds_per_step", "share_of_step"))
     if "scaling" in parts:
@@ -131,6 +141,16 @@ def train(
         measure_gpu(output_dir / "training_gpu.csv", find_device("cuda"), gpu_batches, gpu_steps, common)
     elif "gpu" in parts:
         print("There is no GPU that torch can use: the part 'gpu' is left out.")
+
+
+def fast_recipe(seed: int, quick: bool) -> Row:
+    """Arguments of the fast recipe, for features that are there already."""
+    arguments = yaml.safe_load(FAST.read_text())["init_args"] | (SMALL if quick else {})
+    # The rate at which a step is taken changes nothing about its time.
+    return {**arguments, "pre_trained": False, "feature_cache": "off", "resume_interval": 0, "seed": seed} | {
+        "lr_schedule": "step",
+        "auto_precision": False,
+    }
 
 
 # Training for some steps, as users do.
@@ -221,16 +241,30 @@ def without_images(arguments: Mapping[str, Any]) -> UniAD:
     return UniAD(**arguments, pre_processor=False, visualizer=False)
 
 
-def count_operations(model: UniAD, batch: int) -> tuple[int, int]:
-    """Operations of the matrix products of a training step (an addition counts as one): all, and those of attention."""
+def count_operations(model: UniAD, batch: int) -> tuple[int, int, int]:
+    """Operations of the matrix products of a training step; an addition counts as one.
+
+    All of them, those of attention, and those of the optimizer.
+    """
     features = torch.randn(feature_shape(model, batch), device=model.device)
     model.train()
     with FlopCounterMode(display=False) as counter:
         model.loss(model.model.reconstruct(features), features).backward()
-    model.zero_grad()
     counts = {str(name): count for name, count in counter.get_flop_counts()["Global"].items()}
     attention = sum(count for name, count in counts.items() if "bmm" in name or "attention" in name)
-    return sum(counts.values()), attention
+    optimizer = optimizer_of(model)
+    with FlopCounterMode(display=False) as update:
+        optimizer.step()
+    model.zero_grad()
+    return sum(counts.values()) + update.get_total_flops(), attention, update.get_total_flops()
+
+
+def optimizer_of(model: UniAD) -> torch.optim.Optimizer:
+    """The optimizer that the model has in a training on its device."""
+    with quiet():
+        accelerator = "gpu" if model.device.type == "cuda" else "cpu"
+        model.trainer = Trainer(accelerator=accelerator, devices=1, logger=False, enable_checkpointing=False)
+    return model.configure_optimizers()["optimizer"]
 
 
 # Part "throughput": from images, against a plain loop.
@@ -319,6 +353,42 @@ def throughput_rows(results: Mapping[str, Sequence[tuple[float, float | None]]],
     return rows
 
 
+# Part "step": the fast recipe with each optimizer and precision.
+
+
+def compare_steps(device: torch.device, rounds: int, steps: int, fast: Row, seed: int) -> Iterator[list[Row]]:
+    """Train for some steps with cached features, all variants in turn; yields rows after each round."""
+    faster = bfloat16_is_faster(device)
+    variants: dict[str, Row] = {
+        "AdamW, float32": {"optimizer": "adamw"},
+        "Muon, float32": {"optimizer": "muon"},
+        "AdamW, as measured": {"optimizer": "adamw", "auto_precision": True},
+        "Muon, as measured": {"optimizer": "muon", "auto_precision": True},
+    }
+
+    def measure(arguments: Row) -> float:
+        model = without_images({**fast, **arguments})
+        data = GeneratedFeatures(feature_shape(model, max(200, 2 * steps * BATCH_SIZE)), BATCH_SIZE, device, seed)
+        return mean(train_steps(model, data, device, "32-true", 2, steps)[0])
+
+    reference, *_ = variants
+    for seconds in in_turn({name: partial(measure, variant) for name, variant in variants.items()}, rounds, "Step"):
+        yield [
+            {
+                "variant": name,
+                "dtype": "bfloat16" if "auto_precision" in variants[name] and faster else "float32",
+                "seconds_per_step": median(own),
+                "seconds_min": min(own),
+                "seconds_max": max(own),
+                **ratios("first", seconds[reference], own),
+                "batch_size": BATCH_SIZE,
+                "rounds": len(own),
+                "steps": steps,
+            }
+            for name, own in seconds.items()
+        ]
+
+
 # Part "floor": where the time of a step goes.
 
 LINEAR, PRODUCTS = "matrix products of linear layers", "matrix products of attention"
@@ -344,8 +414,9 @@ def floor(device: torch.device, precision: str, rounds: int, steps: int, model: 
     # The difference of each round: what disturbs the machine disturbs both.
     pairs = zip(found["step"], parts, strict=True)
     seconds[LIGHTNING] = median(whole - sum(part.values()) for whole, part in pairs)
-    total, attention = count_operations(uniad, BATCH_SIZE)
-    operations = {LINEAR: total - attention, PRODUCTS: attention, STEP: total, FLOOR: total}
+    total, attention, update = count_operations(uniad, BATCH_SIZE)
+    linear = total - attention - update
+    operations = {LINEAR: linear, PRODUCTS: attention, UPDATE: update or None, STEP: total, FLOOR: total}
     return [
         {
             "dtype": str(dtype).removeprefix("torch."),
@@ -353,7 +424,7 @@ def floor(device: torch.device, precision: str, rounds: int, steps: int, model: 
             "seconds_per_step": value,
             "share_of_step": value / step,
             "operations": operations.get(name),
-            "gflop_per_second": operations[name] / value / 1e9 if name in operations else None,
+            "gflop_per_second": (operations.get(name) or math.nan) / value / 1e9,
             "batch_size": BATCH_SIZE,
             "rounds": rounds,
             "steps": steps,
@@ -371,7 +442,7 @@ def break_down(
     """
     model = model.to(device).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=1e-4, fused=True)
+    optimizer = optimizer_of(model)
     batches = chain.from_iterable(data.train_dataloader() for _ in repeat(None))
 
     def now() -> float:
@@ -380,7 +451,8 @@ def break_down(
 
     def forward_backward(features: torch.Tensor) -> None:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            loss = model.loss(model.model.reconstruct(features), features)
+            target = model.model.normalise(features)
+            loss = model.loss(model.model.reconstruct(target), target)
         loss.backward()
 
     marks = []
@@ -390,7 +462,8 @@ def break_down(
         times.append(now())
         forward_backward(features)
         times.append(now())
-        torch.nn.utils.clip_grad_norm_(trained, model.gradient_clip_norm)
+        if model.gradient_clip_norm:
+            torch.nn.utils.clip_grad_norm_(trained, model.gradient_clip_norm)
         optimizer.step()
         optimizer.zero_grad()
         times.append(now())
@@ -550,7 +623,7 @@ def measure_features(
         if profile_steps:
             dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
             values["attention_of_time"] = break_down(uniad, data, where, dtype, 1, profile_steps)[1]
-    total, attention = count_operations(uniad, batch_size)
+    total, attention, _ = count_operations(uniad, batch_size)
     return {**values, "operations_per_step": total, "attention_of_operations": attention / total}
 
 

@@ -513,13 +513,15 @@ def industrial_parity(rows: pd.DataFrame) -> str:
 # Speed of training.
 
 
+def ratios(rows: pd.DataFrame, name: str) -> list[str]:
+    """Medians of the ratios of rounds, with the smallest and the largest."""
+    values = rows[[f"{name}_ratio", f"{name}_ratio_min", f"{name}_ratio_max"]].to_numpy()
+    return ["1" if low == high == 1 else f"{middle:.2f} ({low:.2f} to {high:.2f})" for middle, low, high in values]
+
+
 @table
 def training_speed(frame: pd.DataFrame) -> str:
     """Training from images: ratios."""
-
-    def ratios(rows: pd.DataFrame, name: str) -> list[str]:
-        values = rows[[f"{name}_ratio", f"{name}_ratio_min", f"{name}_ratio_max"]].to_numpy()
-        return ["1" if low == high == 1 else f"{middle:.2f} ({low:.2f} to {high:.2f})" for middle, low, high in values]
 
     def one(rows: pd.DataFrame) -> str:
         columns = {
@@ -542,6 +544,27 @@ def training_speed(frame: pd.DataFrame) -> str:
                 f"time of {built['build_in_epochs_without_cache']:.2g} epochs without cache."
             )
         return text
+
+    return per_device(frame, one)
+
+
+@table
+def training_step(frame: pd.DataFrame) -> str:
+    """A step of the fast recipe with each optimizer and precision."""
+
+    def one(rows: pd.DataFrame) -> str:
+        first = rows.iloc[0]
+        columns = {
+            "optimizer, precision": rows["variant"],
+            "ms per step": milliseconds(rows["seconds_per_step"]),
+            "times as fast as the first": ratios(rows, "first"),
+        }
+        measured = "bfloat16" if "bfloat16" in set(rows["dtype"]) else "float32"
+        return (
+            f"{markdown(columns)}\n\nBatch {first['batch_size']}, features from the cache; as measured is {measured} "
+            f"here. Rounds: {first['rounds']}, of {first['steps']} steps each; medians, and in parentheses the smallest "
+            "and the largest."
+        )
 
     return per_device(frame, one)
 

@@ -43,7 +43,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_throughput_and_floor(tmp_path: Path) -> None:
-    training.train(["throughput", "floor"], num_workers=0, image_pixels=64, output_dir=tmp_path, quick=True)
+    training.train(["throughput", "step", "floor"], num_workers=0, image_pixels=64, output_dir=tmp_path, quick=True)
     folder = tmp_path / "quick"
     speed = pd.read_csv(folder / "training_speed.csv")
     names = ["plain loop", "UniAD without cache", "UniAD with cache", "UniAD with cache, bf16"]
@@ -57,13 +57,18 @@ def test_throughput_and_floor(tmp_path: Path) -> None:
     for _, rows in floor.groupby("dtype"):
         parts = rows.set_index("part")
         assert len(parts) == 11
-        total = training.count_operations(UniAD(**TINY), 8)[0]
+        total = training.count_operations(UniAD(**training.fast_recipe(0, quick=True)), 8)[0]
         assert parts["operations"][training.STEP] == parts["operations"][training.FLOOR] == total
         assert parts["share_of_step"][training.STEP] == 1
         assert parts["seconds_per_step"][training.FLOOR] == pytest.approx(total / 1e12)
         # With one round, what is not in the step without Lightning is Lightning's.
         assert parts["seconds_per_step"][:-2].sum() == pytest.approx(parts["seconds_per_step"][training.STEP])
-    for name in ("training_speed", "training_floor"):
+    steps = pd.read_csv(folder / "training_step.csv")
+    assert set(steps) >= ORIGIN
+    assert steps["first_ratio"].tolist() == pytest.approx(
+        (steps["seconds_per_step"][0] / steps["seconds_per_step"]).tolist()
+    )
+    for name in ("training_speed", "training_step", "training_floor"):
         assert "On " in render(f"<!-- table: {name} -->\n<!-- end -->", folder)
 
 
@@ -151,7 +156,8 @@ def test_operations_are_those_of_a_step(image_size: int) -> None:
     features = torch.randn(training.feature_shape(model, 3))
     with FlopCounterMode(display=False) as counter:
         model.loss(model.model.reconstruct(features), features).backward()
-    total, attention = training.count_operations(model, 3)
+    total, attention, update = training.count_operations(model, 3)
+    assert update == 0
     assert total == counter.get_total_flops()
     tokens, attentions = features.shape[2] * features.shape[3], 1 + 2 * 2
     assert attention == 3 * attentions * 2 * 2 * 3 * tokens**2 * 16
