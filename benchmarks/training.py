@@ -203,24 +203,12 @@ def train_steps(
     return [end - begin for begin, end in counted], times[0] - start
 
 
-class GeneratedFeatures(LightningDataModule):
-    """Batches like those of the feature cache, of images that never were: in memory, or in a file in ``folder``.
+class FeatureBatches(LightningDataModule):
+    """Batches like those of the feature cache, of features (n, C, h, w) in memory or on a disk."""
 
-    ``shape`` is images, channels, height and width. On a GPU, the features lie there as well.
-    """
-
-    def __init__(
-        self, shape: tuple[int, ...], batch_size: int, device: torch.device, seed: int, folder: Path | None = None
-    ) -> None:
+    def __init__(self, features: torch.Tensor, batch_size: int) -> None:
         super().__init__()
-        block = np.random.default_rng(seed).standard_normal((min(64, shape[0]), *shape[1:]), dtype=np.float32)
-        file = folder and folder / "features.npy"
-        opened = np.empty(shape, np.float32) if file is None else np.lib.format.open_memmap(file, "w+", "f4", shape)
-        for start in range(0, shape[0], len(block)):
-            opened[start : start + len(block)] = block[: shape[0] - start]
-        self.features = torch.from_numpy(opened if file is None else np.load(file, mmap_mode="c"))
-        if device.type == "cuda":
-            self.features = self.features.to(device)
+        self.features = features
         self.batch_size = batch_size
 
     def train_dataloader(self) -> DataLoader:
@@ -229,6 +217,24 @@ class GeneratedFeatures(LightningDataModule):
     def batch(self, rows: list[int]) -> CachedBatch:
         index = torch.tensor(rows, device=self.features.device)
         return CachedBatch(image=torch.zeros(1).expand(len(rows), 3, 1, 1), features=self.features[index])
+
+
+class GeneratedFeatures(FeatureBatches):
+    """Features of images that never were: in memory, or in a file in ``folder``.
+
+    ``shape`` is images, channels, height and width. On a GPU, the features lie there as well.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], batch_size: int, device: torch.device, seed: int, folder: Path | None = None
+    ) -> None:
+        block = np.random.default_rng(seed).standard_normal((min(64, shape[0]), *shape[1:]), dtype=np.float32)
+        file = folder and folder / "features.npy"
+        opened = np.empty(shape, np.float32) if file is None else np.lib.format.open_memmap(file, "w+", "f4", shape)
+        for start in range(0, shape[0], len(block)):
+            opened[start : start + len(block)] = block[: shape[0] - start]
+        features = torch.from_numpy(opened if file is None else np.load(file, mmap_mode="c"))
+        super().__init__(features.to(device) if device.type == "cuda" else features, batch_size)
 
 
 def feature_shape(model: UniAD, images: int) -> tuple[int, ...]:

@@ -562,7 +562,7 @@ def training_step(frame: pd.DataFrame) -> str:
         measured = "bfloat16" if "bfloat16" in set(rows["dtype"]) else "float32"
         return (
             f"{markdown(columns)}\n\nBatch {first['batch_size']}, features from the cache; as measured is {measured} "
-            f"here. Rounds: {first['rounds']}, of {first['steps']} steps each; medians, and in parentheses the smallest "
+            f"here. Rounds: {first['rounds']}, of {first['steps']} steps each; medians, in parentheses the smallest "
             "and the largest."
         )
 
