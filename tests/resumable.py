@@ -147,7 +147,8 @@ def distributed(root: Path, folder: Path) -> None:
         callbacks = [ModelCheckpoint(folder / name, "model"), Stop("on_train_batch_end", stop, RuntimeError)]
         arguments = {"devices": 2, "strategy": "ddp_fork", "enable_checkpointing": True}
         with contextlib.suppress(ProcessRaisedException):
-            fit(small_model(None, ALWAYS), data(root), folder / name, path, *callbacks, **arguments)
+            model = small_model(None, ALWAYS, feature_norm="standard", optimizer="muon")
+            fit(model, data(root), folder / name, path, *callbacks, **arguments)
 
 
 def processes(root: Path, folder: Path) -> None:

@@ -317,3 +317,7 @@ def test_two_processes(root: Path, tmp_path: Path) -> None:
     assert resumed["global_step"] == whole["global_step"] == 6
     for name, value in whole["state_dict"].items():
         assert resumed["state_dict"][name].equal(value), name
+    alone = small_model(5, **FAST)
+    fit(alone, data(root), tmp_path / "alone", max_epochs=1)
+    for name, value in alone.model.feature_norm.state_dict().items():
+        torch.testing.assert_close(whole["state_dict"][f"model.feature_norm.{name}"], value)

@@ -700,7 +700,7 @@ class UniAD(AnomalibModule):
                 with torch.no_grad():
                     features, covered = self._features(batch), self._covered(batch)
                 statistics.add(features, None if covered is None else self.model.share_of_tokens(covered))
-            norm.fill(*statistics.result(self.trainer.strategy))
+            norm.fill(*statistics.result(self.trainer.strategy if self.trainer.world_size > 1 else None))
 
     def on_validation_start(self) -> None:
         """Refuse images that are read in another way than those of the training."""

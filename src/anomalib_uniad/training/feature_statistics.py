@@ -2,6 +2,7 @@
 """One pass over the training images before a training: mean and standard deviation of each channel."""
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -39,6 +40,8 @@ def training_batches(trainer: Trainer, pl_module: LightningModule) -> Iterator[A
         )
     pre_processor: Any = getattr(pl_module, "pre_processor", None)
     shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]  # no look at everything
+        loader = list(islice(loader, int(trainer.num_training_batches)))
     for batch in tqdm(loader, desc="Statistics of features", unit="batch", disable=not shown):
         moved = trainer.strategy.batch_to_device(batch)
         if any(callback is pre_processor for callback in trainer.callbacks):  # type: ignore[attr-defined]
@@ -70,8 +73,9 @@ class ChannelStatistics:
             weights (torch.Tensor | None): ``(B or 1, 1, h, w)``, how much each token counts; ``None`` is 1.
                 Defaults to ``None``.
         """
-        values = features.double()
-        count = values.new_ones(()) if weights is None else weights.double()
+        # MPS devices have no float64.
+        values = (features.cpu() if features.device.type == "mps" else features).double()
+        count = values.new_ones(()) if weights is None else weights.to(values)
         count = count.expand(len(values), 1, *values.shape[2:])
         weighted = values * count
         parts = (weighted.sum(dim=(0, 2, 3)), (weighted * values).sum(dim=(0, 2, 3)), count.sum()[None])

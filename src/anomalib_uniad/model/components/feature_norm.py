@@ -11,8 +11,8 @@ _LEAST_OF_TYPICAL = 1e-2
 class FeatureNorm(nn.Module):
     """Subtracts the mean of each channel and divides by its standard deviation, both of the training images.
 
-    Channels of a backbone differ in scale by orders of magnitude; without this, the mean squared error sees the few
-    largest ones alone. Until :meth:`fill` is called, features pass unchanged.
+    So each channel counts as much as any other in loss, jitter and anomaly map, whatever its scale in the backbone.
+    Until :meth:`fill` is called, features pass unchanged.
 
     Args:
         channels (int): Channels ``C`` of the features.
