@@ -103,16 +103,15 @@ def test_separate_models_and_failures(tmp_path: Path) -> None:
         "PaDiM": {"model": {"class_path": "Padim", "init_args": PADIM}},
         "too large": {"model": {"class_path": "Padim", "init_args": {**PADIM, "n_features": 10_000}}},
     }
-    config = write_config(tmp_path, models, modes=["unified", "separate"])
+    config = write_config(tmp_path, models, modes=["separate"])
     code, said, errors = finish(config, tmp_path / "out")
     assert code == 1, errors
     table = read(tmp_path / "out")
     assert set(table["method"]) == {"PaDiM"}
-    separate = table[table["mode"] == "separate"]
-    assert separate["category"].tolist() == ["bolt", "nut", "mean"]
-    assert set(separate["scores"]) == {"raw"}
-    assert separate["models"].tolist() == [1, 1, 2]
-    assert said.count("Failed: line 1, too large") == 3
-    assert "3 of 6 trainings failed; the same command tries them again:" in said
-    log = tmp_path / "out" / "line 1" / "too large" / "unified" / "seed0" / "log.txt"
+    assert table["category"].tolist() == ["bolt", "nut", "mean"]
+    assert set(table["scores"]) == {"raw"}
+    assert table["models"].tolist() == [1, 1, 2]
+    assert said.count("Failed: line 1, too large") == 2
+    assert "2 of 4 trainings failed; the same command tries them again:" in said
+    log = tmp_path / "out" / "line 1" / "too large" / "separate" / "seed0" / "nut" / "log.txt"
     assert str(log) in said
