@@ -238,7 +238,7 @@ def compute_features(
     count, started, done = len(images_read), False, 0
     workers = min(num_workers, -(-count // BATCH_SIZE))  # each one reads a batch at least
     loader = DataLoader(images_read, BATCH_SIZE, num_workers=workers, collate_fn=list, generator=generator)
-    with _evaluating(model), tqdm(total=count, desc="Features", unit="image", disable=not progress) as bar:
+    with evaluating(model), tqdm(total=count, desc="Features", unit="image", disable=not progress) as bar:
         for items in loader:
             images, planes = _prepare(items, transform, type(dataset).__name__)
             if copy is not None:
@@ -306,7 +306,7 @@ def _extract(model: nn.Module, images: torch.Tensor, dtype: FeatureDtype) -> np.
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Switch to evaluation; afterwards each module is in the mode that it was in."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
