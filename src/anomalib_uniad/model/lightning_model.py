@@ -41,12 +41,14 @@ from anomalib_uniad.image_files import check_samples, size_of
 from anomalib_uniad.inference.metadata import Level, ModelMetadata
 from anomalib_uniad.metrics import PerCategoryEvaluator
 from anomalib_uniad.metrics.batches import flat, refuse_deep
+from anomalib_uniad.metrics.functional import Floats, auroc, rank
 from anomalib_uniad.metrics.post_processor import LearnedPostProcessor
 from anomalib_uniad.training.checkpoint_files import CheckpointRescue
 from anomalib_uniad.training.checkpoint_reading import UnreadableCheckpoint, read_checkpoint
 from anomalib_uniad.training.checkpoint_selection import CheckpointChoice, CheckpointSelection
 from anomalib_uniad.training.copies import check_copies
 from anomalib_uniad.training.duration import TrainingDuration
+from anomalib_uniad.training.early_stop import EarlyStop
 from anomalib_uniad.training.feature_cache import FeatureCache, FeatureDtype
 from anomalib_uniad.training.feature_statistics import ChannelStatistics, training_batches
 from anomalib_uniad.training.finite import FiniteTraining
@@ -189,6 +191,9 @@ class UniAD(AnomalibModule):
         lr_decay_factor (float): See ``lr_decay_epoch``. Defaults to ``0.1``.
         lr_decay_fraction (float): With ``"wsd"``, the part of the training in which learning rates fall.
             Defaults to ``0.2``.
+        early_stopping (bool): Of ``"wsd"``: once held-out normal images and synthetic defects are told apart no better,
+            learning rates fall, and the training ends then. Judged on normal validation images that are not tested, or
+            on part of the training images, which are not trained on then. Defaults to ``False``.
         gradient_clip_norm (float): Gradients are scaled down to this total norm; 0 turns clipping off. Takes the
             place of the trainer's ``gradient_clip_val``. Defaults to ``0.1``.
         seed (int | None): Seed of the initial weights and, from the start of training, of everything random: order
@@ -291,6 +296,7 @@ class UniAD(AnomalibModule):
         lr_decay_epoch: int = 800,
         lr_decay_factor: float = 0.1,
         lr_decay_fraction: float = 0.2,
+        early_stopping: bool = False,
         gradient_clip_norm: float = 0.1,
         seed: int | None = None,
         feature_cache: FeatureCacheMode | Literal[False] = "off",
@@ -402,6 +408,8 @@ class UniAD(AnomalibModule):
         self._finite = FiniteTraining()
         self._training_callbacks: list[Callback] = [
             SpaceCheck(),
+            # Before the cache, as it may hold images out; before the last validation, as it may end the training.
+            *([EarlyStop(_told_apart, seed)] if early_stopping else []),
             LastEpochValidation(),
             TrainingDuration(),
             EpochSeed(seed),
@@ -958,6 +966,19 @@ def _check_training(arguments: Mapping[str, Any]) -> None:
         ("checkpoint_selection", get_args(CheckpointChoice)),
     ):
         check_choice(name, arguments[name], choices)
+    if arguments["early_stopping"] and (arguments["lr_schedule"] != "wsd" or arguments["lr_decay_fraction"] in {0, 1}):
+        msg = (
+            "early_stopping ends a training by the decay of lr_schedule=wsd, with a lr_decay_fraction between 0 and 1; "
+            f"got lr_schedule={arguments['lr_schedule']}, lr_decay_fraction={arguments['lr_decay_fraction']}."
+        )
+        raise InputError(msg)
+
+
+def _told_apart(defective: Floats, normal: Floats) -> tuple[float, float]:
+    """Image AUROC, and the share of defective images that are found at 5 % false alarms."""
+    ranking = rank(defective, normal)
+    found = ranking.true_positives[ranking.false_positives / ranking.negatives <= 0.05].max(initial=0)
+    return auroc(ranking), float(found / ranking.positives)
 
 
 def _pre_processor_of(geometry: Geometry, mean: Sequence[float], std: Sequence[float]) -> PreProcessor:

@@ -7,8 +7,11 @@ from statistics import fmean
 from typing import Any, Protocol, cast
 
 import numpy as np
+import pandas as pd
 import torch
+from anomalib.data import AnomalibDataset
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from anomalib_uniad.errors import InputError
@@ -66,7 +69,7 @@ class EarlyStop(Callback):
     def __init__(self, judge: Judge, seed: int | None = None) -> None:
         self._judge, self._seed = judge, seed or 0
         self._images: CachedDataset | None = None
-        self._replaced: tuple[Any, Any] | None = None  # datamodule and its training set
+        self._reduced: tuple[AnomalibDataset, pd.DataFrame] | None = None  # training set, and its samples before
         self._planned: int | None = None  # the trainer's max_steps
         self._interval = 0  # steps between evaluations
         self._results: list[tuple[float, float]] = []
@@ -93,28 +96,27 @@ class EarlyStop(Callback):
         held = hold_out(datamodule, self._seed)
         if held.images is None:
             rank_zero_info(
-                f"early_stopping cannot judge by {held.count} good images that are held out, {FEWEST} are needed, and "
-                f"{FEWEST_OF_CATEGORY} of a product: the training goes to its planned end."
+                f"early_stopping cannot judge by {held.available} good images that are held out, {FEWEST} are needed, "
+                f"and {FEWEST_OF_CATEGORY} of a product: the training goes to its planned end."
             )
             return
         where = "validation images"
         if held.training is not None:
-            self._replaced = datamodule, datamodule.train_data
-            datamodule.train_data = held.training
+            # In place: whoever has put something else in the place of the set, as a feature cache does, puts it back.
+            self._reduced = datamodule.train_data, datamodule.train_data.samples
+            datamodule.train_data.subsample(held.training, inplace=True)
             where = "images that are not trained on"
         rank_zero_info(
-            f"early_stopping: the training may end early, judged on {held.count} good {where} and copies of them with "
-            "synthetic defects."
+            f"early_stopping: the training may end early, judged on {held.available} good {where} and copies of them "
+            "with synthetic defects."
         )
         self._images = CachedDataset(held.images)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compute the features of the images; or take over the end that was decided before the training was resumed."""
-        if self._images is None:
-            return
+        """Compute the features of the images."""
         if self._end is not None:
-            self._end_at(trainer, self._end)
             self._images = None
+        if self._images is None:
             return
         writer = MemoryWriter()
         prepare: Any = getattr(pl_module, "pre_processor", None)
@@ -175,6 +177,13 @@ class EarlyStop(Callback):
         del pl_module, exception
         self._restore(trainer)
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take over the end that was decided before the training was resumed."""
+        del pl_module
+        end = checkpoint["callbacks"].get(self.state_key, {}).get("end")
+        if end is not None and trainer.state.fn == TrainerFn.FITTING:
+            self._end_at(trainer, end)
+
     def state_dict(self) -> dict[str, Any]:
         """Return what was judged, and what was decided."""
         return {"results": [list(pair) for pair in self._results], "step": self._last_step, "end": self._end}
@@ -196,8 +205,8 @@ class EarlyStop(Callback):
         table = images.samples.assign(score=torch.cat(scores).numpy().astype(np.float64))
         judged = []
         for _, group in table.groupby("category"):
-            defective = group["label_index"] == 1
-            judged.append(self._judge(group["score"][defective].to_numpy(), group["score"][~defective].to_numpy()))
+            scores_of, defective = group["score"].to_numpy(), group["label_index"].to_numpy() == 1
+            judged.append(self._judge(scores_of[defective], scores_of[~defective]))
         aurocs, found = zip(*judged, strict=True)
         return fmean(aurocs), fmean(found)
 
@@ -208,9 +217,9 @@ class EarlyStop(Callback):
     def _restore(self, trainer: Trainer) -> None:
         if self._planned is not None:
             trainer.fit_loop.epoch_loop.max_steps = self._planned
-        if self._replaced is not None:
-            self._replaced[0].train_data = self._replaced[1]
-        self._images = self._planned = self._replaced = None
+        if self._reduced is not None:
+            self._reduced[0].samples = self._reduced[1]
+        self._images = self._planned = self._reduced = None
 
 
 def evaluations_without_gain(results: Sequence[float]) -> int:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Normal images that are neither trained on nor tested, and copies of them with synthetic defects."""
 
+import copy
 import random
 from typing import Any, NamedTuple
 
@@ -64,13 +65,13 @@ class Held(NamedTuple):
 
     Attributes:
         images (SyntheticDefects | None): ``None`` if there are too few to tell anything by.
-        count (int): Normal images that could be had.
-        training (AnomalibDataset | None): Training set without them; ``None`` if it stays as it is.
+        available (int): Normal images that could be had.
+        training (list[int] | None): Rows of the training set that are left; ``None`` if all are.
     """
 
     images: SyntheticDefects | None
-    count: int
-    training: AnomalibDataset | None
+    available: int
+    training: list[int] | None
 
 
 def hold_out(datamodule: Any, seed: int) -> Held:
@@ -86,14 +87,14 @@ def hold_out(datamodule: Any, seed: int) -> Held:
     Returns:
         Held: The images.
     """
-    train = datamodule.train_data
+    train: AnomalibDataset = datamodule.train_data
     tested = set(map(str, getattr(getattr(datamodule, "test_data", None), "samples", {}).get("image_path", ())))
-    source, ratio = getattr(datamodule, "val_data", None), 1.0
+    source, ratio = getattr(datamodule, "val_data", None) or train, 1.0
     rows = _normal(source, tested | set(map(str, train.samples["image_path"])))
     if not rows:
-        source, ratio = train, MIXED_RATIO
+        source, ratio = copy.copy(train), MIXED_RATIO  # whose samples stay when those of the training set are reduced
         rows = _normal(source, tested)
-    paths = [] if source is None else source.samples["image_path"].tolist()
+    paths = source.samples["image_path"].tolist()
     by_category: dict[str, list[int]] = {}
     for row, category in zip(rows, categories_of([paths[row] for row in rows], datamodule), strict=True):
         by_category.setdefault(category, []).append(row)
@@ -107,16 +108,12 @@ def hold_out(datamodule: Any, seed: int) -> Held:
     chosen = {name: sorted(generator.permutation(group)[:most].tolist()) for name, group in enough.items()}
     taken = [row for group in chosen.values() for row in group]
     categories = [name for name, group in chosen.items() for _ in group]
-    left = None
-    if source is train:
-        left = train.subsample(sorted(set(range(len(train))) - set(taken)))
+    left = sorted(set(range(len(train))) - set(taken)) if ratio < 1 else None
     return Held(SyntheticDefects(source, taken, categories, seed), len(taken), left)
 
 
-def _normal(images: Any, others: set[str]) -> list[int]:
+def _normal(images: AnomalibDataset, others: set[str]) -> list[int]:
     """Rows of the normal images of a dataset that are not among others."""
-    if images is None or not len(images):
-        return []
     samples = images.samples
     labels = samples["label_index"] if "label_index" in samples else [0] * len(samples)
     pairs = zip(samples["image_path"], labels, strict=True)

@@ -63,13 +63,23 @@ class EpochSeed(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse to resume from the middle of an epoch of version 0.1.0, which seeded steps instead of epochs.
 
+        Where ``max_steps`` ends a training, Lightning would go on with another round of the epoch that is complete.
+
         Raises:
             ValueError: If the checkpoint is its ``resume.ckpt``; the message says what to do.
         """
         del pl_module
-        if trainer.state.fn != TrainerFn.FITTING or "ExactResume" not in checkpoint["callbacks"]:
+        if trainer.state.fn != TrainerFn.FITTING:
             return
-        if not checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]:
+        loop = checkpoint["loops"]["fit_loop"]
+        epochs, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
+        last, epoch = batches["is_last_batch"], epochs["current"]
+        if trainer.max_steps != -1 and last and epoch["processed"] == epoch["started"]:
+            for part in ("total", "current"):
+                epochs[part]["completed"] = epochs[part]["processed"]
+            batches["current"] = dict.fromkeys(batches["current"], 0)
+            batches["is_last_batch"] = False
+        if "ExactResume" in checkpoint["callbacks"] and not last:
             msg = (
                 f"{trainer.ckpt_path} was written by anomalib-uniad 0.1.0 between two batches, where this version "
                 "cannot resume a training: resume it with 0.1.0, continue from a model.ckpt, or start again."
