@@ -78,6 +78,14 @@ def test_the_fast_recipe_ends_with_its_decay(path: Path) -> None:
     assert parsed.data.init_args.train_batch_size == 8, "the learning rates belong to it"
 
 
+def test_own_data_without_a_gpu() -> None:
+    parsed = parse("--config", CONFIGS / "fast" / "cpu.yaml", "--data.root", "/mnt/parts")
+    assert (parsed.data.init_args.root, parsed.data.init_args.source) == ("/mnt/parts", None)
+    model, trainer = parsed.model.init_args, parsed.trainer
+    assert (model.lr_schedule, model.early_stopping, trainer.accelerator) == ("wsd", True, "cpu")
+    assert trainer.val_check_interval == trainer.max_steps  # thresholds are learnt once, at the end
+
+
 @pytest.mark.parametrize("trainer", TRAINERS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("data", DATA, ids=lambda path: path.stem)
 def test_files_combine(data: Path, trainer: Path) -> None:

@@ -41,7 +41,7 @@ from anomalib_uniad.image_files import check_samples, size_of
 from anomalib_uniad.inference.metadata import Level, ModelMetadata
 from anomalib_uniad.metrics import PerCategoryEvaluator
 from anomalib_uniad.metrics.batches import flat, refuse_deep
-from anomalib_uniad.metrics.functional import Floats, auroc, rank
+from anomalib_uniad.metrics.functional import Floats, auroc, rank, tpr_at_fpr
 from anomalib_uniad.metrics.post_processor import LearnedPostProcessor
 from anomalib_uniad.training.checkpoint_files import CheckpointRescue
 from anomalib_uniad.training.checkpoint_reading import UnreadableCheckpoint, read_checkpoint
@@ -977,8 +977,7 @@ def _check_training(arguments: Mapping[str, Any]) -> None:
 def _told_apart(defective: Floats, normal: Floats) -> tuple[float, float]:
     """Image AUROC, and the share of defective images that are found at 5 % false alarms."""
     ranking = rank(defective, normal)
-    found = ranking.true_positives[ranking.false_positives / ranking.negatives <= 0.05].max(initial=0)
-    return auroc(ranking), float(found / ranking.positives)
+    return auroc(ranking), tpr_at_fpr(ranking, 0.05)
 
 
 def _pre_processor_of(geometry: Geometry, mean: Sequence[float], std: Sequence[float]) -> PreProcessor:

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from anomalib_uniad.errors import InputError
 
-from .cached_dataset import CachedDataset, compute_features, evaluating
+from .cached_dataset import CachedDataset, CachedPart, compute_features, evaluating
 from .feature_store import MemoryWriter
 from .held_out import FEWEST, FEWEST_OF_CATEGORY, hold_out
 
@@ -70,6 +70,7 @@ class EarlyStop(Callback):
         self._judge, self._seed = judge, seed or 0
         self._images: CachedDataset | None = None
         self._reduced: tuple[AnomalibDataset, pd.DataFrame] | None = None  # training set, and its samples before
+        self._num_workers = 0  # of the datamodule, before a feature cache says that there is nothing to read
         self._planned: int | None = None  # the trainer's max_steps
         self._interval = 0  # steps between evaluations
         self._results: list[tuple[float, float]] = []
@@ -111,6 +112,7 @@ class EarlyStop(Callback):
             "with synthetic defects."
         )
         self._images = CachedDataset(held.images)
+        self._num_workers = getattr(datamodule, "num_workers", 0)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the features of the images."""
@@ -127,10 +129,10 @@ class EarlyStop(Callback):
             cast("torch.nn.Module", pl_module.model),
             pl_module.device,
             writer,
-            num_workers=getattr(trainer.datamodule, "num_workers", 0),  # type: ignore[attr-defined]
+            num_workers=self._num_workers,
             progress=trainer.progress_bar_callback is not None,
         )
-        self._images.fill(writer.arrays, pl_module.device)
+        self._images.fill([CachedPart(range(len(self._images)), writer.arrays)], pl_module.device)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose when to look."""
