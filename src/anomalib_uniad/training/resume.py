@@ -72,19 +72,20 @@ class EpochSeed(Callback):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         loop = checkpoint["loops"]["fit_loop"]
-        epochs, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
-        last, epoch = batches["is_last_batch"], epochs["current"]
-        if trainer.max_steps != -1 and last and epoch["processed"] == epoch["started"]:
-            for part in ("total", "current"):
-                epochs[part]["completed"] = epochs[part]["processed"]
-            batches["current"] = dict.fromkeys(batches["current"], 0)
-            batches["is_last_batch"] = False
-        if "ExactResume" in checkpoint["callbacks"] and not last:
+        batches = loop["epoch_loop.batch_progress"]
+        if "ExactResume" in checkpoint["callbacks"] and not batches["is_last_batch"]:
             msg = (
                 f"{trainer.ckpt_path} was written by anomalib-uniad 0.1.0 between two batches, where this version "
                 "cannot resume a training: resume it with 0.1.0, continue from a model.ckpt, or start again."
             )
             raise InputError(msg)
+        if trainer.max_steps != -1 and batches["is_last_batch"]:
+            epochs = loop["epoch_progress"]
+            if epochs["current"]["processed"] == epochs["current"]["started"]:
+                for part in ("total", "current"):
+                    epochs[part]["completed"] = epochs[part]["processed"]
+                batches["current"] = dict.fromkeys(batches["current"], 0)
+                batches["is_last_batch"] = False
 
     def state_dict(self) -> dict[str, Any]:
         """Return the seed."""
