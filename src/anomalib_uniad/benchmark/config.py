@@ -148,7 +148,7 @@ def _model(value: Any, where: str, file: Path) -> Config:
 
 def _train_config(value: Any, where: str, file: Path) -> Config:
     """Sections of one part of a model's config: a file or a mapping, of a whole training or of a section alone."""
-    given = _content(value, where, file)
+    given, file = _content(value, where, file)
     if "class_path" in given:
         given = {"model": given}
     elif not set(given) & set(SECTIONS) and isinstance(value, str):
@@ -173,7 +173,7 @@ def _train_config(value: Any, where: str, file: Path) -> Config:
 
 
 def _data(value: Any, where: str, file: Path) -> Config:
-    config = _content(value, where, file)
+    config, file = _content(value, where, file)
     if "class_path" not in config and config.get("data") is not None:
         config = _section(config["data"], where, file)
     if "class_path" not in config:
@@ -185,19 +185,21 @@ def _data(value: Any, where: str, file: Path) -> Config:
     return config
 
 
-def _content(value: Any, where: str, file: Path) -> Config:
+def _content(value: Any, where: str, file: Path) -> tuple[Config, Path]:
+    """Content of a file or mapping, and the file in which it stands."""
     if isinstance(value, str):
         if not value.endswith((".yaml", ".yml")):
-            return {"class_path": value}
-        return _load(_find(value, where, file))
+            return {"class_path": value}, file
+        found = _find(value, where, file)
+        return _load(found), found
     if not isinstance(value, dict):
         msg = f"{where} is a file or a mapping, got {value!r}."
         raise InputError(msg)
-    return value
+    return value, file
 
 
 def _section(value: Any, where: str, file: Path) -> Config:
-    return dict(_content(value, where, file))
+    return dict(_content(value, where, file)[0])
 
 
 def _find(name: str, where: str, file: Path) -> Path:

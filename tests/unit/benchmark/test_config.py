@@ -26,24 +26,25 @@ def write(folder: Path, **content: Any) -> Path:
 def test_files_and_sections_are_merged(tmp_path: Path) -> None:
     (tmp_path / "model.yaml").write_text(yaml.safe_dump(SMALL))
     (tmp_path / "trainer.yaml").write_text("max_epochs: 5\nprecision: bf16-mixed")
+    (tmp_path / "recipes").mkdir()  # files name others from where they are themselves
     whole = {
         "model": SMALL,
         "data": {"class_path": "MVTecAD", "init_args": {"root": "x", "train_batch_size": 4}},
-        "trainer": "trainer.yaml",
+        "trainer": "../trainer.yaml",
         "seed_everything": 3,
     }
-    (tmp_path / "whole.yaml").write_text(yaml.safe_dump(whole))
+    (tmp_path / "recipes" / "whole.yaml").write_text(yaml.safe_dump(whole))
     models = {
         "listed": [
             "model.yaml",
             "trainer.yaml",
             {"trainer": {"max_epochs": 7}, "model": {"init_args": {"dropout": 0}}},
         ],
-        "whole": ["whole.yaml", {"data": {"init_args": {"eval_batch_size": 2}}}],
-        "other": ["whole.yaml", {"model": {"class_path": "Padim"}}],
+        "whole": ["recipes/whole.yaml", {"data": {"init_args": {"eval_batch_size": 2}}}],
+        "other": ["recipes/whole.yaml", {"model": {"class_path": "Padim"}}],
         "name": "Padim",
     }
-    config = read_config(write(tmp_path, models=models, data={"d": "whole.yaml"}, modes="separate", seeds=2))
+    config = read_config(write(tmp_path, models=models, data={"d": "recipes/whole.yaml"}, modes="separate", seeds=2))
     assert config.models["listed"] == {
         "model": {"class_path": "UniAD", "init_args": {"hidden_dim": 16, "learning_rate": 0.001, "dropout": 0}},
         "trainer": {"max_epochs": 7, "precision": "bf16-mixed"},
