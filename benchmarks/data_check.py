@@ -73,7 +73,7 @@ def check_all(root: Path) -> Callable[[], Any]:
     from anomalib_uniad.check.command import inspect
     from anomalib_uniad.check.source import read_folder
 
-    return lambda: inspect(read_folder(root), "resnet10_synthetic")
+    return lambda: inspect(read_folder(root), "tf_efficientnet_lite0")
 
 
 def list_folders(root: Path) -> Callable[[], Any]:

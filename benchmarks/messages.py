@@ -22,7 +22,7 @@ from PIL import Image
 import harness
 
 UNIAD = (
-    "--model UniAD --model.backbone resnet10_synthetic --model.image_size 64 --model.neighbor_size 3 "
+    "--model UniAD --model.backbone tf_efficientnet_lite0 --model.image_size 64 --model.neighbor_size 3 "
     "--model.hidden_dim 32 --model.num_heads 2 --model.num_encoder_layers 1 --model.num_decoder_layers 1 "
     "--model.feedforward_dim 32 --trainer.accelerator cpu --trainer.max_epochs 1"
 )

@@ -30,7 +30,8 @@ ALWAYS, NEVER = 1e-9, 1e9  # minutes
 def small_model(seed: int | None = None, minutes: float = NEVER, **arguments: Any) -> UniAD:
     return UniAD(
         **{
-            "backbone": "resnet10_synthetic",
+            "backbone": "mobilenetv3_small_050",
+            "pre_trained": False,
             "image_size": 64,
             "neighbor_size": 1,
             "hidden_dim": 16,

@@ -179,7 +179,7 @@ def check(
     output: Path = Path("check"),
     overwrite: bool = False,
     features: bool = True,
-    backbone: str = "resnet10_synthetic",
+    backbone: str = "tf_efficientnet_lite0",
     categories: list[str] | None = None,
     normal_dir: str | list[str] | None = None,
     abnormal_dir: str | list[str] | None = None,
@@ -198,7 +198,7 @@ def check(
         output: Folder of the results.
         overwrite: Replace results that are there.
         features: Look at what images show as well: good ones unlike the others, a product that looks like two.
-        backbone: What sees that, by its name in timm; the default comes with the package.
+        backbone: What sees that, by its name in timm; the weights of the default need no download.
         categories: Names of the products, such as '[bottle,cable]'; default: all.
         normal_dir: Folder of good training images in each product, or several; default: recognised by its name.
         abnormal_dir: Folder of defective images in each product, or several.

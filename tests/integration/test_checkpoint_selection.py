@@ -217,7 +217,7 @@ def test_own_checkpoints_stay(root: Path, tmp_path: Path) -> None:
 
 def test_wrong_value() -> None:
     with pytest.raises(ValueError, match="checkpoint_selection must be one of 'last', 'best', got 'first'"):
-        UniAD(backbone="resnet10_synthetic", checkpoint_selection="first")
+        UniAD(checkpoint_selection="first")
 
 
 @pytest.mark.parametrize("source", [UniAD, Padim])

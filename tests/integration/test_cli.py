@@ -19,7 +19,8 @@ from helpers import make_mvtec_like
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MODEL_ARGS = {
-    "backbone": "resnet10_synthetic",
+    "backbone": "mobilenetv3_small_050",
+    "pre_trained": False,
     "image_size": [64, 64],
     "hidden_dim": 16,
     "num_heads": 2,

@@ -44,7 +44,7 @@ def images(tmp_path_factory) -> Path:
 def model(images: Path) -> UniAD:
     """A model whose normalised scores of these images are inside of [0, 1]."""
     torch.manual_seed(0)
-    model = UniAD(**{**SMALL, "backbone": "resnet10_synthetic", "image_size": SIZE}).eval()
+    model = UniAD(**{**SMALL, "backbone": "tf_efficientnet_lite0", "pre_trained": True, "image_size": SIZE}).eval()
     paths = [file.path for file in find_images([images])]
     with torch.no_grad():
         raw = [model.model(model.pre_processor(_tensor(path))) for path in paths]

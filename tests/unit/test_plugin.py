@@ -36,9 +36,10 @@ def fake_plugin(folder: Path, name: str, entry_points: str, code: str = "") -> P
 
 MODELS = """
 from anomalib.models import get_model, list_models
-model = get_model("uniad", backbone="resnet10_synthetic")
+model = get_model("uniad", backbone="mobilenetv3_small_050", pre_trained=False)
 assert type(model).__module__ == "anomalib_uniad.model.lightning_model", type(model)
-assert type(get_model({"class_path": "UniAD", "init_args": {"backbone": "resnet10_synthetic"}})) is type(model)
+init_args = {"backbone": "mobilenetv3_small_050", "pre_trained": False}
+assert type(get_model({"class_path": "UniAD", "init_args": init_args})) is type(model)
 assert "uni_a_d" in list_models()
 """
 DATAMODULES = """
@@ -102,7 +103,7 @@ def test_without_autoload_the_dotted_path_works() -> None:
         "import anomalib.models; assert not hasattr(anomalib.models, 'UniAD')\n"
         "from anomalib_uniad import UniAD, MultiCategory\n"
         "from anomalib.models import get_model\n"
-        "assert type(get_model('uniad', backbone='resnet10_synthetic')) is UniAD\n"
+        "assert type(get_model('uniad', backbone='mobilenetv3_small_050', pre_trained=False)) is UniAD\n"
     )
     run(code, TORCH_DEVICE_BACKEND_AUTOLOAD="0")
 

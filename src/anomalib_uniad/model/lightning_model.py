@@ -118,8 +118,8 @@ class UniAD(AnomalibModule):
     epochs (arguments of the trainer and of the datamodule) they are the whole of it.
 
     Args:
-        backbone (str): Frozen feature extractor: any timm model that has ``features_only``, or this package's
-            own ``resnet10_synthetic``, which needs no download. Defaults to ``"tf_efficientnet_b4.aa_in1k"``.
+        backbone (str): Frozen feature extractor: any timm model that has ``features_only``; the weights of
+            ``tf_efficientnet_lite0`` need no download. Defaults to ``"tf_efficientnet_b4.aa_in1k"``.
         layers (Sequence[int] | Sequence[str]): Maps of the backbone that are reconstructed together, shallow to
             deep, as timm's ``out_indices`` or as names of modules; for EfficientNet, the default means the strides
             2, 4, 8 and 16. Defaults to ``(0, 1, 2, 3)``.

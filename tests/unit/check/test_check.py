@@ -23,7 +23,7 @@ from anomalib_uniad.errors import InputError
 from anomalib_uniad.synthetic import PRODUCTS
 from helpers import make_mvtec_like
 
-BACKBONE = "resnet10_synthetic"
+BACKBONE = "tf_efficientnet_lite0"
 
 
 @pytest.fixture

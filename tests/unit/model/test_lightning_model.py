@@ -169,8 +169,8 @@ def test_weights_of_other_shapes_are_refused() -> None:
     for other, message in (
         ({"layers": (1, 2)}, r"--config\): layers: \(0, 1, 2, 3\) in the checkpoint, \(1, 2\) in the model\.$"),
         (
-            {"backbone": "resnet10_synthetic"},
-            r"--config\): backbone: resnet18 in the checkpoint, resnet10_",
+            {"backbone": "resnet10t"},
+            r"--config\): backbone: resnet18 in the checkpoint, resnet10t in the model",
         ),
     ):
         with pytest.raises(ValueError, match=message):

@@ -12,6 +12,7 @@ from anomalib.data import InferenceBatch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
+from anomalib_uniad.errors import InputError
 from anomalib_uniad.model import ReconstructionTransformer, UniAD, UniADModel
 from anomalib_uniad.model.anomaly_map import AnomalyMap, AnomalyScore
 from anomalib_uniad.model.components import Backbone, backbone, weights_hub
@@ -239,7 +240,16 @@ def test_hub_is_asked_once(monkeypatch) -> None:
     assert not weights_hub.is_reachable()
     monkeypatch.setattr(weights_hub, "getproxies", lambda: {"http": "http://proxy"})
     assert weights_hub.is_reachable()
-    assert not weights_hub.is_on_hub("resnet10_synthetic")
+    assert weights_hub.is_on_hub("resnet18")
+    assert not weights_hub.is_on_hub("resnet81")
+
+
+def test_the_former_backbone_is_named(tmp_path) -> None:
+    former = dict(UniAD(**SMALL).hparams) | {"backbone": "resnet10_synthetic"}
+    content = {"hyper_parameters": former, "state_dict": {"model.transformer.x": torch.zeros(1)}}
+    torch.save({**content, "pytorch-lightning_version": "2.6.0"}, tmp_path / "model.ckpt")
+    with pytest.raises(InputError, match=r"'resnet10_synthetic' is no longer part .*train again with backbone=tf_eff"):
+        UniAD.load_from_checkpoint(tmp_path / "model.ckpt")
 
 
 def test_loss_is_the_mean_over_all_elements() -> None:

@@ -11,7 +11,6 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import nn
 
-import anomalib_uniad.synthetic.backbone  # noqa: F401 - registers this package's own backbones with timm
 from anomalib_uniad.checks import check_choice
 from anomalib_uniad.errors import InputError, NoConnectionError, UserError
 
@@ -201,6 +200,11 @@ def _create(name: str, **kwargs: Any) -> Any:  # a module with `feature_info`
     except (RuntimeError, AttributeError, AssertionError) as error:
         if timm.is_model(name):
             msg = f"timm cannot extract features from the backbone {name!r}: {error}"
+        elif name == "resnet10_synthetic":
+            msg = (
+                "The backbone 'resnet10_synthetic' is no longer part of this package, nor can its checkpoints be used: "
+                "train again with backbone=tf_efficientnet_lite0, whose weights need no hub either."
+            )
         else:
             names = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), 5)
             hint = f"; did you mean {' or '.join(names)}?" if names else "."
