@@ -25,7 +25,7 @@ from training import MVTEC_IMAGES, FeatureBatches
 
 MODELS = Path(__file__).parents[1] / "configs" / "model"
 FEATURES = ("backbone", "layers", "image_size", "feature_stride")  # the same for both, or losses could not be compared
-TINY = {"backbone": "resnet10_synthetic", "layers": [0, 1], "image_size": [64, 64], "hidden_dim": 16, "num_heads": 2}
+TINY = {"backbone": "tf_efficientnet_lite0", "layers": [0, 1], "image_size": [64, 64], "hidden_dim": 16, "num_heads": 2}
 TINY |= {"feedforward_dim": 32, "num_encoder_layers": 1, "num_decoder_layers": 1, "neighbor_size": [1, 1]}
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the features of a product's good images tell: which are unlike the others, and whether it looks like two.
 
-The limits were set on the generated products, as EfficientNet-Lite0 sees them: one product alone has a silhouette of 0.31 at
-most, two of them mixed 0.83 at least.
+The limits were set on the generated products, as EfficientNet-Lite0 sees them: one product alone has a silhouette of
+0.31 at most, two of them mixed 0.83 at least.
 """
 
 from collections.abc import Sequence
