@@ -85,6 +85,25 @@ def test_state_is_restored_exactly(fused: bool) -> None:
     assert all(own.equal(other) for own, other in zip(parameters, copies, strict=True))
 
 
+def test_loss_scaling() -> None:
+    """As with 16-bit floats: gradients are unscaled before the step, which is left out if one is not finite."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaled, plain = ([*matrices(), *others()] for _ in range(2))
+    ours, reference = Muon(scaled[:4], scaled[4:]), Muon(plain[:4], plain[4:])
+    for factor, parameters in ((1024, scaled), (1, plain)):
+        (sum(parameter.sum() for parameter in parameters) * factor).backward()
+    scaler.scale(torch.zeros(()))  # makes the scale
+    scaler.step(ours)
+    scaler.update()
+    reference.step()
+    for own, other in zip(scaled, plain, strict=True):
+        torch.testing.assert_close(own, other)
+    before = scaled[0].detach().clone()
+    scaled[0].grad[0, 0] = torch.inf
+    scaler.step(ours)
+    assert scaled[0].equal(before)
+
+
 def test_closure() -> None:
     weight = nn.Parameter(torch.eye(3))
     optimizer = Muon([weight], [])
