@@ -149,6 +149,7 @@ def fast_recipe(seed: int, quick: bool) -> Row:
     # The rate at which a step is taken changes nothing about its time.
     return {**arguments, "pre_trained": False, "feature_cache": "off", "resume_interval": 0, "seed": seed} | {
         "lr_schedule": "step",
+        "lr_warmup_epochs": 0.0,
         "auto_precision": False,
     }
 
@@ -422,15 +423,15 @@ def floor(device: torch.device, precision: str, rounds: int, steps: int, model: 
     seconds[LIGHTNING] = median(whole - sum(part.values()) for whole, part in pairs)
     total, attention, update = count_operations(uniad, BATCH_SIZE)
     linear = total - attention - update
-    operations = {LINEAR: linear, PRODUCTS: attention, UPDATE: update or None, STEP: total, FLOOR: total}
+    operations = {LINEAR: linear, PRODUCTS: attention, UPDATE: update, STEP: total, FLOOR: total}
     return [
         {
             "dtype": str(dtype).removeprefix("torch."),
             "part": name,
             "seconds_per_step": value,
             "share_of_step": value / step,
-            "operations": operations.get(name),
-            "gflop_per_second": (operations.get(name) or math.nan) / value / 1e9,
+            "operations": operations.get(name) or None,
+            "gflop_per_second": operations[name] / value / 1e9 if operations.get(name) else None,
             "batch_size": BATCH_SIZE,
             "rounds": rounds,
             "steps": steps,
