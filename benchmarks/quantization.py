@@ -33,7 +33,7 @@ from harness import RESULTS, add_rows, origin, processor, show
 
 Quantise = Callable[[ov.Model, AnomalibDataModule, tuple[int, int]], ov.Model]
 ALL, ANOMALIB = "as exported", "anomalib's own options"
-METRICS = ("image_AUROC", "pixel_AUROC", "pixel_AUPRO")
+METRICS = ("image_AUROC", "image_TPR@FPR", "pixel_AUROC", "pixel_AUPRO")
 
 
 def quantization(ckpt: Path, data: Path | None = None, output_dir: Path = RESULTS) -> None:

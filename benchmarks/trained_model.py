@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from anomalib_uniad import UniAD
 from anomalib_uniad.category import categories_of
+from anomalib_uniad.metrics.functional import rank, tpr_at_fpr
 from anomalib_uniad.model.anomaly_map import AnomalyScore
 from harness import CPU, RESULTS, add_rows, origin, show
 
@@ -44,11 +45,14 @@ class Features:
         return torch.from_numpy(self.categories == category)
 
     def auroc(self, scores: torch.Tensor, maps: torch.Tensor | None = None) -> list[Row]:
-        """A row for each category: image AUROC of scores ``(M,)`` and pixel AUROC of maps ``(M, 1, H, W)``."""
+        """A row for each category: AUROC and TPR@FPR of scores ``(M,)``, pixel AUROC of maps ``(M, 1, H, W)``."""
         rows = []
         for category in dict.fromkeys(self.categories):
             of = self.of(category)
             row: Row = {"category": category, "image_AUROC": binary_auroc(scores[of], self.labels[of]).item()}
+            defective, normal = (scores[of][self.labels[of] == label].numpy(force=True) for label in (1, 0))
+            for percent in (2, 5):
+                row[f"image_TPR@FPR{percent}"] = tpr_at_fpr(rank(defective, normal), percent / 100)
             if maps is not None and self.masks is not None:
                 row["pixel_AUROC"] = binary_auroc(maps[of].flatten(), self.masks[of].flatten()).item()
             rows.append(row)

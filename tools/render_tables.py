@@ -21,6 +21,7 @@ import docstring_parser
 import pandas as pd
 
 import anomalib_uniad
+from anomalib_uniad.metric_names import in_words
 from anomalib_uniad.metrics.run_files import to_markdown
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -160,6 +161,41 @@ def auroc_pair(rows: pd.DataFrame) -> str:
     return f"{100 * rows['image_AUROC'].mean():.1f} / {100 * rows['pixel_AUROC'].mean():.1f}"
 
 
+FOUND = ("image_TPR@FPR2", "image_TPR@FPR5")
+"""Share of the defective images that are found at 2 % and at 5 % false alarms."""
+NOT_MEASURED = "found at 2 % / 5 % false alarms: not measured"
+
+
+def found_columns(rows: pd.DataFrame) -> pd.DataFrame:
+    """What is found; NaN in files from before it was measured."""
+    return rows.reindex(columns=list(FOUND)).astype(float)
+
+
+def accuracy(rows: pd.DataFrame) -> str:
+    """Image / pixel AUROC and, after a semicolon, what is found at 2 % / 5 % false alarms, if that was measured."""
+    found = 100 * found_columns(rows).mean()
+    return auroc_pair(rows) + ("" if found.isna().any() else f"; {found.iloc[0]:.0f} / {found.iloc[1]:.0f}")
+
+
+def accuracy_heading(rows: pd.DataFrame) -> str:
+    """What the cells of :func:`accuracy` are, and why parts of some are not there."""
+    measured = found_columns(rows).notna().all(axis=1)
+    if not measured.any():
+        return f"Image / pixel AUROC in percent ({NOT_MEASURED}):"
+    heading = "Image / pixel AUROC; defective images found at 2 % / 5 % false alarms, in percent"
+    return f"{heading}:" if measured.all() else f"{heading} (not there: not measured):"
+
+
+def percents(values: pd.Series) -> list[str]:
+    """Parts in percent; nothing where there is no value."""
+    return ["" if pd.isna(value) else f"{100 * value:.1f}" for value in values]
+
+
+def why_empty(rows: pd.DataFrame) -> str:
+    """Say why columns of what is found have empty cells, if they have."""
+    return "" if found_columns(rows).notna().all(axis=None) else f"Empty cells of {NOT_MEASURED}."
+
+
 def seed_range(rows: pd.DataFrame) -> str:
     """Lowest to highest image AUROC in percent, if there are several."""
     values = 100 * rows["image_AUROC"]
@@ -188,10 +224,10 @@ def gigabytes(sizes: pd.Series) -> list[str]:
 @table
 def quickstart(rows: pd.DataFrame) -> str:
     """AUROC per category and seed, and the time."""
-    columns = crossed(rows, "category", "seed", auroc_pair, lambda seed, _: f"seed {seed}")
+    columns = crossed(rows, "category", "seed", accuracy, lambda seed, _: f"seed {seed}")
     seconds = rows.groupby("seed")["seconds"].first()
     return (
-        f"Image / pixel AUROC in percent:\n\n{markdown(columns)}\n\nSeconds from start to end, installation not "
+        f"{accuracy_heading(rows)}\n\n{markdown(columns)}\n\nSeconds from start to end, installation not "
         f"counted: {', '.join(f'{s:.0f}' for s in seconds)} (seeds {', '.join(map(str, seconds.index))})."
     )
 
@@ -211,6 +247,7 @@ def elpv(rows: pd.DataFrame) -> str:
         "defective": [f"{value:.0f}" for value in defective],
         "image AUROC": [f"{100 * value:.1f}" for value in counted["image_AUROC"]],
         "image AP": [f"{100 * value:.1f}" for value in counted["image_AP"]],
+        **{in_words(name): percents(found_columns(counted)[name]) for name in FOUND},
         "defects found": [f"{value:.1%}" for value in 1 - counted["missed"] / defective],
         "false alarms": [f"{value:.1%}" for value in counted["false_alarms"] / (tested - defective)],
     }
@@ -218,7 +255,7 @@ def elpv(rows: pd.DataFrame) -> str:
     return (
         f"{markdown(columns)}\n\n{first['epochs']:.0f} epochs, seed {first['seed']:.0f}, {first['seconds']:.0f} "
         f"seconds from start to end. Thresholds from {first['thresholds']}, decisions by the {first['decisions']} one. "
-        "AUROC and AP of both are means."
+        f"AUROC and AP of both are means. {why_empty(rows)}"
     )
 
 
@@ -258,7 +295,7 @@ def industrial(rows: pd.DataFrame) -> str:
         unit = "epoch" if list(epochs) == [1] else "epochs"
         return f"{method} ({epochs[0]:.0f} {unit})" if len(epochs) else method
 
-    return f"Image / pixel AUROC in percent:\n\n{markdown(crossed(rows, 'category', 'method', auroc_pair, head))}"
+    return f"{accuracy_heading(rows)}\n\n{markdown(crossed(rows, 'category', 'method', accuracy, head))}"
 
 
 def three_methods(results: Path) -> str:
@@ -296,7 +333,8 @@ TABLES["highlights"] = highlights
 @table
 def industrial_epochs(rows: pd.DataFrame) -> str:
     """AUROC per epoch and method."""
-    return markdown(crossed(rows.sort_values("epoch", kind="stable"), "epoch", "method", auroc_pair))
+    ordered = rows.sort_values("epoch", kind="stable")
+    return f"{accuracy_heading(rows)}\n\n{markdown(crossed(ordered, 'epoch', 'method', accuracy))}"
 
 
 @table
@@ -310,14 +348,17 @@ def industrial_report(rows: pd.DataFrame) -> str:
 @table
 def cifar10(rows: pd.DataFrame) -> str:
     """AUROC per method."""
-    columns: dict[str, list] = {"method": [], "epochs": [], "seeds": [], "image AUROC": [], "thresholds from": []}
+    columns: dict[str, list] = {"method": [], "epochs": [], "seeds": [], "image AUROC": []}
+    columns |= {in_words(name): [] for name in FOUND} | {"thresholds from": []}
     for method, run in rows[rows["category"] == "mean"].groupby("method", sort=False):
         columns["method"].append(method)
         columns["epochs"].append("" if run["epochs"].isna().all() else f"{run['epochs'].max():.0f}")
         columns["seeds"].append(", ".join(f"{seed:.0f}" for seed in run["seed"].dropna()))
         columns["image AUROC"].append(f"{100 * run['image_AUROC'].mean():.1f}{seed_range(run)}")
         columns["thresholds from"].append(", ".join(run["thresholds"].dropna().unique()))
-    return markdown(columns)
+        for name, value in found_columns(run).mean().items():
+            columns[in_words(str(name))] += percents(pd.Series([value]))
+    return f"{markdown(columns)}\n\n{why_empty(rows)}"
 
 
 @table
@@ -339,9 +380,9 @@ def recipe(results: Path) -> str:
     rows = rows[rows["method"].isin(["paper", "fast"])]
     columns: dict[str, list] = {"epoch": sorted(rows["epoch"].unique())}
     for method, run in rows.groupby("method", sort=False):
-        cells = {epoch: auroc_pair(part) + seed_range(part) for epoch, part in run.groupby("epoch")}
+        cells = {epoch: accuracy(part) + seed_range(part) for epoch, part in run.groupby("epoch")}
         columns[f"{method} ({run['epoch'].max()} epochs)"] = [cells.get(epoch, "") for epoch in columns["epoch"]]
-    return markdown(columns)
+    return f"{accuracy_heading(rows)}\n\n{markdown(columns)}"
 
 
 def variants(rows: pd.DataFrame) -> str:
@@ -353,8 +394,8 @@ def variants(rows: pd.DataFrame) -> str:
         columns["epochs"].append(run["epochs"].max())
         columns["seeds"].append(", ".join(map(str, run["seed"].unique())))
         for category, part in run.groupby("category"):
-            columns[str(category)].append(auroc_pair(part) + (seed_range(part) if category == "mean" else ""))
-    return markdown(columns)
+            columns[str(category)].append(accuracy(part) + (seed_range(part) if category == "mean" else ""))
+    return f"{accuracy_heading(rows)}\n\n{markdown(columns)}"
 
 
 def trials(results: Path, batch: bool) -> str:
@@ -362,7 +403,7 @@ def trials(results: Path, batch: bool) -> str:
     rows = read(results, "trials")
     first = rows["method"] == rows["method"].iloc[0]
     rows = rows[first | (rows["method"].str.startswith("batch") == batch)]
-    return f"Image / pixel AUROC in percent:\n\n{variants(rows)}"
+    return variants(rows)
 
 
 TABLES["recipe"] = recipe
@@ -376,11 +417,15 @@ def score_pool(rows: pd.DataFrame) -> str:
     """Image AUROC per size of the pool."""
 
     def percent(part: pd.DataFrame) -> str:
-        return f"{100 * part['image_AUROC'].mean():.1f}"
+        found = 100 * found_columns(part).mean()
+        image = f"{100 * part['image_AUROC'].mean():.1f}"
+        return image if found.isna().any() else f"{image}; {found.iloc[0]:.0f} / {found.iloc[1]:.0f}"
 
-    means = rows.groupby("size", sort=False)[["image_AUROC"]].mean().reset_index().assign(category="mean")
+    values = rows.columns.intersection(["image_AUROC", *FOUND])
+    means = rows.groupby("size", sort=False)[list(values)].mean().reset_index().assign(category="mean")
     columns = crossed(pd.concat([rows, means]), "size", "category", percent)
-    return f"Image AUROC in percent:\n\n{markdown({'pool, px': columns.pop('size'), **columns})}"
+    heading = accuracy_heading(rows).replace("Image / pixel", "Image")
+    return f"{heading}\n\n{markdown({'pool, px': columns.pop('size'), **columns})}"
 
 
 @table
@@ -467,6 +512,8 @@ def parity_columns(rows: pd.DataFrame) -> dict[str, list[str]]:
     for name in ("image_AUROC", "pixel_AUROC"):
         pairs = zip(rows[f"{name}_change"], rows[f"{name}_largest_change"], strict=True)
         columns[name.replace("_", " ")] = [f"{mean:+.4f} ({largest:+.4f})" for mean, largest in pairs]
+    for name in (name for name in FOUND if f"{name}_change" in rows):
+        columns[in_words(name)] = ["" if pd.isna(value) else f"{value:+.4f}" for value in rows[f"{name}_change"]]
     columns["AUPRO"] = [f"{value:+.4f}" for value in rows["pixel_AUPRO_change"]]
     return columns
 

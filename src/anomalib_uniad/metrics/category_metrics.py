@@ -52,7 +52,7 @@ class AP(AUPR):
         super().__init__(fields=fields, prefix=prefix, strict=strict, **{"normalization": None, **kwargs})
 
 
-class TPRAtFPR(AnomalibMetric, BinaryROC):
+class TPRAtFPR(AnomalibMetric, BinaryROC):  # type: ignore[misc]  # `update` takes a batch
     """Highest true positive rate of all thresholds with a false positive rate of at most a limit.
 
     Of images, it is the share of the defective ones that are found at this rate of false alarms.

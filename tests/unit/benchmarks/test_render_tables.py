@@ -86,6 +86,31 @@ def test_arguments_without_default() -> None:
     assert rows[3].startswith("| `train_meta` | `None` | Meta file")
 
 
+def test_what_is_found_stands_beside_auroc(tmp_path: Path) -> None:
+    """Files from before it was measured have no zeros, but a word that says why nothing is there."""
+    old = {"category": "mean", "image_AUROC": 0.9, "pixel_AUROC": 0.8, "epochs": 3}
+    new = {**old, "image_TPR@FPR2": 0.254, "image_TPR@FPR5": 0.5}
+    for rows, heading, cells in (
+        ([old], "in percent (found at 2 % / 5 % false alarms: not measured):", "90.0 / 80.0"),
+        ([new], "images found at 2 % / 5 % false alarms, in percent:", "90.0 / 80.0; 25 / 50"),
+        ([old, new], "in percent (not there: not measured):", "90.0 / 80.0 | 90.0 / 80.0; 25 / 50"),
+    ):
+        named = [{"method": str(number), **row} for number, row in enumerate(rows)]
+        pd.DataFrame(named).to_csv(tmp_path / "industrial.csv", index=False)
+        lines = lines_of("industrial", tmp_path)
+        assert lines[0].endswith(heading)
+        assert lines[-1] == f"| mean | {cells} |"
+    pd.DataFrame([{"size": 1, **row} for row in ({**new, "category": "a"}, {**new, "category": "b"})]).to_csv(
+        tmp_path / "score_pool.csv", index=False
+    )
+    assert lines_of("score_pool", tmp_path)[-1] == "| 1 | 90.0; 25 / 50 | 90.0; 25 / 50 | 90.0; 25 / 50 |"
+    rows = [{"method": "A", "category": "mean", "seed": 0, "thresholds": "x", "image_AUROC": 0.6}]
+    pd.DataFrame(rows).to_csv(tmp_path / "cifar10.csv", index=False)
+    assert lines_of("cifar10", tmp_path)[-1] == "Empty cells of found at 2 % / 5 % false alarms: not measured."
+    pd.DataFrame([{**rows[0], "image_TPR@FPR2": 0.1, "image_TPR@FPR5": 0.0}]).to_csv(tmp_path / "cifar10.csv")
+    assert "| 60.0 | 10.0 | 0.0 | x |" in lines_of("cifar10", tmp_path)[-1]
+
+
 def test_methods_side_by_side(tmp_path: Path) -> None:
     rows = [
         {"method": method, "category": category, "image_AUROC": image, "pixel_AUROC": 0.5, "epochs": epochs}
@@ -110,8 +135,8 @@ def test_cifar10(tmp_path: Path) -> None:
     ]
     pd.DataFrame(epochs).to_csv(tmp_path / "cifar10_epochs.csv", index=False)
     lines = lines_of("cifar10", tmp_path)
-    assert "| A | 20 | 0, 1 | 65.0 (64.0 to 66.0) | test images (same_as_test) |" in lines
-    assert "| yardstick | | | 55.0 | |" in lines
+    assert "| A | 20 | 0, 1 | 65.0 (64.0 to 66.0) | | | test images (same_as_test) |" in lines
+    assert "| yardstick | | | 55.0 | | | |" in lines
     lines = lines_of("cifar10_epochs", tmp_path)
     assert "| epoch | A, seed 0 | A, seed 1 |" in lines
     assert lines[-2:] == ["| 10 | 60.0 | 70.0 |", "| 20 | 70.0 | |"]

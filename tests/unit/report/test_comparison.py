@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import csv
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,27 @@ def test_markdown(tmp_path: Path) -> None:
     ]
     assert "- b (B): no masks." in text
     assert "- command: anomalib" in text
+
+
+def test_what_is_found_is_said_in_words(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """With fewer than 50 normal images, 2 % of them is none; with 19 of them, 5 % is none either."""
+    values = {name: {"image_TPR@FPR2": 0.5, "image_TPR@FPR5": 0.75} for name in ("few", "some", "many", "unknown")}
+    folder = write_run(tmp_path, values)
+    document = json.loads((folder / "metrics.json").read_text())
+    for name, normal in (("few", 19), ("some", 49), ("many", 50)):
+        document["categories"][name]["counts"] = {"test_images": normal + 7, "defective": 7}
+    (folder / "metrics.json").write_text(json.dumps(document))
+    found = compare(read_runs([folder]))
+    assert [table.notes for table in found.tables] == [
+        ["Fewer than 50 normal test images, so found without any false alarm: few (19), some (49)."],
+        ["Fewer than 20 normal test images, so found without any false alarm: few (19)."],
+    ]
+    text = to_markdown(found)
+    assert "## image_TPR@FPR2, found at 2 % false alarms\n" in text
+    assert "- Fewer than 20 normal test images" in text
+    assert {row["metric"] for row in csv.DictReader(io.StringIO(to_csv(found)))} == {"image_TPR@FPR2", "image_TPR@FPR5"}
+    show(found)
+    assert "found at 5 % false alarms" in capsys.readouterr().out
 
 
 def test_csv(tmp_path: Path) -> None:
