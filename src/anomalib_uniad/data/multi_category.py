@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """All categories of a dataset at once."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from anomalib.data import AnomalibDataset
 from anomalib.data.utils import TestSplitMode, ValSplitMode
 from torchvision.transforms.v2 import Transform
 
-from anomalib_uniad.checks import check_value_range
+from anomalib_uniad.checks import check_at_least, check_value_range
 from anomalib_uniad.data.multi_category_datamodule import MultiCategoryDataModule, check_val_split_mode
 from anomalib_uniad.data.own_folders import OwnFolders
 from anomalib_uniad.data.wrapped_source import WrappedSource
 from anomalib_uniad.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 _OWN = ("Folder", "anomalib.data.Folder")
 
@@ -83,6 +87,9 @@ class MultiCategory(MultiCategoryDataModule):
         value_range (Sequence[float] | None): Pixel values that become black and white in grey images of more than 8
             bits, integers or floating point, such as ``[0, 4095]``; images of 8 bits stay as they are. ``None`` refuses
             images of more than 8 bits. Own folders only. Defaults to ``None``.
+        train_images (int | None): Number of training images of each product, drawn with the seed; the others are left
+            out. A smaller number draws some of those that a larger one draws. Validation and test images stay as they
+            are. ``None`` is all. Defaults to ``None``.
         per_category_metrics (bool): With several categories, have models report their metrics per category,
             and as the mean over categories, instead of over all images in one pool. Evaluators other than
             anomalib's own class are left as they are. Defaults to ``True``.
@@ -125,10 +132,13 @@ class MultiCategory(MultiCategoryDataModule):
         seed: int | None = None,
         source_args: dict[str, Any] | None = None,
         value_range: Sequence[float] | None = None,
+        train_images: int | None = None,
         per_category_metrics: bool = True,
     ) -> None:
         if val_split_mode is not None:
             check_val_split_mode(val_split_mode)
+        if train_images is not None:
+            check_at_least("train_images", train_images, 1)
         names = _names(categories)
         limits = check_value_range(value_range)
         layout = {
@@ -167,6 +177,7 @@ class MultiCategory(MultiCategoryDataModule):
         self.source = source
         self.value_range = limits
         self.root = self._source.root
+        self.train_images = train_images
         self.per_category_metrics = per_category_metrics
         self.categories = self._source.categories
         self.category = self.categories[0] if len(self.categories) == 1 else ""
@@ -190,7 +201,23 @@ class MultiCategory(MultiCategoryDataModule):
     def _setup(self, _stage: str | None = None) -> None:
         self._source.check(self)
         super()._setup(_stage)
+        self._take_training_images()
         self._source.report(self)
+
+    def _take_training_images(self) -> None:
+        """Leave out all training images but some of each category."""
+        if self.train_images is None:
+            return
+        count, of = self.train_images, self.train_data.samples["category"].to_numpy()
+        rows = {name: np.flatnonzero(of == name) for name in self.categories}
+        if few := [f"{name} ({len(there)})" for name, there in rows.items() if len(there) < count]:
+            msg = f"train_images is {count}, but there are fewer training images of {', '.join(few)}: take fewer."
+            raise InputError(msg)
+        drawn = [np.random.default_rng(self.seed).permutation(there)[:count] for there in rows.values()]
+        self.train_data = self.train_data.subsample(np.sort(np.concatenate(drawn)).tolist())
+        unused = ", ".join(f"{name} {len(there) - count}" for name, there in rows.items())
+        text = "train_images: trained on %d images of each product, drawn with seed %d; training images left out: %s"
+        logger.info(text, count, self.seed, unused)
 
     def _read_category(self, category: str) -> dict[str, AnomalibDataset]:
         return self._source.read(category, self)

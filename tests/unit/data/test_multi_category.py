@@ -193,6 +193,31 @@ def test_command_line(root, capsys):
     assert "--data.categories" in text
 
 
+@pytest.mark.parametrize("source", ["MVTecAD", None])
+def test_part_of_the_training_images(root, source, caplog):
+    """So many of each product, more of them with a larger number, and all else as without."""
+    caplog.set_level("INFO", "anomalib_uniad")
+    whole, one, two, again = (make(root, source, seed=5, train_images=count) for count in (None, 1, 2, 2))
+    images = [set(datamodule.train_data.samples.image_path) for datamodule in (one, two, whole)]
+    assert images[0] < images[1] < images[2]
+    assert set(again.train_data.samples.image_path) == images[1]
+    for count, datamodule in ((1, one), (2, two)):
+        assert datamodule.train_data.samples.category.value_counts().to_dict() == dict.fromkeys(whole.categories, count)
+        assert sum(len(batch) for batch in datamodule.train_dataloader()) == count * len(whole.categories)
+        for name in ("val_data", "test_data"):
+            assert outputs(datamodule, name) == outputs(whole, name)
+    there = whole.train_data.samples.category.value_counts()
+    left = ", ".join(f"{name} {there[name] - 2}" for name in whole.categories)
+    assert f"2 images of each product, drawn with seed 5; training images left out: {left}" in caplog.text
+
+
+def test_more_training_images_than_there_are(root):
+    with pytest.raises(InputError, match=r"train_images is 5, but there are fewer .* of bottle \(4\), cable \(4\)"):
+        make(root, train_images=5)
+    with pytest.raises(InputError, match="train_images must be at least 1, got 0"):
+        make(root, train_images=0)
+
+
 def test_trainer_sets_up_once(root):
     datamodule = MultiCategory(root=root, val_split_mode="from_test")
     datamodule.setup(TrainerFn.FITTING)
