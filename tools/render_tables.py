@@ -256,7 +256,7 @@ def elpv(rows: pd.DataFrame) -> str:
         f"{markdown(columns)}\n\n{first['epochs']:.0f} epochs, seed {first['seed']:.0f}, {first['seconds']:.0f} "
         f"seconds from start to end. Thresholds from {first['thresholds']}, decisions by the {first['decisions']} one. "
         f"AUROC and AP of both are means. {why_empty(rows)}"
-    )
+    ).rstrip()
 
 
 @once_measured
@@ -358,7 +358,7 @@ def cifar10(rows: pd.DataFrame) -> str:
         columns["thresholds from"].append(", ".join(run["thresholds"].dropna().unique()))
         for name, value in found_columns(run).mean().items():
             columns[in_words(str(name))] += percents(pd.Series([value]))
-    return f"{markdown(columns)}\n\n{why_empty(rows)}"
+    return "\n\n".join(filter(None, (markdown(columns), why_empty(rows))))
 
 
 @table

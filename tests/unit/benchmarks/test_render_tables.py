@@ -104,7 +104,7 @@ def test_what_is_found_stands_beside_auroc(tmp_path: Path) -> None:
         tmp_path / "score_pool.csv", index=False
     )
     assert lines_of("score_pool", tmp_path)[-1] == "| 1 | 90.0; 25 / 50 | 90.0; 25 / 50 | 90.0; 25 / 50 |"
-    rows = [{"method": "A", "category": "mean", "seed": 0, "thresholds": "x", "image_AUROC": 0.6}]
+    rows = [{"method": "A", "category": "mean", "seed": 0, "epochs": 1, "thresholds": "x", "image_AUROC": 0.6}]
     pd.DataFrame(rows).to_csv(tmp_path / "cifar10.csv", index=False)
     assert lines_of("cifar10", tmp_path)[-1] == "Empty cells of found at 2 % / 5 % false alarms: not measured."
     pd.DataFrame([{**rows[0], "image_TPR@FPR2": 0.1, "image_TPR@FPR5": 0.0}]).to_csv(tmp_path / "cifar10.csv")
