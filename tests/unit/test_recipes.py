@@ -101,7 +101,7 @@ def test_a_recipe_can_be_changed_on_the_command_line(tmp_path: Path) -> None:
     arguments = ["--config", CONFIGS / "uniad" / "visa.yaml", "--config", tmp_path / "mine.yaml"]
     parsed = parse(*arguments, "--data.init_args.root", "/mnt/data", "--model.init_args.num_heads", 4)
     assert (parsed.model.init_args.hidden_dim, parsed.model.init_args.num_heads) == (64, 4)
-    assert (parsed.data.init_args.root, parsed.data.init_args.source) == ("/mnt/data", "Visa")
+    assert (str(parsed.data.init_args.root), parsed.data.init_args.source) == ("/mnt/data", "Visa")
     assert (parsed.trainer.max_epochs, parsed.trainer.check_val_every_n_epoch) == (3, 10)
 
 
