@@ -80,7 +80,7 @@ def test_the_fast_recipe_ends_with_its_decay(path: Path) -> None:
 
 def test_own_data_without_a_gpu() -> None:
     parsed = parse("--config", CONFIGS / "fast" / "cpu.yaml", "--data.root", "/mnt/parts")
-    assert (parsed.data.init_args.root, parsed.data.init_args.source) == ("/mnt/parts", None)
+    assert (str(parsed.data.init_args.root), parsed.data.init_args.source) == ("/mnt/parts", None)
     model, trainer = parsed.model.init_args, parsed.trainer
     assert (model.lr_schedule, model.early_stopping, trainer.accelerator) == ("wsd", True, "cpu")
     assert trainer.val_check_interval == trainer.max_steps  # thresholds are learnt once, at the end
