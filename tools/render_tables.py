@@ -631,7 +631,8 @@ def training_floor(frame: pd.DataFrame) -> str:
             columns[f"{dtype}, GFLOP/s"] = ["" if pd.isna(rate) else f"{rate:.0f}" for rate in rates]
         return f"{markdown(columns)}\n\nBatch {rows['batch_size'].iloc[0]}, features from the cache."
 
-    return per_device(frame, one)
+    texts = [f"The {recipe} recipe. {per_device(rows, one)}" for recipe, rows in frame.groupby("recipe", sort=False)]
+    return "\n\n".join(texts)
 
 
 @table
