@@ -318,6 +318,9 @@ def test_two_processes(root: Path, tmp_path: Path) -> None:
     for name, value in whole["state_dict"].items():
         assert resumed["state_dict"][name].equal(value), name
     alone = small_model(5, **FAST)
+    backbone = "model.backbone."  # random, and so another one
+    weights = {n.removeprefix(backbone): v for n, v in whole["state_dict"].items() if n.startswith(backbone)}
+    alone.model.backbone.load_state_dict(weights)
     fit(alone, data(root), tmp_path / "alone", max_epochs=1)
     for name, value in alone.model.feature_norm.state_dict().items():
         torch.testing.assert_close(whole["state_dict"][f"model.feature_norm.{name}"], value)
