@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """anomalib's command line: one training in a fresh process with nothing imported by hand, the rest in this one."""
 
+import csv
 import os
 import re
 import subprocess
@@ -10,12 +11,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from anomalib.cli.cli import main
 from anomalib.pipelines.benchmark import job
 
 from anomalib_uniad.messages import install_excepthook
-from helpers import make_mvtec_like
+from helpers import make_mvtec_like, write_image
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MODEL_ARGS = {
@@ -191,3 +193,31 @@ def test_the_command_ends_in_one_sentence(folder: Path) -> None:
     output = anomalib(folder, *arguments, ok=False)
     assert output.splitlines()[-1].startswith("error: There is no checkpoint ")
     assert "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_own_data_without_a_gpu(folder: Path) -> None:
+    for number in range(100):
+        write_image(folder / "mydata" / "nut" / "good" / f"{number}.png", seed=number)
+    for number in range(4):
+        write_image(folder / "mydata" / "nut" / "bad" / f"{number}.png", seed=200 + number, defect=True)
+    config = Path(__file__).parents[2] / "configs" / "fast" / "cpu.yaml"
+    small = [
+        "--trainer.max_steps",
+        "40",
+        "--model.image_size",
+        "128",
+        "--model.feature_cache_dir",
+        str(folder / "cache"),
+    ]
+    output = anomalib(
+        folder, "train", "--config", str(config), "--data.root", "mydata", *small, "--model.hidden_dim=32"
+    )
+    assert "early_stopping: the training may end early, judged on 20 good validation images" in output
+    assert "5 epochs of 8 steps: about " in output
+    run = folder / "results" / "UniAD" / "mydata" / "latest"
+    checkpoint = torch.load(run / "weights" / "lightning" / "model.ckpt", weights_only=False)
+    results = checkpoint["callbacks"]["EarlyStop"]["results"]
+    assert checkpoint["global_step"] <= 40
+    assert len(results) >= 9  # until the decay starts, or it is decided
+    assert float(next(csv.DictReader((run / "metrics.csv").open()))["image_AUROC"]) > 0.5

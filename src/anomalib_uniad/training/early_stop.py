@@ -97,8 +97,8 @@ class EarlyStop(Callback):
         held = hold_out(datamodule, self._seed)
         if held.images is None:
             rank_zero_info(
-                f"early_stopping cannot judge by {held.available} good images that are held out, {FEWEST} are needed, "
-                f"and {FEWEST_OF_CATEGORY} of a product: the training goes to its planned end."
+                f"early_stopping cannot judge by {held.available} held-out good images (it takes {FEWEST}, and "
+                f"{FEWEST_OF_CATEGORY} of a product): the training goes to its planned end."
             )
             return
         where = "validation images"

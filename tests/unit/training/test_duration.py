@@ -92,9 +92,10 @@ def fit(
         ({"max_epochs": 4, "val_check_interval": 0.5}, 40, list(range(5, 41, 5))),
         ({"max_steps": 47, "check_val_every_n_epoch": 2}, 47, [20, 40, 47]),
         ({"max_steps": 47, "val_check_interval": 15, "check_val_every_n_epoch": None}, 47, [15, 30, 45, 47]),
+        ({"max_steps": 40, "val_check_interval": 99, "check_val_every_n_epoch": None}, 40, [40]),
         ({"max_steps": 19, "max_epochs": 9, "accumulate_grad_batches": 3, "check_val_every_n_epoch": 3}, 19, [12, 19]),
     ],
-    ids=["epochs", "last epoch", "several in an epoch", "within an epoch", "by steps", "accumulated"],
+    ids=["epochs", "last epoch", "several in an epoch", "within an epoch", "by steps", "once", "accumulated"],
 )
 def test_what_is_left_is_what_comes(monkeypatch, tmp_path, arguments, steps, validations) -> None:
     model, trainer, course = fit(monkeypatch, tmp_path, **arguments)

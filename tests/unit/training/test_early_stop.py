@@ -130,7 +130,7 @@ def test_it_says_that_it_cannot_judge(root: Path, tmp_path: Path, monkeypatch, c
     with caplog.at_level(logging.INFO):
         state = fit(model, data(root), tmp_path, max_epochs=2)
     assert state["state"]["counters"].tolist() == [2, 14]  # all 25 images are trained on
-    assert "early_stopping cannot judge by 5 good images that are held out, 20 are needed" in caplog.text
+    assert "early_stopping cannot judge by 5 held-out good images (it takes 20, and 3 of a product)" in caplog.text
 
 
 def test_untrained_it_is_judged_by_the_model(root: Path, tmp_path: Path) -> None:
