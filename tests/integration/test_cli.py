@@ -197,10 +197,11 @@ def test_the_command_ends_in_one_sentence(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_own_data_without_a_gpu(folder: Path) -> None:
-    for number in range(100):
-        write_image(folder / "mydata" / "nut" / "good" / f"{number}.png", seed=number)
-    for number in range(4):
-        write_image(folder / "mydata" / "nut" / "bad" / f"{number}.png", seed=200 + number, defect=True)
+    for product in ("bolt", "nut"):
+        for number in range(50):
+            write_image(folder / "mydata" / product / "good" / f"{number}.png", seed=number)
+        for number in range(4):
+            write_image(folder / "mydata" / product / "bad" / f"{number}.png", seed=200 + number, defect=True)
     config = Path(__file__).parents[2] / "configs" / "fast" / "cpu.yaml"
     small = [
         "--trainer.max_steps",
@@ -219,5 +220,5 @@ def test_own_data_without_a_gpu(folder: Path) -> None:
     checkpoint = torch.load(run / "weights" / "lightning" / "model.ckpt", weights_only=False)
     results = checkpoint["callbacks"]["EarlyStop"]["results"]
     assert checkpoint["global_step"] <= 40
-    assert len(results) >= 9  # until the decay starts, or it is decided
+    assert len(results) >= 6  # before it can be decided
     assert float(next(csv.DictReader((run / "metrics.csv").open()))["image_AUROC"]) > 0.5

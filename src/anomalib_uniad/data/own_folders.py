@@ -125,7 +125,16 @@ class OwnFolders:
 
         Args:
             datamodule (AnomalibDataModule): The datamodule, set up.
+
+        Raises:
+            ValueError: If no product has images for a test or for thresholds.
         """
+        if not any(len(getattr(datamodule, f"{name}_data", None) or ()) for name in ("val", "test")):
+            msg = (
+                f"{self.root} has a single good image of each product: nothing is left to set thresholds and to test; at "
+                "least 3 good images are needed, better 20."
+            )
+            raise InputError(msg)
         logger.info("%s, thresholds from %s:", self.root, describe_validation(datamodule) or "no images")
         for product in self._products.values():
             parts = [f"{product.name}: {product.layout}{', with masks' if product.has_masks else ''}"]

@@ -11,6 +11,7 @@ from PIL import Image
 
 from anomalib_uniad import MultiCategory
 from anomalib_uniad.category import categories_of
+from anomalib_uniad.errors import InputError
 from anomalib_uniad.splits import describe_validation
 from helpers import make_mvtec_like, write_image, write_mask
 from multi_category_data import SETS, outputs
@@ -127,6 +128,12 @@ def test_one_product_and_ratios(root) -> None:
     assert counts(datamodule, "val_data") == {"with masks": (4 + 4, 2)}
     assert counts(datamodule, "test_data") == {"with masks": (6, 3)}
     assert counts(set_up(root, categories="with masks", normal_split_ratio=0.25), "test_data")["with masks"][0] == 4
+
+
+def test_nothing_but_a_single_image(tmp_path) -> None:
+    product(tmp_path / "bottle", 1)
+    with pytest.raises(InputError, match="nothing is left to set thresholds and to test; at least 3 good images"):
+        set_up(tmp_path)
 
 
 def test_a_single_image(tmp_path, caplog) -> None:
