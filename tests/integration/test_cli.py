@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """anomalib's command line: one training in a fresh process with nothing imported by hand, the rest in this one."""
 
-import csv
 import os
 import re
 import subprocess
@@ -221,4 +220,4 @@ def test_own_data_without_a_gpu(folder: Path) -> None:
     results = checkpoint["callbacks"]["EarlyStop"]["results"]
     assert checkpoint["global_step"] <= 40
     assert len(results) >= 6  # before it can be decided
-    assert float(next(csv.DictReader((run / "metrics.csv").open()))["image_AUROC"]) > 0.5
+    assert yaml.safe_load((run / "metrics.json").read_text())["mean"]["image_AUROC"] > 0.5

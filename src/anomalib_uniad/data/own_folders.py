@@ -131,8 +131,8 @@ class OwnFolders:
         """
         if not any(len(getattr(datamodule, f"{name}_data", None) or ()) for name in ("val", "test")):
             msg = (
-                f"{self.root} has a single good image of each product: nothing is left to set thresholds and to test; at "
-                "least 3 good images are needed, better 20."
+                f"{self.root} has a single good image of each product: nothing is left to set thresholds and to test; "
+                "at least 3 good images are needed, better 20."
             )
             raise InputError(msg)
         logger.info("%s, thresholds from %s:", self.root, describe_validation(datamodule) or "no images")
