@@ -2,6 +2,7 @@
 """How fast UniAD predicts on this CPU, at the paper's size, against torch, PatchCore and PaDiM.
 
 python benchmarks/inference.py                       # about ten minutes on two idle cores, half of it exports
+python benchmarks/inference.py --model lite --parts '[precision]'   # the small backbone, in all precisions
 python benchmarks/inference.py --quick true          # small models that only show that it runs
 """
 
@@ -19,7 +20,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import openvino as ov
@@ -35,7 +36,7 @@ from tqdm import tqdm
 from anomalib_uniad import MultiCategory, UniAD
 from harness import CPU, RESULTS, add_rows, at_least, in_turn, matrix_rate, origin, quiet, show, write_images
 
-Part = Literal["speed", "profile", "start"]
+Part = Literal["speed", "precision", "profile", "start"]
 # The first one is what the others are compared with.
 Variant = Literal[
     "torch",
@@ -60,6 +61,18 @@ PAPER: Row = {
     "padim_layers": ("blocks.1", "blocks.2", "blocks.4"),  # strides 4, 8 and 16
     "padim_features": 100,
 }
+# EfficientNet-Lite0, which was made for INT8 (no squeeze-and-excitation, ReLU6), and a small transformer.
+LITE: Row = {
+    **PAPER,
+    "uniad": {
+        "pre_trained": False,
+        "backbone": "tf_efficientnet_lite0",
+        "image_size": 256,
+        "num_encoder_layers": 2,
+        "num_decoder_layers": 2,
+        "feature_norm": "standard",
+    },
+}
 SMALL: Row = {
     "uniad": {
         "pre_trained": False,
@@ -78,6 +91,7 @@ SMALL: Row = {
 
 
 def inference(
+    model: Literal["paper", "lite"] = "paper",
     parts: Sequence[Part] = get_args(Part),
     variants: Sequence[Variant] = get_args(Variant),
     rounds: int = 5,
@@ -91,14 +105,18 @@ def inference(
 ) -> None:
     """Measure how fast exported models are; all have the same backbone and image size.
 
-    Weights and images are generated; nothing is downloaded. Writes ``inference_speed.csv``, ``inference_profile.csv``
-    with a picture, ``inference_floor.csv`` and ``inference_start.csv``, in place of the rows of this device.
+    Weights and images are generated; nothing is downloaded. Writes ``inference_speed.csv``,
+    ``inference_precision.csv``, ``inference_profile.csv`` with a picture, ``inference_floor.csv`` and
+    ``inference_start.csv``, in place of the rows of this device (of "precision" and "profile": and of this model).
 
     Args:
-        parts: "speed": latency of one image after the other and throughput, by OpenVINO's benchmark_app. "profile":
-            where OpenVINO's time goes in f32, bf16 and int8_ptq, and the floor, operations over the measured rate of
-            matrix products. "start": seconds and memory of `anomalib-uniad predict`, `anomalib predict` and anomalib's
-            OpenVINOInferencer, from the start of the process.
+        model: "paper": EfficientNet-b4 at 224 px, 4 + 4 layers. "lite": EfficientNet-Lite0 at 256 px, 2 + 2 layers.
+        parts: "speed": latency of one image after the other and throughput, by OpenVINO's benchmark_app. "precision":
+            processor time of one image on one thread in all precisions, and what free sizes cost, in turn; other work
+            of the machine hardly changes it, as it does latency. "profile": where OpenVINO's time goes in f32, bf16
+            and int8_ptq, and the floor, operations over the measured rate of matrix products. "start": seconds and
+            memory of `anomalib-uniad predict`, `anomalib predict` and anomalib's OpenVINOInferencer, from the start
+            of the process.
         variants: What is measured; in "speed" torch in any case, as the others are compared with it, and bf16 where
             the CPU has it. "any_size" is the file that `anomalib export` writes by default, in f32, which resizes;
             "any_size_1024" the same with images of 1024 x 1024 pixels; other files take images of the model's size.
@@ -116,7 +134,7 @@ def inference(
         rounds, seconds, calibration_images, training_images = 2, 1, 4, 8
         output_dir = output_dir / "quick"
     at_least(1, rounds=rounds, seconds=seconds, training_images=training_images, calibration_images=calibration_images)
-    sizes = SMALL if quick else PAPER
+    sizes = SMALL if quick else {"paper": PAPER, "lite": LITE}[model]
     has_bf16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     variants = [name for name in variants if name != "bf16" or has_bf16]
     about = {"backbone": sizes["uniad"]["backbone"], "image_size": sizes["uniad"]["image_size"]}
@@ -125,7 +143,8 @@ def inference(
     def save(name: str, rows: Sequence[Row], case: Sequence[str], first: bool) -> Path:
         path = output_dir / f"inference_{name}.csv"
         # The first rows replace all of this device: only what was measured in turn can be compared.
-        add_rows(path, [{**row, **about} for row in rows], ("device", *(() if first else case)))
+        same = ("device", "backbone") if name in ("precision", "profile", "floor") else ("device",)
+        add_rows(path, [{**row, **about} for row in rows], (*same, *(() if first else case)))
         return path
 
     with ExitStack() as stack:
@@ -140,6 +159,21 @@ def inference(
                 rows = [{"variant": name, "round": number, **found[-1]} for name, found in results.items()]
                 path = save("speed", rows, ("variant", "round"), first=number == 1)
             show(path, ("device", "variant", "round", "latency_ms", "images_per_second"))
+        if "precision" in parts:
+            cases = {name: case for name, case in PRECISIONS.items() if has_bf16 or case.precision == "f32"}
+            turns = {
+                name: Turn(models.openvino(case.file), case, models.image_size)
+                for name, case in tqdm(cases.items(), desc="Exporting")
+            }
+            found = list(in_turn(turns, 6 * rounds, "Precision"))[-1]
+            rows = [
+                {"variant": name, "round": number, **row}
+                for name, results in found.items()
+                for number, row in enumerate(results, 1)
+            ]
+            path = save("precision", rows, ("variant", "round"), first=True)
+            medians = pd.read_csv(path).groupby(["device", "backbone", "variant"], sort=False)["processor_ms"].median()
+            print(medians)
         profiled = [name for name in ("f32", "bf16", "int8_ptq") if name in variants]
         if "profile" in parts and profiled:
             for name in tqdm(profiled, desc="Profile"):
@@ -338,6 +372,52 @@ def benchmark_app(file: Path, size: Sequence[int], dynamic: bool, precision: str
     }
 
 
+# Part "precision".
+
+
+class Case(NamedTuple):
+    """A file of :class:`Models`, the precision of what is not in INT8, and the shape of its input; empty: as it is."""
+
+    file: str
+    precision: str = "f32"
+    shape: str = "[1,3,{0},{1}]"
+
+
+# The first one is what the others are compared with.
+PRECISIONS = {
+    "f32": Case("f32"),
+    "f16": Case("f16"),
+    "bf16": Case("f32", "bf16"),
+    "int8_ptq": Case("int8_ptq"),
+    "int8_ptq, bf16": Case("int8_ptq", "bf16"),
+    "any_size, one image": Case("any_size", shape="[1,3,?,?]"),
+    "any_size": Case("any_size", shape=""),
+}
+
+
+class Turn:
+    """Measures one image of the model's size at a time: the least of three, after one that is not counted."""
+
+    def __init__(self, file: Path, case: Case, image_size: Sequence[int]) -> None:
+        core = ov.Core()
+        model = core.read_model(file)
+        if case.shape:
+            model.reshape(ov.PartialShape(case.shape.format(*image_size)))
+        config: Row = {"INFERENCE_PRECISION_HINT": case.precision, "INFERENCE_NUM_THREADS": 1}
+        config["PERFORMANCE_HINT"] = "LATENCY"
+        self._request = core.compile_model(model, "CPU", config).create_infer_request()
+        self._image = np.random.default_rng(0).random((1, 3, *image_size), np.float32)
+
+    def __call__(self) -> Row:
+        """Milliseconds of processor time."""
+        times = []
+        for _ in range(4):
+            start = time.process_time()
+            self._request.infer({0: self._image})
+            times.append(time.process_time() - start)
+        return {"processor_ms": 1000 * min(times[1:])}
+
+
 # Part "profile": time and operations by part of the model.
 
 PARTS = ("input", "backbone", "neck", "encoder", "decoder", "head")
@@ -413,12 +493,14 @@ def profile(
 ) -> tuple[dict[tuple[str, str], float], dict[str, int]]:
     """Measure a file layer by layer with images ``(1, 3, H, W)``.
 
-    Returns (part, type of layer) -> seconds, medians over the images; and part -> operations.
+    Returns (part, type of layer) -> seconds, the least of all images, which others disturb least; and part ->
+    operations. There are as many threads as torch has, with which the rate of matrix products is measured.
     """
     core = ov.Core()
     model = core.read_model(file)
     model.reshape(images[0].shape)
-    config = {"PERF_COUNT": True, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
+    config: Row = {"PERF_COUNT": True, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
+    config["INFERENCE_NUM_THREADS"] = torch.get_num_threads()
     compiled = core.compile_model(model, "CPU", config)
     request = compiled.create_infer_request()
     request.infer({0: images[0]})  # warm
@@ -439,7 +521,7 @@ def profile(
         places[node.get_friendly_name()] = [*found, *before, "input"][0]
     seconds: dict[tuple[str, str], float] = defaultdict(float)
     for name, measured in times.items():
-        seconds[places.get(name, "head"), types[name]] += median(measured)
+        seconds[places.get(name, "head"), types[name]] += min(measured)
     return {place: value for place, value in seconds.items() if value > 0}, count_operations(model, parts)
 
 
@@ -522,11 +604,11 @@ def run(command: Sequence[str], folder: Path) -> Row:
 
 
 def draw(profile: pd.DataFrame, floor: pd.DataFrame, path: Path) -> None:
-    """Draw the time by part, with the floor, and by type of layer, for the last device."""
+    """Draw the time by part, with the floor, and by type of layer, for the last device and the last model."""
     from matplotlib.figure import Figure
 
-    device = profile["device"].iloc[-1]
-    profile, floor = (rows[rows["device"] == device] for rows in (profile, floor))
+    device, backbone = profile[["device", "backbone"]].iloc[-1]
+    profile, floor = (rows[(rows["device"] == device) & (rows["backbone"] == backbone)] for rows in (profile, floor))
     variants = list(profile["variant"].unique())
     figure = Figure(figsize=(11, 2.5 + 1.3 * len(variants)), layout="constrained")
     by_part, by_layer = figure.subplots(1, 2)
@@ -546,7 +628,7 @@ def draw(profile: pd.DataFrame, floor: pd.DataFrame, path: Path) -> None:
     by_part.set_title("by part")
     by_layer.set_title(f"by type of layer, {variants[0]}")
     figure.legend(*by_part.get_legend_handles_labels(), loc="outside lower center", ncols=len(PARTS) + 1)
-    figure.suptitle(f"One image through UniAD in OpenVINO, {device}", fontsize="medium")
+    figure.suptitle(f"One image through UniAD ({backbone}) in OpenVINO, {device}", fontsize="medium")
     figure.savefig(path, dpi=110)
 
 

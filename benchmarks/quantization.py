@@ -2,6 +2,7 @@
 """What the choices behind INT8 do: a trained model quantised as exported, without each of them, and as anomalib does.
 
     python benchmarks/quantization.py model.ckpt --data mydata
+    python benchmarks/quantization.py model.ckpt --data mydata --only '[as exported]'
 
 Compared with torch on the test images, in f32 where a part is not in INT8.
 """
@@ -10,7 +11,7 @@ import copy
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,27 +37,35 @@ ALL, ANOMALIB = "as exported", "anomalib's own options"
 METRICS = ("image_AUROC", "image_TPR@FPR", "pixel_AUROC", "pixel_AUPRO")
 
 
-def quantization(ckpt: Path, data: Path | None = None, output_dir: Path = RESULTS) -> None:
+def quantization(
+    ckpt: Path, data: Path | None = None, only: Sequence[str] | None = None, output_dir: Path = RESULTS
+) -> None:
     """Quantise a checkpoint in all variants and compare each with torch; a row of ``quantization.csv`` for each.
 
     Args:
         ckpt: Lightning checkpoint of UniAD that has learned its thresholds.
         data: Folder of the images in the layout of MVTec AD.
+        only: Names of the variants; default: all.
         output_dir: Folder of the csv file.
     """
+    functions = variants()
+    if unknown := set(only or ()) - functions.keys():
+        msg = f"There is no variant {', '.join(sorted(unknown))}; there are {', '.join(functions)}."
+        raise ValueError(msg)
     check([], data, output_dir, export=True, timed_images=1, overwrite=True)
     model, datamodule = load(ckpt), make_datamodule("MultiCategory", data)
     check_quantization(CompressionType.INT8_PTQ, model.post_processor, datamodule)
     cpuinfo = Path("/proc/cpuinfo")
     # With VNNI, the processor multiplies bytes without an overflow in between.
     vnni = cpuinfo.is_file() and "vnni" in cpuinfo.read_text(encoding="utf-8")
-    about = origin(f"{processor()}, {'with' if vnni else 'without'} VNNI", model.seed)
+    about = {"backbone": model.hparams["backbone"]}
+    about |= origin(f"{processor()}, {'with' if vnni else 'without'} VNNI", model.seed)
     comparison = Comparison(model, ckpt, datamodule)
     with tempfile.TemporaryDirectory() as folder:
         exported = model.to_openvino(folder, "f32")
-        for variant, function in track(variants().items(), "Quantising"):
+        for variant, function in track([(name, functions[name]) for name in only or functions], "Quantising"):
             row = {"variant": variant, **comparison.row(exported, function), **about}
-            add_rows(output_dir / "quantization.csv", [row], ("variant",))
+            add_rows(output_dir / "quantization.csv", [row], ("device", "backbone", "variant"))
     show(output_dir / "quantization.csv", ("variant", "map_difference_mean", "image_AUROC_change", "size_bytes"))
 
 

@@ -529,16 +529,22 @@ def parity_heading(rows: pd.DataFrame) -> str:
 
 @table
 def quantization(rows: pd.DataFrame) -> str:
-    """INT8 with and without each of the choices behind it."""
-    columns = {
-        "INT8": rows["variant"],
-        **parity_columns(rows),
-        "quantised tensors": rows["quantised"],
-        "MB": [f"{value / 1e6:.1f}" for value in rows["size_bytes"]],
-        "s": [f"{value:.0f}" for value in rows["seconds"]],
-    }
-    (device,) = rows["device"].unique()
-    return f"{parity_heading(rows)}, on {device}; s is processor time to quantise:\n\n{markdown(columns)}"
+    """INT8 with and without each of the choices behind it, for each model."""
+    texts = []
+    # The first model was measured before the name of the backbone was written down; the page names it.
+    rows = rows.assign(backbone=rows["backbone"].fillna("")) if "backbone" in rows else rows.assign(backbone="")
+    for (device, backbone), part in rows.groupby(["device", "backbone"], sort=False):
+        columns = {
+            "INT8": part["variant"],
+            **parity_columns(part),
+            "quantised tensors": part["quantised"],
+            "MB": [f"{value / 1e6:.1f}" for value in part["size_bytes"]],
+            "s": [f"{value:.0f}" for value in part["seconds"]],
+        }
+        torch = f"; torch has image AUROC {part['image_AUROC'].iloc[0] - part['image_AUROC_change'].iloc[0]:.4f}"
+        about = f"{backbone}. {parity_heading(part)}" if backbone else parity_heading(part)
+        texts.append(f"{about}, on {device}{torch}; s is processor time to quantise:\n\n{markdown(columns)}")
+    return "\n\n".join(texts)
 
 
 @table
@@ -819,11 +825,56 @@ def inference_speed(frame: pd.DataFrame) -> str:
     return per_device(frame, one)
 
 
+PRECISIONS = {
+    "f32": "f32",
+    "f16": "f16 file, computed in f32",
+    "bf16": "bf16",
+    "int8_ptq": "INT8, the rest in f32",
+    "int8_ptq, bf16": "INT8, the rest in bf16",
+    "any_size, one image": "f32, any size, one image (`anomalib-uniad predict`)",
+    "any_size": "f32, any size and number of images (as exported)",
+}
+
+
 @table
-def inference_floor(frame: pd.DataFrame) -> str:
-    """Time and operations of the parts of a model, and the floor."""
+def inference_precision(frame: pd.DataFrame) -> str:
+    """Times of all precisions and of files for any size, and parts of that of f32 for one size."""
 
     def one(rows: pd.DataFrame) -> str:
+        texts = []
+        for backbone, part in rows.groupby("backbone", sort=False):
+            of = {name: group.set_index("round") for name, group in part.groupby("variant")}
+            columns: dict[str, list[str]] = {"": [], "ms": [], "of f32's": []}
+            for name in (name for name in PRECISIONS if name in of):
+                own = of[name]
+                cells = (
+                    PRECISIONS[name],
+                    f"{own['processor_ms'].median():.1f}",
+                    spread(own["processor_ms"] / of["f32"]["processor_ms"]),
+                )
+                for head, cell in zip(columns, cells, strict=True):
+                    columns[head].append(cell)
+            first = part.iloc[0]
+            texts.append(
+                f"{backbone}, {first['image_size']} px, processor time of one image on one thread, "
+                f"{part['round'].nunique()} rounds in turn:\n\n{markdown(columns)}"
+            )
+        return "\n\n".join(texts)
+
+    return per_device(frame, one)
+
+
+@table
+def inference_floor(frame: pd.DataFrame) -> str:
+    """Time and operations of the parts of each model, and the floor."""
+
+    def one(rows: pd.DataFrame) -> str:
+        return "\n\n".join(
+            f"{backbone}, {part['image_size'].iloc[0]} px:\n\n{parts(part)}"
+            for backbone, part in rows.groupby("backbone", sort=False)
+        )
+
+    def parts(rows: pd.DataFrame) -> str:
         names = list(rows["part"].unique())
         first = rows[rows["variant"] == rows["variant"].iloc[0]].set_index("part")
         columns = {"part": names, "GFLOP": [f"{count / 1e9:.3f}" for count in first["operations"][names]]}

@@ -21,7 +21,14 @@ MODES: dict[str, dict[str, Any]] = {
     "pad": {"resize_mode": "pad"},
     "crop": {"crop": [4, 10, 50, 100]},
     "tiles": {"tiles": [1, 3]},
-    "all": {"resize_mode": "pad", "crop": [4, 10, 50, 100], "tiles": [1, 2], "tile_overlap": 0.25},
+    "all": {
+        "resize_mode": "pad",
+        "crop": [4, 10, 50, 100],
+        "tiles": [1, 2],
+        "tile_overlap": 0.25,
+        "image_score": "top",
+        "score_top_fraction": 0.05,
+    },
 }
 SIZES = [(60, 180), (64, 128), (120, 110)]
 

@@ -74,10 +74,12 @@ def test_map_of_torch(tmp_path: Path, size: int, mode: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [None, (64, 64)])
-def test_a_score_that_is_not_a_number_is_never_normal(tmp_path: Path, size: tuple[int, int] | None) -> None:
+@pytest.mark.parametrize(("size", "image_score"), [(None, "top"), ((64, 64), "max")])
+def test_a_score_that_is_not_a_number_is_never_normal(
+    tmp_path: Path, size: tuple[int, int] | None, image_score: Any
+) -> None:
     """OpenVINO cuts NaN to 0, below every threshold."""
-    model = UniAD(**TINY, seed=0).eval()
+    model = UniAD(**TINY, seed=0, image_score=image_score).eval()
     next(model.model.transformer.parameters()).data[0, 0] = np.nan
     for level in ("image", "pixel"):
         for name, number in ((f"_{level}_threshold", 0.5), (f"{level}_min", 0), (f"{level}_max", 1)):

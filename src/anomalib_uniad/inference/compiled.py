@@ -200,15 +200,16 @@ def _with_images_as_input(model: ov.Model, element_type: ov.Type) -> ov.Model:
 def raw_values_of(output: ov.Output) -> ov.Output | None:
     """Find score or map before anomalib's post-processor normalises it and cuts it to [0, 1]; ``None`` if it does not.
 
-    The post-processor selects between normalised and raw values by a constant. In files of fixed shape the selection
-    is folded away, and only the steps of the normalisation are left: cut, shift and scale.
+    anomalib's post-processor selects between normalised and raw values by a constant. In files of fixed shape, and in
+    those of UniAD, there is no selection, and only the steps of the normalisation are left: cut, shift (unless the
+    threshold lies where there is nothing to shift) and scale.
     """
     port = output.node.input_value(0)
     if _kind(port) == "Select":
         branches = [port.get_node().input_value(1), port.get_node().input_value(2)]
         others = [branch for branch in branches if _kind(branch) not in {*_CUT, "Select", "Constant"}]
         return others[0] if len(others) == 1 else None
-    for kinds, least, most in ((_CUT, 1, 2), (_SHIFT, 1, 2), (_SCALE, 1, 1), (_SHIFT, 0, 1)):
+    for kinds, least, most in ((_CUT, 1, 2), (_SHIFT, 0, 2), (_SCALE, 1, 1), (_SHIFT, 0, 1)):
         for number in range(most):
             before = _before(port) if _kind(port) in kinds else None
             if before is None and number < least:

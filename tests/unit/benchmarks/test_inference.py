@@ -102,6 +102,12 @@ def test_benchmark_app(tmp_path: Path) -> None:
         inference.benchmark_app(tmp_path / "nothing.xml", (SIZE, SIZE), False, "f32", 1)
 
 
+@pytest.mark.parametrize("shape", ["[1,3,?,?]", "[1,3,{0},{1}]", ""])
+def test_single_images_in_turn(tmp_path: Path, shape: str) -> None:
+    turn = inference.Turn(save_tiny(tmp_path / "model.xml"), inference.Case("any", shape=shape), (SIZE, SIZE))
+    assert turn()["processor_ms"] > 0
+
+
 def small_model() -> ov.Model:
     """Convolution, depthwise convolution, two matrix products and an attention."""
     images = ops.parameter([-1, 3, 8, 8], np.float32, name="input")
@@ -194,6 +200,8 @@ def test_everything_is_written_shown_and_drawn(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(Models, "onnx", lambda self: Path("uniad.onnx"))
     monkeypatch.setattr(inference, "measure_torch", lambda *_: measured.append("torch") or torch_row)
     monkeypatch.setattr(inference, "measure_file", fake_speed)
+    row = {"processor_ms": 30.0}
+    monkeypatch.setattr(inference, "Turn", lambda file, case, size: lambda: row)
     monkeypatch.setattr(inference, "parts_of", lambda file: {})
     seconds = {("backbone", "Convolution"): 0.03, ("head", "Eltwise"): 0.01}
     monkeypatch.setattr(inference, "profile", lambda *_: (seconds, {"backbone": 2 * 10**9}))
@@ -214,10 +222,11 @@ def test_everything_is_written_shown_and_drawn(tmp_path: Path, monkeypatch: pyte
     assert set(speed) >= {"command", "seed", "versions", "device", "backbone", "image_size"}
     assert speed["versions"].str.contains("openvino").all()
     texts = {}
-    for name in ("speed", "floor", "start"):
+    for name in ("speed", "precision", "floor", "start"):
         text = render(f"<!-- table: inference_{name} -->\n<!-- end -->", folder)
         texts[name] = [" ".join(line.split()) for line in text.splitlines()]
     assert "| UniAD, OpenVINO, f32 | 20 | 4 x | 40 | 4 x | 32 x |" in texts["speed"]
+    assert "| f32 | 30.0 | 1 |" in texts["precision"]
     assert "| whole | 2.000 | 40.0 | 100% |" in texts["floor"]
     assert "| anomalib predict | 2 | 2 | 300 |" in texts["start"]
     assert pd.read_csv(folder / "inference_profile.csv")["share"].tolist() == pytest.approx([0.75, 0.25])

@@ -162,7 +162,7 @@ def test_rows(files: Files, tmp_path: Path, monkeypatch) -> None:
         monkeypatch.setattr(quantization, "variants", lambda: {name: use(name) for name in names})
 
     def run() -> pd.DataFrame:
-        quantization.quantization(files.checkpoint, files.data, tmp_path)
+        quantization.quantization(files.checkpoint, files.data, output_dir=tmp_path)
         return pd.read_csv(tmp_path / "quantization.csv").set_index("variant")
 
     variants_are("exact", "broken")
@@ -185,7 +185,9 @@ def test_rows(files: Files, tmp_path: Path, monkeypatch) -> None:
 
 
 def test_what_is_missing_is_named(files: Files, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no variant nothing; there are as exported, without "):
+        quantization.quantization(files.checkpoint, files.data, ["nothing"], tmp_path)
     with pytest.raises(ValueError, match="The folder of the test images is missing"):
         quantization.quantization(files.checkpoint, output_dir=tmp_path)
     with pytest.raises(FileNotFoundError, match="There is no checkpoint"):
-        quantization.quantization(tmp_path / "model.ckpt", files.data, tmp_path)
+        quantization.quantization(tmp_path / "model.ckpt", files.data, output_dir=tmp_path)

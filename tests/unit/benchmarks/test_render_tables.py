@@ -183,13 +183,16 @@ def test_quantization_and_parity(tmp_path: Path) -> None:
     changes |= {"image_AUROC_largest_change": -0.04, "pixel_AUROC_largest_change": 0.005}
     row = {"map_difference_max": 0.25, "map_difference_mean": 0.012, "size_bytes": 2.34e6, **changes}
     row |= {"images": 9, "categories": 3, "device": "a processor", "quantised": 50, "seconds": 12.3}
-    pd.DataFrame([{"variant": "as exported", **row}]).to_csv(tmp_path / "quantization.csv", index=False)
+    one = {"variant": "as exported", "image_AUROC": 0.89, **row}
+    pd.DataFrame([{**one, "backbone": "small"}, one]).to_csv(tmp_path / "quantization.csv", index=False)
     torch = {"precision": "FP32", "image_AUROC": 0.9, "pixel_AUROC": 0.8, "pixel_AUPRO": 0.7, "images": 9}
     rows = [{**torch, "categories": 3}, {"precision": "INT8_PTQ", "flipped_decisions": 2, **row}]
     pd.DataFrame(rows).to_csv(tmp_path / "industrial_parity.csv", index=False)
     cells = "2.5e-01 | 1.2e-02 | -0.0100 (-0.0400) | +0.0020 (+0.0050) | -0.0300"
     lines = lines_of("quantization", tmp_path)
-    assert "on 9 test images of 3 categories, on a processor" in lines[0]
+    headings = [line for line in lines if line.endswith("s is processor time to quantise:")]
+    assert [heading.startswith("small. Differences") for heading in headings] == [True, False]
+    assert "on 9 test images of 3 categories, on a processor; torch has image AUROC 0.9000;" in headings[0]
     assert lines[-1] == f"| as exported | {cells} | 50 | 2.3 | 12 |"
     lines = lines_of("industrial_parity", tmp_path)
     assert "torch has image AUROC 0.9000, pixel AUROC 0.8000 and AUPRO 0.7000" in lines[0]
@@ -249,13 +252,28 @@ def test_large_images_are_not_compared_with_small_ones(tmp_path: Path) -> None:
     assert "memory bank" not in " ".join(lines)
 
 
+def test_precisions_are_compared_round_by_round(tmp_path: Path) -> None:
+    """On a machine that is busy half of the time, both halves say the same."""
+    rows = [
+        {"variant": name, "round": number, "processor_ms": busy * ms}
+        for number, busy in ((1, 1), (2, 3))
+        for name, ms in (("f32", 20.0), ("bf16", 10.0))
+    ]
+    frame = pd.DataFrame(rows).assign(device="one", backbone="b", image_size=256)
+    frame.to_csv(tmp_path / "inference_precision.csv", index=False)
+    lines = lines_of("inference_precision", tmp_path)
+    assert lines[2].endswith("2 rounds in turn:")
+    assert lines[-2:] == ["| f32 | 40.0 | 1 |", "| bf16 | 20.0 | 0.5 |"]
+
+
 def test_floor_of_inference(tmp_path: Path) -> None:
-    common = {"variant": "f32", "device": "one", "matrix_gflop_per_second": 100.0}
+    common = {"variant": "f32", "device": "one", "matrix_gflop_per_second": 100.0, "backbone": "b", "image_size": 224}
     rows = [
         {**common, "part": "head", "ms": 10.0, "operations": 0, "floor_ms": 0.0},
         {**common, "part": "whole", "ms": 40.0, "operations": 2e9, "floor_ms": 20.0},
     ]
     pd.DataFrame(rows).to_csv(tmp_path / "inference_floor.csv", index=False)
     lines = lines_of("inference_floor", tmp_path)
-    assert lines[4:6] == ["| head | 0.000 | 10.0 | 25% |", "| whole | 2.000 | 40.0 | 100% |"]
+    assert lines[2] == "b, 224 px:"
+    assert lines[6:8] == ["| head | 0.000 | 10.0 | 25% |", "| whole | 2.000 | 40.0 | 100% |"]
     assert lines[-1] == "Floor, all operations at the measured rate: in f32 20.0 ms, at 100 GFLOP/s of matrix products."
