@@ -6,14 +6,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from anomalib.cli.cli import main
-from anomalib.pipelines.benchmark import job
 
 from anomalib_uniad.messages import install_excepthook
 from helpers import make_mvtec_like, write_image
@@ -127,21 +125,6 @@ def test_fit_from_a_config_file(folder: Path, class_path: str) -> None:
     autoload = "1" if class_path == "UniAD" else "0"  # the dotted path needs no plugin hook
     anomalib(folder, "fit", "--config", name, TORCH_DEVICE_BACKEND_AUTOLOAD=autoload)
     assert list((folder / "results" / "UniAD" / "products" / "cable").rglob("model.ckpt"))
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # PatchCore and PaDiM warn about themselves
-def test_benchmark_of_three_models(command: Callable[..., None], folder: Path, monkeypatch) -> None:
-    config = yaml.safe_load((CONFIGS / "benchmark" / "three_methods.yaml").read_text())
-    config["accelerator"] = "cpu"
-    config["benchmark"]["model"]["init_args"].update(backbone="resnet18", pre_trained=False)
-    config["benchmark"]["data"]["init_args"].update(root=str(folder / "products"), num_workers=0)
-    (folder / "benchmark.yaml").write_text(yaml.safe_dump(config))
-    # One epoch is enough here; the benchmark has no argument for it.
-    monkeypatch.setattr(job, "Engine", partial(job.Engine, max_epochs=1))
-    command("benchmark", "--config", "benchmark.yaml")
-    table = next((folder / "runs" / "benchmark").rglob("results.csv")).read_text()
-    assert all(word in table for word in ("Patchcore", "Padim", "UniAD", "image_AUROC/cable", "pixel_AUROC/bottle"))
 
 
 def test_help_shows_the_arguments_with_their_docs(command: Callable[..., None], capsys) -> None:

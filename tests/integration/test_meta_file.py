@@ -56,7 +56,7 @@ def test_feature_cache(root: Path, plain: tuple[Path, MetaFile, dict[str, float]
         cached = {"feature_cache": mode, "feature_cache_dir": tmp_path / "features"}
         _, results = train(tmp_path / mode, make(MetaFile, root), **cached)
         assert results == pytest.approx(expected, abs=1e-5)
-    assert len(list((tmp_path / "features").glob("*/meta.json"))) == 2  # training and validation
+    assert len(list((tmp_path / "features").glob("*/meta.json"))) == 4  # training and validation of two products
 
 
 def test_feature_cache_keeps_united_and_missing_masks(root: Path, tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_two_processes(tmp_path):
         for category in categories:
             together.update(make_batch([category] * 4, [0, 0, 1, 1], rank))
     expected = {name: float(value) for name, value in together.compute().logged().items()}
-    assert len(expected) == 36
+    assert len(expected) == 44
     expected["pixel_threshold"] = distributed_worker.learn(0, 1)
     for output in outputs:
         assert json.loads(output) == pytest.approx(expected)

@@ -167,8 +167,8 @@ PROBLEM += "<class 'jsonargparse._util.NestedArg'>\nGiven value: NestedArg(key='
         ),
         (
             UniAD,
-            "Parser key \"image_score\":\n  Expected a typing.Literal['max', 'mean', 'std']. Got value: maxx",
-            "image_score of UniAD must be one of max, mean, std, got maxx.",
+            "Parser key \"image_score\":\n  Expected a typing.Literal['max', 'top', 'mean', 'std']. Got value: maxx",
+            "image_score of UniAD must be one of max, top, mean, std, got maxx.",
         ),
         (
             UniAD,
