@@ -197,7 +197,6 @@ def test_own_data_without_a_gpu(folder: Path) -> None:
         folder, "train", "--config", str(config), "--data.root", "mydata", *small, "--model.hidden_dim=32"
     )
     assert "early_stopping: the training may end early, judged on 20 good validation images" in output
-    assert "5 epochs of 8 steps: about " in output
     run = folder / "results" / "UniAD" / "mydata" / "latest"
     checkpoint = torch.load(run / "weights" / "lightning" / "model.ckpt", weights_only=False)
     results = checkpoint["callbacks"]["EarlyStop"]["results"]

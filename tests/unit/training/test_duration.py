@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
+from resumable import small_model
 from torch.utils.data import DataLoader, TensorDataset
 
 from anomalib_uniad.training import duration
@@ -139,3 +140,7 @@ def test_a_training_without_an_end_says_nothing(monkeypatch, tmp_path, caplog) -
     with caplog.at_level(logging.INFO):
         fit(monkeypatch, tmp_path, None, Stop(), max_epochs=-1)
     assert "about" not in caplog.text
+
+
+def test_a_model_brings_it() -> None:
+    assert any(isinstance(callback, TrainingDuration) for callback in small_model().configure_callbacks())
