@@ -10,12 +10,12 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
-from resumable import small_model
 from torch.utils.data import DataLoader, TensorDataset
 
 from anomalib_uniad.training import duration
 from anomalib_uniad.training.duration import TrainingDuration
 from anomalib_uniad.training.last_epoch import LastEpochValidation
+from resumable import small_model
 
 STEP, VALIDATION, BATCHES = 2.0, 7.0, 10  # seconds, batches of an epoch
 
