@@ -93,6 +93,7 @@ _SAME_IN_CHECKPOINT = (
     "neighbor_size",
     "neighbor_mask",
     "feature_norm",
+    "layer_weights",
     "image_score",
     "score_pool_size",
     "score_top_fraction",
@@ -104,6 +105,7 @@ _SAME_IN_CHECKPOINT = (
 # What checkpoints have that were written before these arguments.
 _BEFORE = {
     "feature_norm": "none",
+    "layer_weights": None,
     "feature_resize": "bilinear",
     "resize_mode": "stretch",
     "crop": None,
@@ -158,6 +160,9 @@ class UniAD(AnomalibModule):
         feature_norm (str): ``"standard"`` brings each channel of the features to mean 0 and standard deviation 1 over
             the training images, which are looked at once before the first training; ``"none"`` leaves them as they
             are. Loss and map are those of what is reconstructed. Defaults to ``"none"``.
+        layer_weights (Sequence[float] | None): With ``feature_norm="standard"``, the standard deviation that the channels
+            of each of ``layers`` are brought to instead of 1: how much a layer counts in loss, jitter and map.
+            Defaults to ``None``, all alike.
         jitter_scale (float): Strength of the noise on the tokens during training. Defaults to ``20.0``.
         jitter_probability (float): Probability that a training batch is jittered. Defaults to ``1.0``.
         image_score (str): Score of an image: ``"max"`` of its anomaly map, mean of the highest part (``"top"``), or
@@ -277,6 +282,7 @@ class UniAD(AnomalibModule):
         neighbor_size: int | Sequence[int] = 7,
         neighbor_mask: bool | Sequence[bool] = True,
         feature_norm: FeatureNormMode = "none",
+        layer_weights: Sequence[float] | None = None,
         jitter_scale: float = 20.0,
         jitter_probability: float = 1.0,
         image_score: ImageScore = "max",
@@ -319,6 +325,7 @@ class UniAD(AnomalibModule):
             msg = f"layers must be a list of indices or names, got {layers!r}."
             raise InputError(msg)
         layers = cast("Sequence[int] | Sequence[str]", tuple(layers))
+        layer_weights = None if layer_weights is None else tuple(layer_weights)
         image_size = repeat("image_size", image_size, int, 2)
         check_at_least("image_size", min(image_size), 1)
         neighbor_size = repeat("neighbor_size", neighbor_size, int, 2)
@@ -385,6 +392,7 @@ class UniAD(AnomalibModule):
                 neighbor_size=neighbor_size,
                 neighbor_mask=neighbor_mask,
                 feature_norm=feature_norm,
+                layer_weights=layer_weights,
                 jitter_scale=jitter_scale,
                 jitter_probability=jitter_probability,
                 image_score=image_score,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """UniAD in plain torch."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -137,6 +138,7 @@ class UniADModel(nn.Module):
         neighbor_size: tuple[int, int] = (7, 7),
         neighbor_mask: tuple[bool, bool, bool] = (True, True, True),
         feature_norm: FeatureNormMode = "none",
+        layer_weights: Sequence[float] | None = None,
         jitter_scale: float = 20.0,
         jitter_probability: float = 1.0,
         image_score: ImageScore = "max",
@@ -164,7 +166,8 @@ class UniADModel(nn.Module):
         self.backbone.prepare(image_size)
         self.neck = MultiScaleNeck(self.grid_size, feature_resize)
         channels = sum(self.backbone.channels)
-        self.feature_norm = FeatureNorm(channels) if feature_norm == "standard" else None
+        weights = _of_channels(layer_weights, self.backbone.channels, feature_norm)
+        self.feature_norm = FeatureNorm(channels, weights) if feature_norm == "standard" else None
         self.transformer = ReconstructionTransformer(
             in_channels=channels,
             grid_size=self.grid_size,
@@ -248,6 +251,21 @@ class UniADModel(nn.Module):
             return self.predict(features, covered)
         features = self.normalise(features)
         return self.reconstruct(features), features
+
+
+def _of_channels(
+    layer_weights: Sequence[float] | None, channels: Sequence[int], feature_norm: FeatureNormMode
+) -> torch.Tensor | None:
+    """A weight per layer -> one per channel (C,)."""
+    if layer_weights is None:
+        return None
+    if feature_norm != "standard":
+        msg = f"layer_weights need feature_norm=standard, got feature_norm={feature_norm}."
+        raise InputError(msg)
+    if len(layer_weights) != len(channels) or not all(0 < weight < math.inf for weight in layer_weights):
+        msg = f"layer_weights must be a positive number for each of the {len(channels)} layers, got {[*layer_weights]}."
+        raise InputError(msg)
+    return torch.tensor(layer_weights, dtype=torch.float32).repeat_interleave(torch.tensor(channels))
 
 
 def _grid_size(image_size: tuple[int, int], feature_stride: int) -> tuple[int, int]:

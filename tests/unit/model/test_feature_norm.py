@@ -58,6 +58,27 @@ def test_norm() -> None:
     torch.testing.assert_close(norm(features), expected)
 
 
+def test_layer_weights() -> None:
+    model = small_model(5, feature_norm="standard", layer_weights=[1, 1, 0.5, 2]).model
+    channels, features = model.backbone.channels, torch.randn(1, sum(model.backbone.channels), 4, 4)
+    parts = features.split(list(channels), dim=1)
+    expected = torch.cat([part * weight for part, weight in zip(parts, (1, 1, 0.5, 2), strict=True)], dim=1)
+    torch.testing.assert_close(model.normalise(features), expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"layer_weights": [1, 1]}, r"layer_weights must be a positive number for each of the 4 layers, got \[1, 1\]"),
+        ({"layer_weights": [1, 1, 1, 0]}, "a positive number for each"),
+        ({"layer_weights": [1, 1, 1, 1], "feature_norm": "none"}, "layer_weights need feature_norm=standard"),
+    ],
+)
+def test_wrong_layer_weights(arguments, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_model(**{**FAST, **arguments})
+
+
 @pytest.mark.parametrize(("std", "expected"), [([0.0, 1.0, 3.0, 2.0], [0.02, 1.0, 3.0, 2.0]), ([0.0, 0.0], [1.0, 1.0])])
 def test_constant_channels_do_not_explode(std: list[float], expected: list[float]) -> None:
     norm = FeatureNorm(len(std))

@@ -11,11 +11,14 @@ _LEAST_OF_TYPICAL = 1e-2
 class FeatureNorm(nn.Module):
     """Subtracts the mean of each channel and divides by its standard deviation, both of the training images.
 
-    So each channel counts as much as any other in loss, jitter and anomaly map, whatever its scale in the backbone.
-    Until :meth:`fill` is called, features pass unchanged.
+    So each channel counts as much as any other in loss, jitter and anomaly map, whatever its scale in the backbone, or
+    as much as its weight says.
+    Until :meth:`fill` is called, features are only multiplied by the weights.
 
     Args:
         channels (int): Channels ``C`` of the features.
+        weights (torch.Tensor | None): ``(C,)``, the standard deviation that each channel is brought to.
+            Defaults to ``None``, 1.
 
     Attributes:
         mean (torch.Tensor): ``(C,)``.
@@ -26,9 +29,11 @@ class FeatureNorm(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
     images: torch.Tensor
+    weights: torch.Tensor
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, weights: torch.Tensor | None = None) -> None:
         super().__init__()
+        self.register_buffer("weights", torch.ones(channels) if weights is None else weights, persistent=False)
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("std", torch.ones(channels))
         self.register_buffer("images", torch.zeros((), dtype=torch.int64))
@@ -51,4 +56,4 @@ class FeatureNorm(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """``features`` (B, C, h, w) -> (B, C, h, w)."""
-        return (features - self.mean[:, None, None]) * self.std.reciprocal()[:, None, None]
+        return (features - self.mean[:, None, None]) * (self.weights / self.std)[:, None, None]
