@@ -173,9 +173,12 @@ def _train_config(value: Any, where: str, file: Path) -> Config:
 
 
 def _data(value: Any, where: str, file: Path) -> Config:
-    config, file = _content(value, where, file)
-    if "class_path" not in config and config.get("data") is not None:
-        config = _section(config["data"], where, file)
+    config: Config = {}
+    for part in _list(value):
+        given, named = _content(part, where, file)
+        if "class_path" not in given and given.get("data") is not None:
+            given = _section(given["data"], where, named)
+        config = merge([{"data": config}, {"data": given}])["data"]
     if "class_path" not in config:
         msg = f"{where} has no class_path: give the config of a datamodule, or a file that has one."
         raise InputError(msg)
@@ -226,4 +229,5 @@ def _load(file: Path) -> Config:
 
 
 def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+    """A value, or those of lists in lists, as aliases of YAML make them."""
+    return [single for part in value for single in _list(part)] if isinstance(value, list) else [value]

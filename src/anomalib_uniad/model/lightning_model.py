@@ -160,8 +160,8 @@ class UniAD(AnomalibModule):
         feature_norm (str): ``"standard"`` brings each channel of the features to mean 0 and standard deviation 1 over
             the training images, which are looked at once before the first training; ``"none"`` leaves them as they
             are. Loss and map are those of what is reconstructed. Defaults to ``"none"``.
-        layer_weights (Sequence[float] | None): With ``feature_norm="standard"``, the standard deviation that the channels
-            of each of ``layers`` are brought to instead of 1: how much a layer counts in loss, jitter and map.
+        layer_weights (Sequence[float] | None): With ``feature_norm="standard"``, the standard deviation that the
+            channels of each of ``layers`` are brought to instead of 1: how much a layer counts in loss, jitter and map.
             Defaults to ``None``, all alike.
         jitter_scale (float): Strength of the noise on the tokens during training. Defaults to ``20.0``.
         jitter_probability (float): Probability that a training batch is jittered. Defaults to ``1.0``.

@@ -41,10 +41,12 @@ def test_files_and_sections_are_merged(tmp_path: Path) -> None:
             {"trainer": {"max_epochs": 7}, "model": {"init_args": {"dropout": 0}}},
         ],
         "whole": ["recipes/whole.yaml", {"data": {"init_args": {"eval_batch_size": 2}}}],
+        "lists in lists": [["model.yaml", "trainer.yaml"], {"trainer": {"max_epochs": 7}}],
         "other": ["recipes/whole.yaml", {"model": {"class_path": "Padim"}}],
         "name": "Padim",
     }
-    config = read_config(write(tmp_path, models=models, data={"d": "recipes/whole.yaml"}, modes="separate", seeds=2))
+    data = {"d": "recipes/whole.yaml", "less": ["recipes/whole.yaml", {"init_args": {"root": "y"}}]}
+    config = read_config(write(tmp_path, models=models, data=data, modes="separate", seeds=2))
     assert config.models["listed"] == {
         "model": {"class_path": "UniAD", "init_args": {"hidden_dim": 16, "learning_rate": 0.001, "dropout": 0}},
         "trainer": {"max_epochs": 7, "precision": "bf16-mixed"},
@@ -54,7 +56,9 @@ def test_files_and_sections_are_merged(tmp_path: Path) -> None:
     assert config.models["whole"]["trainer"]["max_epochs"] == 5
     assert config.models["other"]["model"] == {"class_path": "Padim"}
     assert config.models["name"] == {"model": {"class_path": "Padim"}}
-    assert config.data == {"d": whole["data"]}
+    assert config.models["lists in lists"]["trainer"] == {"max_epochs": 7, "precision": "bf16-mixed"}
+    less = {"class_path": "MVTecAD", "init_args": {"root": "y", "train_batch_size": 4}}
+    assert config.data == {"d": whole["data"], "less": less}
     assert (config.modes, config.seeds) == (["separate"], [2])
 
 
