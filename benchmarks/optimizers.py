@@ -93,8 +93,8 @@ def train(
     """Train and evaluate after every other epoch.
 
     Returns:
-        tuple[list[dict[str, float]], float]: Loss and metrics; the mean effective rank of a step of a matrix, as a share
-        of the highest that there can be, over the second half of the training.
+        tuple[list[dict[str, float]], float]: Loss and metrics; the mean effective rank of a step of a matrix, as a
+        share of the highest that there can be, over the second half of the training.
     """
     network = model.model
     matrices = network.transformer.inner_matrices()

@@ -27,6 +27,7 @@ from anomalib_uniad.metrics.run_files import to_markdown
 RESULTS = Path(__file__).parents[1] / "results"
 BLOCK = re.compile(r"(<!-- (table|arguments): (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 TABLES: dict[str, Callable[[Path], str]] = {}
+METRICS = ("image_AUROC", "image_AP", "image_F1Max", "pixel_AUROC", "pixel_AP", "pixel_F1Max", "pixel_AUPRO")
 
 
 def main(paths: Sequence[Path], check: bool = False, results: Path = RESULTS) -> None:
@@ -106,11 +107,12 @@ def table(function: Callable[[pd.DataFrame], str]) -> Callable[[pd.DataFrame], s
 
 
 def once_measured(function: Callable[[pd.DataFrame], str]) -> Callable[[pd.DataFrame], str]:
-    """As :func:`table`; nothing as long as there is no file."""
+    """As :func:`table`; nothing as long as there is no file. ``methods_in_short`` is of ``methods.csv`` as well."""
 
     def from_file(results: Path) -> str:
-        name = function.__name__
-        return function(read(results, name)) if (results / f"{name}.csv").is_file() else ""
+        names = (function.__name__, function.__name__.partition("_")[0])
+        name = next((name for name in names if (results / f"{name}.csv").is_file()), "")
+        return function(read(results, name)) if name else ""
 
     TABLES[function.__name__] = from_file
     return function
@@ -286,27 +288,6 @@ def messages(rows: pd.DataFrame) -> str:
     return f"On {rows['device'].iloc[0]}:\n\n{markdown(columns)}"
 
 
-@table
-def industrial(rows: pd.DataFrame) -> str:
-    """AUROC per category and method."""
-
-    def head(method: str, run: pd.DataFrame) -> str:
-        epochs = run["epochs"].dropna().unique()
-        unit = "epoch" if list(epochs) == [1] else "epochs"
-        return f"{method} ({epochs[0]:.0f} {unit})" if len(epochs) else method
-
-    return f"{accuracy_heading(rows)}\n\n{markdown(crossed(rows, 'category', 'method', accuracy, head))}"
-
-
-def three_methods(results: Path) -> str:
-    """The table of the README: AUROC of UniAD, PaDiM and PatchCore."""
-    rows = read(results, "industrial")
-    return industrial(rows[rows["method"].isin(["UniAD, small, strides 4 to 32", "PaDiM", "PatchCore"])])
-
-
-TABLES["three_methods"] = three_methods
-
-
 def highlights(results: Path) -> str:
     """The README's list of speeds, each with a link to its table."""
     latency = read(results, "inference_speed").groupby("variant")["latency_ms"].median()
@@ -328,21 +309,6 @@ def highlights(results: Path) -> str:
 
 
 TABLES["highlights"] = highlights
-
-
-@table
-def industrial_epochs(rows: pd.DataFrame) -> str:
-    """AUROC per epoch and method."""
-    ordered = rows.sort_values("epoch", kind="stable")
-    return f"{accuracy_heading(rows)}\n\n{markdown(crossed(ordered, 'epoch', 'method', accuracy))}"
-
-
-@table
-def industrial_report(rows: pd.DataFrame) -> str:
-    """All metrics of three methods."""
-    means = rows[rows["category"] == "mean"].drop(columns=["category", "best", "note"]).set_index("metric")
-    cells = (100 * means).map(lambda value: "" if pd.isna(value) else f"{value:.1f}")
-    return f"Means over the categories in percent:\n\n{to_markdown(cells.reset_index())}"
 
 
 @table
@@ -374,58 +340,156 @@ def cifar10_epochs(rows: pd.DataFrame) -> str:
     return f"Image AUROC in percent:\n\n{markdown(columns)}"
 
 
-def recipe(results: Path) -> str:
-    """AUROC per epoch with the paper's recipe and the fast one."""
-    rows = read(results, "recipe_epochs")
-    rows = rows[rows["method"].isin(["paper", "fast"])]
-    columns: dict[str, list] = {"epoch": sorted(rows["epoch"].unique())}
-    for method, run in rows.groupby("method", sort=False):
-        cells = {epoch: accuracy(part) + seed_range(part) for epoch, part in run.groupby("epoch")}
-        columns[f"{method} ({run['epoch'].max()} epochs)"] = [cells.get(epoch, "") for epoch in columns["epoch"]]
+def means_of(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of a benchmark that are means over categories: they have what a training costs as well."""
+    return rows[rows["kind"] == "mean"]
+
+
+def costs(rows: pd.DataFrame) -> dict[str, list]:
+    """Columns: what models cost, a row for each row."""
+    columns: dict[str, Callable[[Any], str]] = {
+        "minutes of training": lambda row: f"{row.train_seconds / 60:.1f}",
+        "GB of memory": lambda row: f"{row.peak_memory / 1e9:.1f}",
+        "MB on disk": lambda row: f"{row.size_on_disk / 1e6:.1f}",
+        "ms per image": lambda row: f"{row.latency_ms:.1f}",
+    }
+    values = {name: [cell(row) for row in rows.itertuples()] for name, cell in columns.items()}
+    return {name: ["" if cell == "nan" else cell for cell in cells] for name, cells in values.items()}
+
+
+def how_measured(rows: pd.DataFrame) -> str:
+    """Device and seeds of a benchmark."""
+    seeds = ", ".join(f"{seed:.0f}" for seed in rows["seed"].unique())
+    return f"On {rows['device'].iloc[0]}; seed{'s' if ',' in seeds else ''} {seeds}."
+
+
+@once_measured
+def methods(rows: pd.DataFrame) -> str:
+    """All metrics of each method, and what it costs."""
+    means = means_of(rows)
+    accuracies = {name: percents(means[name]) for name in (*METRICS, *FOUND)}
+    named = {in_words(name) or name.replace("_", " "): cells for name, cells in accuracies.items()}
+    return f"Means over the categories in percent. {how_measured(rows)}\n\n" + markdown(
+        {"method": means["method"], **named, **costs(means)}
+    )
+
+
+@once_measured
+def methods_in_short(rows: pd.DataFrame) -> str:
+    """The table of the README: the methods on one backbone."""
+    means = means_of(rows)[lambda frame: frame["method"].str.endswith(", Lite0")]
+    columns = {
+        "method": means["method"].str.removesuffix(", Lite0"),
+        "image / pixel AUROC": [auroc_pair(row) for _, row in means.groupby(level=0)],
+        "found at 5 % false alarms": percents(means["image_TPR@FPR5"]),
+        **costs(means),
+    }
+    return f"Means over three products in percent. {how_measured(rows)}\n\n{markdown(columns)}"
+
+
+@once_measured
+def methods_products(rows: pd.DataFrame) -> str:
+    """Accuracy of each method per category."""
+    return by_category(rows, "method", across=False)
+
+
+def by_category(rows: pd.DataFrame, by: str, across: bool = True) -> str:
+    """Accuracy per category and value of a column; the categories down, or across."""
+    names = (by, "category") if not across else ("category", by)
+    columns = crossed(rows, *names, accuracy)
     return f"{accuracy_heading(rows)}\n\n{markdown(columns)}"
 
 
-def variants(rows: pd.DataFrame) -> str:
-    """AUROC per variant and category."""
-    columns: dict[str, list] = {"recipe": [], "epochs": [], "seeds": []}
-    columns |= {str(category): [] for category in rows["category"].unique()}
-    for method, run in rows.groupby("method", sort=False):
-        columns["recipe"].append(method)
-        columns["epochs"].append(run["epochs"].max())
-        columns["seeds"].append(", ".join(map(str, run["seed"].unique())))
-        for category, part in run.groupby("category"):
-            columns[str(category)].append(accuracy(part) + (seed_range(part) if category == "mean" else ""))
-    return f"{accuracy_heading(rows)}\n\n{markdown(columns)}"
+@once_measured
+def fast(rows: pd.DataFrame) -> str:
+    """The fast recipe: each seed, and the mean over seeds."""
+    named = rows.assign(seed=[f"seed {seed:.0f}" for seed in rows["seed"]])
+    minutes = means_of(rows)["train_seconds"] / 60
+    return (
+        f"{by_category(pd.concat([named, rows.assign(seed='mean')]), 'seed')}\n\n"
+        f"Minutes of training on {rows['device'].iloc[0]}: {', '.join(f'{value:.1f}' for value in minutes)}; the first "
+        "one filled the cache of features."
+    )
 
 
-def trials(results: Path, batch: bool) -> str:
-    """Trials of batch sizes and learning rates, or of other choices; all differ from the first one."""
-    rows = read(results, "trials")
-    first = rows["method"] == rows["method"].iloc[0]
-    rows = rows[first | (rows["method"].str.startswith("batch") == batch)]
-    return variants(rows)
+@once_measured
+def modes(rows: pd.DataFrame) -> str:
+    """One model against one for each category."""
+    means = means_of(rows)
+    columns = {"": means["mode"], "models": [f"{value:.0f}" for value in means["models"]], **costs(means)}
+    return f"{by_category(rows, 'mode')}\n\n{how_measured(rows)}\n\n{markdown(columns)}"
 
 
-TABLES["recipe"] = recipe
-TABLES["recipe_variants"] = lambda results: variants(read(results, "recipe"))
-TABLES["trials_batch"] = lambda results: trials(results, batch=True)
-TABLES["trials_choices"] = lambda results: trials(results, batch=False)
+@once_measured
+def products(rows: pd.DataFrame) -> str:
+    """One model for more and more products."""
+    means = means_of(rows)
+    columns = {"": means["data"], "accuracy": [accuracy(row) for _, row in means.groupby(level=0)], **costs(means)}
+    return f"{accuracy_heading(rows)}\n\n{markdown(columns)}\n\n{how_measured(rows)}"
 
 
-@table
-def score_pool(rows: pd.DataFrame) -> str:
-    """Image AUROC per size of the pool."""
+@once_measured
+def products_alike(rows: pd.DataFrame) -> str:
+    """Accuracy of the products that are in several models."""
+    kept = rows.groupby("category")["data"].transform("nunique") > 2
+    return by_category(rows[kept & (rows["kind"] == "category")], "data")
 
-    def percent(part: pd.DataFrame) -> str:
-        found = 100 * found_columns(part).mean()
-        image = f"{100 * part['image_AUROC'].mean():.1f}"
-        return image if found.isna().any() else f"{image}; {found.iloc[0]:.0f} / {found.iloc[1]:.0f}"
 
-    values = rows.columns.intersection(["image_AUROC", *FOUND])
-    means = rows.groupby("size", sort=False)[list(values)].mean().reset_index().assign(category="mean")
-    columns = crossed(pd.concat([rows, means]), "size", "category", percent)
-    heading = accuracy_heading(rows).replace("Image / pixel", "Image")
-    return f"{heading}\n\n{markdown({'pool, px': columns.pop('size'), **columns})}"
+@once_measured
+def images(rows: pd.DataFrame) -> str:
+    """Accuracy per number of training images."""
+    means = means_of(rows)
+    columns = crossed(means, "data", "method", accuracy)
+    columns["of each product"] = columns.pop("data")
+    ordered = {"of each product": columns.pop("of each product"), **columns}
+    return f"{accuracy_heading(means)}\n\n{markdown(ordered)}\n\n{how_measured(rows)}"
+
+
+@once_measured
+def curves(rows: pd.DataFrame) -> str:
+    """Accuracy while training, against minutes."""
+    columns = {
+        "method": rows["method"],
+        "epoch": rows["epoch"],
+        "minutes": [f"{value / 60:.1f}" for value in rows["seconds"]],
+        "accuracy": [accuracy(row) for _, row in rows.groupby(level=0)],
+    }
+    return f"{accuracy_heading(rows)}\n\n{markdown(columns)}\n\n{how_measured(rows)}"
+
+
+@once_measured
+def search(rows: pd.DataFrame) -> str:
+    """The last validation of each variant of the fast recipe."""
+    last = rows.groupby(["method", "seed"], sort=False).tail(1)
+    groups = last.groupby("method", sort=False)
+    columns = {
+        "variant": list(groups.groups),
+        "mean": [accuracy(part) for _, part in groups],
+        **{
+            name.removeprefix("image_AUROC/"): [
+                f"{100 * part[name].mean():.1f} / {100 * part[name.replace('image', 'pixel')].mean():.1f}"
+                for _, part in groups
+            ]
+            for name in last
+            if name.startswith("image_AUROC/")
+        },
+    }
+    return f"{accuracy_heading(last)}\n\n{markdown(columns)}\n\n{how_measured(last)}"
+
+
+@once_measured
+def optimizers(rows: pd.DataFrame) -> str:
+    """What each optimizer reaches, and how many directions its steps have."""
+    last = rows[rows["epoch"] == rows["epoch"].max()]
+    groups = last.groupby("optimizer", sort=False)
+    columns = {
+        "optimizer": list(groups.groups),
+        "training loss": [f"{part['train_loss'].mean():.3f}" for _, part in groups],
+        "image / pixel AUROC": [auroc_pair(part) + seed_range(part) for _, part in groups],
+        "effective rank of a step": [f"{part['rank'].mean():.0%}" for _, part in groups],
+        "condition of the features": [f"{part['condition'].mean():.0e}" for _, part in groups],
+    }
+    return f"{markdown(columns)}\n\n{how_measured(last)}"
 
 
 @table
@@ -436,21 +500,6 @@ def float16_features(rows: pd.DataFrame) -> str:
         return f"{part['image_AUROC'].item():.4f} / {part['pixel_AUROC'].item():.4f}"
 
     return f"Image / pixel AUROC:\n\n{markdown(crossed(rows, 'category', 'method', cell))}"
-
-
-@table
-def border(rows: pd.DataFrame) -> str:
-    """Scores at the border over scores inside, per padding."""
-    columns: dict[str, list] = {"trained with": [], "tested with": []}
-    for (trained, tested), run in rows.groupby(["trained_with", "tested_with"], sort=False):
-        columns["trained with"].append(trained)
-        columns["tested with"].append(tested)
-        for category, part in run.groupby("category", sort=False):
-            columns.setdefault(str(category), []).append(f"{part['ratio'].mean():.2f} ({auroc_pair(part)})")
-    return (
-        f"{markdown(columns)}\n\nIn parentheses: image / pixel AUROC in percent. Trained for "
-        f"{rows['epochs'].iloc[0]} epochs."
-    )
 
 
 # Exported files.

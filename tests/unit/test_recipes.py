@@ -121,11 +121,6 @@ def test_every_argument_is_spelled_out(path: Path, section: str | None, cls: typ
     assert (config[section] if section else config)["init_args"].keys() == parameters(cls).keys()
 
 
-@pytest.mark.parametrize("name", ["border-uniad", "industrial-uniad_paper"])
-def test_config_that_no_benchmark_names_is_accepted(name: str) -> None:
-    assert parse("--config", CONFIGS / "benchmark" / f"{name}.yaml").data.class_path.endswith("MultiCategory")
-
-
 @pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)
 def test_benchmark_config_is_accepted(path: Path) -> None:
     config = read_config(path)

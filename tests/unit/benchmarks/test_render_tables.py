@@ -28,7 +28,7 @@ def test_every_table_is_shown_and_every_file_is_used() -> None:
     text = "\n".join(file.read_text() for path in PAGES for file in ([path] if path.is_file() else path.rglob("*.md")))
     shown = {match[3] for match in render_tables.BLOCK.finditer(text) if match[2] == "table"}
     assert shown == set(TABLES)
-    used = {*TABLES, "recipe_epochs", "trials", "trials_epochs", "inference_profile"}
+    used = {*TABLES, "inference_profile"}
     assert {path.stem for path in RESULTS.glob("*.csv")} <= used
 
 
@@ -62,7 +62,7 @@ def test_a_stale_page_is_found_and_rewritten(tmp_path: Path) -> None:
 def test_unknown_names_are_errors(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("<!-- table: nothing -->\n<!-- end -->")
-    with pytest.raises(ValueError, match=r"page\.md: There is no table 'nothing'; known are backbones, border, "):
+    with pytest.raises(ValueError, match=r"page\.md: There is no table 'nothing'; known are backbones, cifar10, "):
         main([page])
     with pytest.raises(ValueError, match="no class 'Nothing'"):
         render("<!-- arguments: Nothing -->\n<!-- end -->")
@@ -91,19 +91,15 @@ def test_what_is_found_stands_beside_auroc(tmp_path: Path) -> None:
     old = {"category": "mean", "image_AUROC": 0.9, "pixel_AUROC": 0.8, "epochs": 3}
     new = {**old, "image_TPR@FPR2": 0.254, "image_TPR@FPR5": 0.5}
     for rows, heading, cells in (
-        ([old], "in percent (found at 2 % / 5 % false alarms: not measured):", "90.0 / 80.0"),
-        ([new], "images found at 2 % / 5 % false alarms, in percent:", "90.0 / 80.0; 25 / 50"),
-        ([old, new], "in percent (not there: not measured):", "90.0 / 80.0 | 90.0 / 80.0; 25 / 50"),
+        ([old], "in percent (found at 2 % / 5 % false alarms: not measured):", ["90.0 / 80.0"]),
+        ([new], "images found at 2 % / 5 % false alarms, in percent:", ["90.0 / 80.0; 25 / 50"]),
+        ([old, new], "in percent (not there: not measured):", ["90.0 / 80.0", "90.0 / 80.0; 25 / 50"]),
     ):
         named = [{"method": str(number), **row} for number, row in enumerate(rows)]
-        pd.DataFrame(named).to_csv(tmp_path / "industrial.csv", index=False)
-        lines = lines_of("industrial", tmp_path)
+        pd.DataFrame(named).to_csv(tmp_path / "methods_products.csv", index=False)
+        lines = lines_of("methods_products", tmp_path)
         assert lines[0].endswith(heading)
-        assert lines[-1] == f"| mean | {cells} |"
-    pd.DataFrame([{"size": 1, **row} for row in ({**new, "category": "a"}, {**new, "category": "b"})]).to_csv(
-        tmp_path / "score_pool.csv", index=False
-    )
-    assert lines_of("score_pool", tmp_path)[-1] == "| 1 | 90.0; 25 / 50 | 90.0; 25 / 50 | 90.0; 25 / 50 |"
+        assert [line.split(" | ")[1].rstrip(" |") for line in lines[4:]] == cells
     rows = [{"method": "A", "category": "mean", "seed": 0, "epochs": 1, "thresholds": "x", "image_AUROC": 0.6}]
     pd.DataFrame(rows).to_csv(tmp_path / "cifar10.csv", index=False)
     assert lines_of("cifar10", tmp_path)[-1] == "Empty cells of found at 2 % / 5 % false alarms: not measured."
@@ -111,16 +107,44 @@ def test_what_is_found_stands_beside_auroc(tmp_path: Path) -> None:
     assert "| 60.0 | 10.0 | 0.0 | x |" in lines_of("cifar10", tmp_path)[-1]
 
 
-def test_methods_side_by_side(tmp_path: Path) -> None:
+def test_benchmarks(tmp_path: Path) -> None:
+    """Accuracy of categories, what the row of the mean says about cost, and empty cells where nothing was measured."""
+    cost = {"train_seconds": 90, "peak_memory": 2.5e9, "size_on_disk": 3.21e7, "latency_ms": 10.83, "models": 1}
     rows = [
-        {"method": method, "category": category, "image_AUROC": image, "pixel_AUROC": 0.5, "epochs": epochs}
-        for method, image, epochs in (("A", 0.25, 3), ("B", 0.75, 1), ("C", 0.5, None))
-        for category in ("01", "mean")
+        {
+            "data": data,
+            "method": f"{method}, Lite0",
+            "mode": "unified",
+            "seed": 0,
+            "device": "a processor",
+            "category": category,
+            "kind": "mean" if category == "mean" else "category",
+            "image_AUROC": image,
+            "pixel_AUROC": 0.5,
+            "image_TPR@FPR2": 0.25,
+            "image_TPR@FPR5": 0.5,
+            "image_AP": 0.7,
+            **dict.fromkeys(("image_F1Max", "pixel_AP", "pixel_F1Max", "pixel_AUPRO"), 0.9),
+            **(cost if category == "mean" and method == "A" else {}),
+        }
+        for data, method, image in (("1 product", "A", 0.25), ("3 products", "A", 0.3), ("3 products", "B", 0.75))
+        for category in ("screw", "mean")
     ]
-    pd.DataFrame(rows[:-1]).to_csv(tmp_path / "industrial.csv", index=False)
-    lines = lines_of("industrial", tmp_path)
-    assert lines[2] == "| category | A (3 epochs) | B (1 epoch) | C |"
-    assert lines[4:] == ["| 01 | 25.0 / 50.0 | 75.0 / 50.0 | 50.0 / 50.0 |", "| mean | 25.0 / 50.0 | 75.0 / 50.0 | |"]
+    for name in ("methods", "products", "images", "modes", "fast"):
+        pd.DataFrame(rows).to_csv(tmp_path / f"{name}.csv", index=False)
+    measured = "1.5 | 2.5 | 32.1 | 10.8 |"
+    lines = lines_of("methods_in_short", tmp_path)
+    assert lines[0] == "Means over three products in percent. On a processor; seed 0."
+    assert lines[4] == f"| A | 25.0 / 50.0 | 50.0 | {measured}"
+    assert lines[6].replace(" ", "") == "|B|75.0/50.0|50.0|||||"
+    assert lines_of("methods", tmp_path)[4].startswith(
+        "| A, Lite0 | 25.0 | 70.0 | 90.0 | 50.0 | 90.0 | 90.0 | 90.0 | 25.0 |"
+    )
+    assert f"| 1 product | 25.0 / 50.0; 25 / 50 | {measured}" in lines_of("products", tmp_path)
+    assert "| 3 products | 30.0 / 50.0; 25 / 50 | 75.0 / 50.0; 25 / 50 |" in lines_of("images", tmp_path)
+    assert f"| unified | 1 | {measured}" in lines_of("modes", tmp_path)
+    assert lines_of("fast", tmp_path)[-1].startswith("Minutes of training on a processor: 1.5, 1.5, nan;")
+    assert lines_of("curves", tmp_path) == []
 
 
 def test_cifar10(tmp_path: Path) -> None:
@@ -142,32 +166,7 @@ def test_cifar10(tmp_path: Path) -> None:
     assert lines[-2:] == ["| 10 | 60.0 | 70.0 |", "| 20 | 70.0 | |"]
 
 
-def test_trials(tmp_path: Path) -> None:
-    """Means and ranges over seeds; trials of the batch size and others in tables of their own."""
-    rows = [
-        {"method": method, "category": category, "image_AUROC": image, "pixel_AUROC": 0.9, "epochs": 60, "seed": seed}
-        for method, seed, image in (("batch 8", 0, 0.8), ("batch 32", 0, 0.7), ("dropout", 0, 0.6), ("batch 8", 1, 0.9))
-        for category in ("screw", "mean")
-    ]
-    pd.DataFrame(rows).to_csv(tmp_path / "trials.csv", index=False)
-    assert lines_of("trials_batch", tmp_path)[4:] == [
-        "| batch 8 | 60 | 0, 1 | 85.0 / 90.0 | 85.0 / 90.0 (80.0 to 90.0) |",
-        "| batch 32 | 60 | 0 | 70.0 / 90.0 | 70.0 / 90.0 |",
-    ]
-    assert [row.split(" | ")[0] for row in lines_of("trials_choices", tmp_path)[4:]] == ["| batch 8", "| dropout"]
-
-
-def test_border_and_backbones(tmp_path: Path) -> None:
-    common = {"image_AUROC": 0.9, "pixel_AUROC": 0.8, "epochs": 20, "trained_with": "zeros"}
-    border = [
-        {**common, "tested_with": tested, "category": name, "ratio": ratio}
-        for tested, ratio in (("zeros", 1.5), ("reflect", 1.2))
-        for name in ("screw", "tile")
-    ]
-    pd.DataFrame(border).to_csv(tmp_path / "border.csv", index=False)
-    lines = lines_of("border", tmp_path)
-    assert "| zeros | reflect | 1.20 (90.0 / 80.0) | 1.20 (90.0 / 80.0) |" in lines
-    assert lines[-1].endswith("Trained for 20 epochs.")
+def test_backbones(tmp_path: Path) -> None:
     common = {"backbone": "resnet18", "layers": "[1, 2]", "channels": 192, "backbone_parameters": 2.78e6, "width": 64}
     rows = [
         {**common, "height": 64, "padding_mode": "zeros", "openvino_difference": 1e-6},

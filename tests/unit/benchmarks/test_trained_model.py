@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measurements of padding, pool and types of features: against computations by hand."""
+"""Measurements of types of features and of the mean image: against computations by hand."""
 
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import yaml
 from lightning.pytorch import Trainer
 from PIL import Image
 from sklearn.metrics import roc_auc_score
+from torch.nn import functional as F
 
 import trained_model
 from anomalib_uniad import UniAD
@@ -19,19 +20,10 @@ from helpers import make_mvtec_like
 from small import SMALL
 
 
-def test_ring_and_profile() -> None:
-    ring = trained_model.border_ring((5, 6), 2)
-    assert ring.int().tolist() == [[1] * 6, [1] * 6, [1, 1, 0, 0, 1, 1], [1] * 6, [1] * 6]
-    random = np.random.default_rng(0).random((6, 8))
-    outer = np.concatenate([random[0], random[-1], random[1:-1, 0], random[1:-1, -1]]).mean()
-    assert trained_model.edge_profile(random)[0] == pytest.approx(outer)
-    assert trained_model.edge_profile(random)[2] == pytest.approx(random[2:4, 2:6].mean())
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images, a recipe, and a checkpoint for each padding."""
-    folder = tmp_path_factory.mktemp("border")
+    """Images, a recipe, and a checkpoint."""
+    folder = tmp_path_factory.mktemp("trained")
     data = make_mvtec_like(folder / "data", sizes=(64, 64))
     recipe = {
         "model": {"class_path": "UniAD", "init_args": {**SMALL, "seed": 1}},
@@ -41,11 +33,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
     }
     (folder / "recipe-small.yaml").write_text(yaml.safe_dump(recipe))
-    for mode in trained_model.MODES:
-        model = UniAD(**SMALL, seed=1, backbone_padding_mode=mode, evaluator=False, visualizer=False)
-        trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-        trainer.strategy.connect(model)
-        trainer.save_checkpoint(folder / f"{mode}.ckpt")
+    model = UniAD(**SMALL, seed=1, evaluator=False, visualizer=False)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(folder / "model.ckpt")
     return folder
 
 
@@ -60,44 +51,23 @@ def maps_of(model: UniAD, folder: Path, category: str, kind: str) -> torch.Tenso
         return model.eval().model(model.pre_processor(images_of(folder, category, f"test/{kind}"))).anomaly_map[:, 0]
 
 
-def test_border(folder: Path, tmp_path: Path) -> None:
-    checkpoints = folder / "zeros.ckpt", folder / "reflect.ckpt"
-    trained_model.border(folder / "recipe-small.yaml", *checkpoints, output_dir=tmp_path)
-    rows = pd.read_csv(tmp_path / "border.csv")
-    assert len(rows) == 2 * 2 * 2
-    for row in rows[rows["trained_with"] == rows["tested_with"]].itertuples():
-        model = UniAD.load_from_checkpoint(folder / f"{row.tested_with}.ckpt")
-        maps = maps_of(model, folder, row.category, "good")
-        inside = maps[:, 16:-16, 16:-16]
-        assert row.inside == pytest.approx(inside.mean().item(), rel=1e-3)
-        outside = (maps.sum() - inside.sum()).item() / (maps.numel() - inside.numel())
-        assert row.border == pytest.approx(outside, rel=1e-3)
-        assert row.ratio == pytest.approx(row.border / row.inside)
-    crossed = rows[rows["category"] == "cable"].set_index(["trained_with", "tested_with"])["border"]
-    assert crossed["zeros", "zeros"] != pytest.approx(crossed["zeros", "reflect"], rel=1e-4)
-    with Image.open(tmp_path / "border.png") as picture:
-        assert min(picture.size) > 300
-
-
-def test_score_pool_and_float16(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float16(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     predicted: list[torch.Tensor] = []
     predict = UniADModel.predict
     monkeypatch.setattr(UniADModel, "predict", lambda self, x, *sizes: predicted.append(x) or predict(self, x, *sizes))
-    given = folder / "recipe-small.yaml", folder / "zeros.ckpt"
-    trained_model.score_pool(*given, sizes=[1, 64], output_dir=tmp_path)
+    given = folder / "recipe-small.yaml", folder / "model.ckpt"
     trained_model.float16_features(*given, output_dir=tmp_path)
-    pools = pd.read_csv(tmp_path / "score_pool.csv").set_index(["category", "size"])["image_AUROC"]
     types = pd.read_csv(tmp_path / "float16_features.csv").set_index(["category", "method"])
-    model = UniAD.load_from_checkpoint(folder / "zeros.ckpt")
-    assert len(predicted) == 3
+    model = UniAD.load_from_checkpoint(folder / "model.ckpt")
+    assert len(predicted) == 2
     for category in ("bottle", "cable"):
-        good, bad = (maps_of(model, folder, category, kind).flatten(1) for kind in ("good", "broken"))
-        labels = [0] * len(good) + [1] * len(bad)
-        for size, scores in ((1, torch.cat([good, bad]).amax(dim=1)), (64, torch.cat([good, bad]).mean(dim=1))):
-            assert pools[category, size] == pytest.approx(roc_auc_score(labels, scores.numpy()))
+        good, bad = (maps_of(model, folder, category, kind) for kind in ("good", "broken"))
+        pooled = F.avg_pool2d(torch.cat([good, bad]), 16, stride=1).amax(dim=(1, 2))
+        image = types.loc[(category, "torch.float32"), "image_AUROC"]
+        assert image == pytest.approx(roc_auc_score([0] * len(good) + [1] * len(bad), pooled.numpy()))
         exact, rounded = (types.loc[(category, f"torch.{name}"), "pixel_AUROC"] for name in ("float32", "float16"))
         assert rounded == pytest.approx(exact, abs=1e-3)
-    exact, rounded = predicted[1:3]
+    exact, rounded = predicted[:2]  # then those of this test
     assert torch.equal(rounded, exact.half().float())
     assert not torch.equal(rounded, exact)
 
