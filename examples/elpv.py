@@ -3,7 +3,7 @@
 
     pip install elpv-dataset
     python examples/elpv.py datasets/elpv
-    anomalib train --config configs/elpv.yaml
+    anomalib train --config configs/fast/cpu.yaml --data.root datasets/elpv
 
 The ELPV dataset (https://github.com/zae-bayern/elpv-dataset) has 2,624 electroluminescence images of cells, mono- and
 polycrystalline, 300 x 300 pixels, grey, without masks. Experts gave each a probability of being defective: 0 is good

@@ -436,6 +436,31 @@ def products_alike(rows: pd.DataFrame) -> str:
 
 
 @once_measured
+def copies(rows: pd.DataFrame) -> str:
+    """Copies of one product's images, and what they do to all."""
+    return f"{by_category(rows, 'method', across=False)}\n\n{how_measured(rows)}"
+
+
+def added(results: Path) -> str:
+    """A product that was added to a model of others, against a model of all from the start."""
+    if not (results / "added.csv").is_file():
+        return ""
+    before, after, anew = (read(results, name) for name in ("added_before", "added", "fast"))
+    anew = anew[anew["seed"] == after["seed"].iloc[0]]
+    parts = {"before": before, "after": after, "all from the start": anew}
+    named = pd.concat([rows.assign(model=name) for name, rows in parts.items()])
+    named = named[named["category"] != "mean"]
+    minutes = {name: means_of(rows)["train_seconds"].iloc[0] / 60 for name, rows in parts.items()}
+    return (
+        f"{by_category(named, 'model', across=False)}\n\n{how_measured(after)} Minutes of training: "
+        f"{', '.join(f'{name} {value:.1f}' for name, value in minutes.items())}."
+    )
+
+
+TABLES["added"] = added
+
+
+@once_measured
 def images(rows: pd.DataFrame) -> str:
     """Accuracy per number of training images."""
     means = means_of(rows)
