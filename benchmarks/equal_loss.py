@@ -24,9 +24,16 @@ from harness import RESULTS, add_rows, find_device, origin, quiet, show, synchro
 from training import MVTEC_IMAGES, FeatureBatches
 
 MODELS = Path(__file__).parents[1] / "configs" / "model"
-FEATURES = ("backbone", "layers", "image_size", "feature_stride")  # the same for both, or losses could not be compared
+# The same for both, or losses could not be compared.
+FEATURES = ("backbone", "layers", "image_size", "feature_stride", "feature_resize")
 TINY = {"backbone": "tf_efficientnet_lite0", "layers": [0, 1], "image_size": [64, 64], "hidden_dim": 16, "num_heads": 2}
-TINY |= {"feedforward_dim": 32, "num_encoder_layers": 1, "num_decoder_layers": 1, "neighbor_size": [1, 1]}
+TINY |= {
+    "layer_weights": None,
+    "feedforward_dim": 32,
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 1,
+    "neighbor_size": [1, 1],
+}
 
 
 def equal_loss(
