@@ -61,7 +61,7 @@ Row = dict[str, Any]
 # The model at the paper's size, without weights from a hub and without checkpoints; and a small one for --quick.
 PAPER: Row = {"backbone": "tf_efficientnet_b4", "pre_trained": False, "resume_interval": 0}
 SMALL: Row = {**PAPER, "backbone": "resnet18", "image_size": 64, "hidden_dim": 32, "feedforward_dim": 64}
-SMALL |= {"neighbor_size": 1, "layer_weights": None}
+SMALL |= {"neighbor_size": 1}
 FAST = Path(__file__).parents[1] / "configs" / "model" / "uniad_fast.yaml"
 SMALL_PLAIN: Row = {"backbone": "resnet18", "image_size": 64, "dim": 32, "inner": 64, "window": 1}
 MVTEC_IMAGES = 3629  # training images of MVTec AD

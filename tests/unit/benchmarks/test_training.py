@@ -21,6 +21,7 @@ from render_tables import render
 TINY = {
     "backbone": "resnet18",
     "layers": (0, 1),
+    "layer_weights": None,
     "pre_trained": False,
     "image_size": 64,
     "hidden_dim": 16,
