@@ -27,6 +27,7 @@ from anomalib_uniad.metrics.run_files import to_markdown
 RESULTS = Path(__file__).parents[1] / "results"
 BLOCK = re.compile(r"(<!-- (table|arguments): (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 TABLES: dict[str, Callable[[Path], str]] = {}
+NOT_YET = "Not measured yet."
 METRICS = ("image_AUROC", "image_AP", "image_F1Max", "pixel_AUROC", "pixel_AP", "pixel_F1Max", "pixel_AUPRO")
 
 
@@ -107,12 +108,12 @@ def table(function: Callable[[pd.DataFrame], str]) -> Callable[[pd.DataFrame], s
 
 
 def once_measured(function: Callable[[pd.DataFrame], str]) -> Callable[[pd.DataFrame], str]:
-    """As :func:`table`; nothing as long as there is no file. ``methods_in_short`` is of ``methods.csv`` as well."""
+    """As :func:`table`; a word that says so as long as there is no file. ``methods_in_short`` is of ``methods.csv`` as well."""
 
     def from_file(results: Path) -> str:
         names = (function.__name__, function.__name__.partition("_")[0])
         name = next((name for name in names if (results / f"{name}.csv").is_file()), "")
-        return function(read(results, name)) if name else ""
+        return function(read(results, name)) if name else NOT_YET
 
     TABLES[function.__name__] = from_file
     return function
@@ -444,7 +445,7 @@ def copies(rows: pd.DataFrame) -> str:
 def added(results: Path) -> str:
     """A product that was added to a model of others, against a model of all from the start."""
     if not (results / "added.csv").is_file():
-        return ""
+        return NOT_YET
     before, after, anew = (read(results, name) for name in ("added_before", "added", "fast"))
     anew = anew[anew["seed"] == after["seed"].iloc[0]]
     parts = {"before": before, "after": after, "all from the start": anew}
