@@ -108,7 +108,7 @@ def table(function: Callable[[pd.DataFrame], str]) -> Callable[[pd.DataFrame], s
 
 
 def once_measured(function: Callable[[pd.DataFrame], str]) -> Callable[[pd.DataFrame], str]:
-    """As :func:`table`; a word that says so as long as there is no file. ``methods_in_short`` is of ``methods.csv`` as well."""
+    """As :func:`table`; says so as long as there is no file. ``methods_in_short`` is of ``methods.csv`` as well."""
 
     def from_file(results: Path) -> str:
         names = (function.__name__, function.__name__.partition("_")[0])
