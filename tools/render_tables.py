@@ -14,6 +14,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,26 +98,25 @@ def arguments(cls: type) -> str:
 # Helpers of the tables.
 
 
-def table(function: Callable[[pd.DataFrame], str]) -> Callable[[pd.DataFrame], str]:
-    """Register a function under its name as the table of ``results/<its name>.csv``."""
+def table(
+    function: Callable[[pd.DataFrame], str], file: str | None = None, required: bool = True
+) -> Callable[[pd.DataFrame], str]:
+    """Register a function under its name as a table of ``results/<file>.csv``, by default of its own name.
+
+    Unless it is required, the table says so as long as there is no file.
+    """
+    name = file or function.__name__
 
     def from_file(results: Path) -> str:
-        return function(read(results, function.__name__))
+        if not required and not (results / f"{name}.csv").is_file():
+            return NOT_YET
+        return function(read(results, name))
 
     TABLES[function.__name__] = from_file
     return function
 
 
-def once_measured(function: Callable[[pd.DataFrame], str]) -> Callable[[pd.DataFrame], str]:
-    """As :func:`table`; says so as long as there is no file. ``methods_in_short`` is of ``methods.csv`` as well."""
-
-    def from_file(results: Path) -> str:
-        names = (function.__name__, function.__name__.partition("_")[0])
-        name = next((name for name in names if (results / f"{name}.csv").is_file()), "")
-        return function(read(results, name)) if name else NOT_YET
-
-    TABLES[function.__name__] = from_file
-    return function
+once_measured = partial(table, required=False)
 
 
 def read(results: Path, name: str) -> pd.DataFrame:
@@ -364,7 +364,7 @@ def how_measured(rows: pd.DataFrame) -> str:
     return f"On {rows['device'].iloc[0]}; seed{'s' if ',' in seeds else ''} {seeds}."
 
 
-@once_measured
+@table
 def methods(rows: pd.DataFrame) -> str:
     """All metrics of each method, and what it costs."""
     means = means_of(rows)
@@ -375,7 +375,7 @@ def methods(rows: pd.DataFrame) -> str:
     )
 
 
-@once_measured
+@partial(table, file="methods")
 def methods_in_short(rows: pd.DataFrame) -> str:
     """The table of the README: the methods on one backbone."""
     means = means_of(rows)[lambda frame: frame["method"].str.endswith(", Lite0")]
@@ -388,7 +388,7 @@ def methods_in_short(rows: pd.DataFrame) -> str:
     return f"Means over three products in percent. {how_measured(rows)}\n\n{markdown(columns)}"
 
 
-@once_measured
+@partial(table, file="methods")
 def methods_products(rows: pd.DataFrame) -> str:
     """Accuracy of each method per category."""
     return by_category(rows, "method", across=False)
@@ -401,7 +401,7 @@ def by_category(rows: pd.DataFrame, by: str, across: bool = True) -> str:
     return f"{accuracy_heading(rows)}\n\n{markdown(columns)}"
 
 
-@once_measured
+@table
 def fast(rows: pd.DataFrame) -> str:
     """The fast recipe: each seed, and the mean over seeds."""
     named = rows.assign(seed=[f"seed {seed:.0f}" for seed in rows["seed"]])
@@ -429,7 +429,7 @@ def products(rows: pd.DataFrame) -> str:
     return f"{accuracy_heading(rows)}\n\n{markdown(columns)}\n\n{how_measured(rows)}"
 
 
-@once_measured
+@partial(once_measured, file="products")
 def products_alike(rows: pd.DataFrame) -> str:
     """Accuracy of the products that are in several models."""
     kept = rows.groupby("category")["data"].transform("nunique") > 2
@@ -466,8 +466,7 @@ def images(rows: pd.DataFrame) -> str:
     """Accuracy per number of training images."""
     means = means_of(rows)
     columns = crossed(means, "data", "method", accuracy)
-    columns["of each product"] = columns.pop("data")
-    ordered = {"of each product": columns.pop("of each product"), **columns}
+    ordered = {"of each product": columns.pop("data"), **columns}
     return f"{accuracy_heading(means)}\n\n{markdown(ordered)}\n\n{how_measured(rows)}"
 
 

@@ -96,7 +96,7 @@ def test_what_is_found_stands_beside_auroc(tmp_path: Path) -> None:
         ([old, new], "in percent (not there: not measured):", ["90.0 / 80.0", "90.0 / 80.0; 25 / 50"]),
     ):
         named = [{"method": str(number), **row} for number, row in enumerate(rows)]
-        pd.DataFrame(named).to_csv(tmp_path / "methods_products.csv", index=False)
+        pd.DataFrame(named).to_csv(tmp_path / "methods.csv", index=False)
         lines = lines_of("methods_products", tmp_path)
         assert lines[0].endswith(heading)
         assert [line.split(" | ")[1].rstrip(" |") for line in lines[4:]] == cells
