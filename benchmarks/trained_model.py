@@ -14,12 +14,11 @@ import pandas as pd
 import torch
 from anomalib.cli.cli import AnomalibCLI
 from jsonargparse import auto_cli
-from torchmetrics.functional.classification import binary_auroc
 from tqdm.auto import tqdm
 
 from anomalib_uniad import UniAD
 from anomalib_uniad.category import categories_of
-from anomalib_uniad.metrics.functional import rank, tpr_at_fpr
+from anomalib_uniad.metrics.functional import auroc, rank, tpr_at_fpr
 from harness import CPU, RESULTS, add_rows, origin, show
 
 Row = dict[str, Any]
@@ -44,14 +43,19 @@ class Features:
         rows = []
         for category in dict.fromkeys(self.categories):
             of = self.of(category)
-            row: Row = {"category": category, "image_AUROC": binary_auroc(scores[of], self.labels[of]).item()}
-            defective, normal = (scores[of][self.labels[of] == label].numpy(force=True) for label in (1, 0))
+            ranking = ranked(scores[of], self.labels[of])
+            row: Row = {"category": category, "image_AUROC": auroc(ranking)}
             for percent in (2, 5):
-                row[f"image_TPR@FPR{percent}"] = tpr_at_fpr(rank(defective, normal), percent / 100)
+                row[f"image_TPR@FPR{percent}"] = tpr_at_fpr(ranking, percent / 100)
             if maps is not None and self.masks is not None:
-                row["pixel_AUROC"] = binary_auroc(maps[of].flatten(), self.masks[of].flatten()).item()
+                row["pixel_AUROC"] = auroc(ranked(maps[of].flatten(), self.masks[of].flatten()))
             rows.append(row)
         return rows
+
+
+def ranked(scores: torch.Tensor, labels: torch.Tensor) -> Any:
+    """Scores and labels (M,) as the metrics take them: as they are, without a sigmoid that makes large ones equal."""
+    return rank(*(scores[labels == label].numpy(force=True) for label in (1, 0)))
 
 
 def read_recipe(recipe: Path) -> tuple[UniAD, Any]:
