@@ -89,18 +89,18 @@ class AnomalyScore(nn.Module):
     Args:
         reduction (str): ``"max"`` of the average-pooled map (the paper's choice for MVTec-AD), ``"mean"`` (its
             choice for CIFAR-10), ``"std"``, the population standard deviation, or ``"top"``, the mean of the highest
-            pixels. Defaults to ``"max"``.
+            pixels less half of the mean of all. Defaults to ``"max"``.
         pool_size (int): Side of the average pool before ``"max"``, in pixels; stride 1, no padding.
             Defaults to ``16``.
         top_fraction (float): Part of the pixels that ``"top"`` takes the mean of, rounded to whole pixels, at least
-            one. Defaults to ``0.01``.
+            one. Defaults to ``0.02``.
 
     Raises:
         ValueError: If ``reduction`` is none of the four, ``pool_size`` is not positive or ``top_fraction`` is not in
             (0, 1].
     """
 
-    def __init__(self, reduction: ImageScore = "max", pool_size: int = 16, top_fraction: float = 0.01) -> None:
+    def __init__(self, reduction: ImageScore = "max", pool_size: int = 16, top_fraction: float = 0.02) -> None:
         super().__init__()
         check_choice("image_score", reduction, get_args(ImageScore))
         check_at_least("score_pool_size", pool_size, 1)
@@ -125,18 +125,19 @@ class AnomalyScore(nn.Module):
         if self.reduction == "max":
             columns = F.avg_pool2d(anomaly_map, (self.pool_size, 1), stride=1)  # one direction after the other, which
             return F.avg_pool2d(columns, (1, self.pool_size), stride=1).amax(dim=(1, 2, 3))  # is less work
-        if self.reduction == "top":
-            return self._top(anomaly_map.flatten(1), covered)
-        if covered is not None:
-            weights = covered.to(anomaly_map.dtype)
-            weights = weights / weights.sum(dim=(2, 3), keepdim=True)  # (B or 1, 1, H, W)
-            mean = (anomaly_map * weights).sum(dim=(1, 2, 3), keepdim=True)
-            if self.reduction == "mean":
-                return mean.flatten()
-            return ((anomaly_map - mean).square() * weights).sum(dim=(1, 2, 3)).sqrt()
+        mean = self._mean(anomaly_map, covered)
         if self.reduction == "mean":
-            return anomaly_map.mean(dim=(1, 2, 3))
-        return anomaly_map.flatten(1).std(dim=1, correction=0)
+            return mean
+        if self.reduction == "top":
+            return self._top(anomaly_map.flatten(1), covered) - mean / 2
+        return self._mean((anomaly_map - mean[:, None, None, None]).square(), covered).sqrt()
+
+    @staticmethod
+    def _mean(pixels: torch.Tensor, covered: torch.Tensor | None) -> torch.Tensor:
+        """Mean of ``pixels`` (B, 1, H, W), the covered ones: (B,)."""
+        if covered is None:
+            return pixels.mean(dim=(1, 2, 3))
+        return (pixels * covered).sum(dim=(1, 2, 3)) / covered.sum(dim=(1, 2, 3))
 
     def _top(self, pixels: torch.Tensor, covered: torch.Tensor | None) -> torch.Tensor:
         """Mean of the highest of ``pixels`` (B, H * W), as many as are a part of the covered ones: (B,)."""

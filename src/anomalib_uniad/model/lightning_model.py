@@ -165,11 +165,11 @@ class UniAD(AnomalibModule):
             Defaults to ``None``, all alike.
         jitter_scale (float): Strength of the noise on the tokens during training. Defaults to ``20.0``.
         jitter_probability (float): Probability that a training batch is jittered. Defaults to ``1.0``.
-        image_score (str): Score of an image: ``"max"`` of its anomaly map, mean of the highest part (``"top"``), or
-            ``"mean"`` or ``"std"`` of all of it. Defaults to ``"max"``.
+        image_score (str): Score of an image: ``"max"`` of its anomaly map, mean of the highest part less half of the
+            mean of all (``"top"``), or ``"mean"`` or ``"std"`` of all of it. Defaults to ``"max"``.
         score_pool_size (int): Side of the average pool before ``"max"``, in pixels. Defaults to ``16``.
         score_top_fraction (float): Part of the pixels that ``"top"`` takes the mean of, more than 0 and at most 1.
-            Defaults to ``0.01``.
+            Defaults to ``0.02``.
         resize_mode (str): How images that have other proportions are resized: ``"stretch"``, or ``"pad"``: the image
             keeps its proportions, lies in the middle, and its edge is repeated on two sides, which counts neither in
             scores nor in pixel metrics. Defaults to ``"stretch"``.
@@ -287,7 +287,7 @@ class UniAD(AnomalibModule):
         jitter_probability: float = 1.0,
         image_score: ImageScore = "max",
         score_pool_size: int = 16,
-        score_top_fraction: float = 0.01,
+        score_top_fraction: float = 0.02,
         resize_mode: ResizeMode = "stretch",
         crop: Sequence[int] | None = None,
         tiles: int | Sequence[int] = 1,

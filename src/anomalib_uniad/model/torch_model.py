@@ -143,7 +143,7 @@ class UniADModel(nn.Module):
         jitter_probability: float = 1.0,
         image_score: ImageScore = "max",
         score_pool_size: int = 16,
-        score_top_fraction: float = 0.01,
+        score_top_fraction: float = 0.02,
         tiles: tuple[int, int] = (1, 1),
         tile_overlap: float = 0.125,
     ) -> None:
