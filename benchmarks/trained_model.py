@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Yardsticks on the test images of a recipe: features in float16, and a model that only knows the mean image.
+"""What a trained model makes of images: features in float16, scores of an image; and a model that knows the mean image.
 
 python benchmarks/trained_model.py float16_features config.yaml model.ckpt
+python benchmarks/trained_model.py image_scores config.yaml '[model.ckpt, another.ckpt]'
 python benchmarks/trained_model.py mean_image configs/benchmark/cifar10-uniad_small.yaml
 """
 
@@ -19,6 +20,7 @@ from tqdm.auto import tqdm
 from anomalib_uniad import UniAD
 from anomalib_uniad.category import categories_of
 from anomalib_uniad.metrics.functional import auroc, rank, tpr_at_fpr
+from anomalib_uniad.model.anomaly_map import AnomalyScore
 from harness import CPU, RESULTS, add_rows, origin, show
 
 Row = dict[str, Any]
@@ -66,15 +68,14 @@ def read_recipe(recipe: Path) -> tuple[UniAD, Any]:
     return cli.model.eval(), cli.datamodule
 
 
-def load(datamodule: Any, checkpoint: Path) -> tuple[UniAD, Features, Row]:
-    """A trained model, the test images, epochs and seed."""
+def load(checkpoint: Path) -> tuple[UniAD, Row]:
+    """A trained model, its epochs and seed."""
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     given = {**content["hyper_parameters"], "pre_trained": False}
     model = UniAD(**{**given, "evaluator": False, "visualizer": False, "post_processor": False}).eval()
     network = {key: value for key, value in content["state_dict"].items() if key.startswith("model.")}
     model.load_state_dict(network, strict=False)
-    features = extract(model, datamodule, datamodule.test_dataloader())
-    return model, features, {"epochs": content["epoch"] + 1, **origin(CPU, model.seed)}
+    return model, {"epochs": content["epoch"] + 1, **origin(CPU, model.seed)}
 
 
 def extract(model: UniAD, datamodule: Any, dataloader: Any) -> Features:
@@ -128,7 +129,8 @@ def float16_features(recipe: Path, checkpoint: Path, output_dir: Path = RESULTS)
         output_dir: Folder of the csv file.
     """
     _, datamodule = read_recipe(recipe)
-    model, test, about = load(datamodule, checkpoint)
+    model, about = load(checkpoint)
+    test = extract(model, datamodule, datamodule.test_dataloader())
     rows = []
     for dtype in (torch.float32, torch.float16):
         with torch.no_grad():
@@ -139,5 +141,32 @@ def float16_features(recipe: Path, checkpoint: Path, output_dir: Path = RESULTS)
     show(output_dir / "float16_features.csv", ("method", "category", *AUROC))
 
 
+def image_scores(recipe: Path, checkpoints: list[Path], output_dir: Path = RESULTS) -> None:
+    """Image AUROC of several scores of the same maps, on the validation images; ``image_scores.csv``.
+
+    Args:
+        recipe: Config for ``anomalib train`` whose validation images are others than its test images.
+        checkpoints: Trainings of one recipe with several seeds.
+        output_dir: Folder of the csv file.
+    """
+    _, datamodule = read_recipe(recipe)
+    rows = []
+    for checkpoint in checkpoints:
+        model, about = load(checkpoint)
+        images = extract(model, datamodule, datamodule.val_dataloader())
+        with torch.no_grad():
+            maps = model.model.predict(images.features).anomaly_map
+        mean = AnomalyScore("mean")(maps)
+        scores = {f"maximum after a pool of {size} px": AnomalyScore("max", size)(maps) for size in (1, 8, 16, 32, 48)}
+        for percent in (0.5, 1, 2, 3, 5):
+            top = AnomalyScore("top", top_fraction=percent / 100)(maps) + mean / 2
+            name = f"highest {percent} %"
+            scores |= {name: top, f"{name} - mean / 2": top - mean / 2, f"{name} - mean": top - mean}
+        for name, score in scores.items():
+            rows += [{"method": name, **row, **about} for row in images.auroc(score)]
+    add_rows(output_dir / "image_scores.csv", rows, ("method", "seed"))
+    show(output_dir / "image_scores.csv", ("method", "category", "seed", AUROC[0]))
+
+
 if __name__ == "__main__":
-    auto_cli([float16_features, mean_image])
+    auto_cli([float16_features, image_scores, mean_image])

@@ -517,6 +517,17 @@ def optimizers(rows: pd.DataFrame) -> str:
     return f"{markdown(columns)}\n\n{how_measured(last)}"
 
 
+@once_measured
+def image_scores(rows: pd.DataFrame) -> str:
+    """Means over categories and seeds of several scores of the same maps."""
+    columns: dict[str, list] = {"score": list(rows["method"].unique()), "image AUROC": []}
+    columns |= {in_words(name): [] for name in FOUND}
+    means = rows.groupby("method", sort=False).mean(numeric_only=True)
+    for name, cells in zip(("image_AUROC", *FOUND), list(columns.values())[1:], strict=True):
+        cells += percents(means[name])
+    return f"{markdown(columns)}\n\n{how_measured(rows)}"
+
+
 @table
 def float16_features(rows: pd.DataFrame) -> str:
     """AUROC per category from features in float32 and float16."""

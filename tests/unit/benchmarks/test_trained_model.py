@@ -72,6 +72,23 @@ def test_float16(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not torch.equal(rounded, exact)
 
 
+def test_image_scores(folder: Path, tmp_path: Path) -> None:
+    trained_model.image_scores(folder / "recipe-small.yaml", [folder / "model.ckpt"], output_dir=tmp_path)
+    rows = pd.read_csv(tmp_path / "image_scores.csv").set_index(["category", "method"])
+    model = UniAD.load_from_checkpoint(folder / "model.ckpt")
+    good, bad = (maps_of(model, folder, "cable", kind) for kind in ("good", "broken"))
+    ranked = torch.cat([good, bad]).flatten(1).sort(dim=1, descending=True).values.numpy()
+    mean = ranked.mean(axis=1)
+    for name, score in {  # maps of 64 x 64 pixels
+        "highest 2 %": ranked[:, :82].mean(axis=1),
+        "highest 2 % - mean / 2": ranked[:, :82].mean(axis=1) - mean / 2,
+        "highest 1 % - mean": ranked[:, :41].mean(axis=1) - mean,
+        "maximum after a pool of 1 px": ranked[:, 0],
+    }.items():
+        expected = roc_auc_score([0] * len(good) + [1] * len(bad), score)
+        assert rows.loc[("cable", name), "image_AUROC"] == pytest.approx(expected)
+
+
 def test_mean_image(folder: Path, tmp_path: Path) -> None:
     trained_model.mean_image(folder / "recipe-small.yaml", output_dir=tmp_path)
     rows = pd.read_csv(tmp_path / "recipe.csv").set_index("category")
