@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a trained model makes of images: features in float16, scores of an image; and a model that knows the mean image.
+"""What trained models make of images: features in float16, several scores, half of the images; and the mean image.
 
 python benchmarks/trained_model.py float16_features config.yaml model.ckpt
 python benchmarks/trained_model.py image_scores config.yaml '[model.ckpt, another.ckpt]'
+python benchmarks/trained_model.py unseen_half config.yaml '[configs/benchmark/methods.yaml]'
 python benchmarks/trained_model.py mean_image configs/benchmark/cifar10-uniad_small.yaml
 """
 
@@ -18,6 +19,9 @@ from jsonargparse import auto_cli
 from tqdm.auto import tqdm
 
 from anomalib_uniad import UniAD
+from anomalib_uniad.benchmark.config import read_config
+from anomalib_uniad.benchmark.expand import expand
+from anomalib_uniad.benchmark.trainings import RESULT
 from anomalib_uniad.category import categories_of
 from anomalib_uniad.metrics.functional import auroc, rank, tpr_at_fpr
 from anomalib_uniad.model.anomaly_map import AnomalyScore
@@ -168,5 +172,29 @@ def image_scores(recipe: Path, checkpoints: list[Path], output_dir: Path = RESUL
     show(output_dir / "image_scores.csv", ("method", "category", "seed", AUROC[0]))
 
 
+def unseen_half(recipe: Path, benchmarks: list[Path], output_dir: Path = RESULTS) -> None:
+    """Image AUROC of finished trainings on the test images that a recipe does not validate on; ``unseen_half.csv``.
+
+    Args:
+        recipe: Config for ``anomalib train`` whose validation images are a part of those that the trainings tested.
+        benchmarks: Configs of ``anomalib-uniad benchmark``, which was run in this folder.
+        output_dir: Folder of the csv file.
+    """
+    _, datamodule = read_recipe(recipe)
+    unseen = {Path(path).resolve() for path in datamodule.test_data.samples["image_path"]}
+    rows = []
+    for file in benchmarks:
+        for training in expand(read_config(file), Path("runs", "benchmark", file.stem).absolute()):
+            metrics = (training.read(RESULT) or {})["metrics"]
+            tested = pd.read_csv((training.folder / metrics).with_name("predictions.csv"), dtype={"category": str})
+            kept = tested[[Path(path).resolve() in unseen for path in tested["path"]]]
+            scores = torch.tensor(kept["raw_score"].to_numpy())
+            labels = torch.tensor((kept["label"] == "anomalous").to_numpy())
+            found = Features(scores, kept["category"].to_numpy(), labels, None).auroc(scores)
+            rows += [{"method": training.method, **row, **origin(CPU, training.seed)} for row in found]
+    add_rows(output_dir / "unseen_half.csv", rows, ("method", "seed"))
+    show(output_dir / "unseen_half.csv", ("method", "category", "seed", AUROC[0]))
+
+
 if __name__ == "__main__":
-    auto_cli([float16_features, image_scores, mean_image])
+    auto_cli([float16_features, image_scores, mean_image, unseen_half])

@@ -528,6 +528,24 @@ def image_scores(rows: pd.DataFrame) -> str:
     return f"{markdown(columns)}\n\n{how_measured(rows)}"
 
 
+@once_measured
+def unseen_half(rows: pd.DataFrame) -> str:
+    """Image AUROC and what is found, means over seeds."""
+    mean = rows.groupby(["method", "seed"], sort=False).mean(numeric_only=True).reset_index().assign(category="mean")
+    both = pd.concat([rows, mean])
+
+    def cell(part: pd.DataFrame) -> str:
+        found = " / ".join(f"{100 * part[name].mean():.0f}" for name in FOUND)
+        return f"{100 * part['image_AUROC'].mean():.1f}; {found}"
+
+    seeds = rows.groupby("method", sort=False)["seed"].nunique()
+    return (
+        f"Image AUROC; defective images found at 2 % / 5 % false alarms, in percent:\n\n"
+        f"{markdown(crossed(both, 'method', 'category', cell))}\n\n"
+        f"Seeds: {', '.join(f'{name} {count}' for name, count in seeds.items() if count > 1)}, others 1."
+    )
+
+
 @table
 def float16_features(rows: pd.DataFrame) -> str:
     """AUROC per category from features in float32 and float16."""
