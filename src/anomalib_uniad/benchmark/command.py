@@ -53,7 +53,7 @@ def benchmark(
     trainings = expand(config, folder)
     for training in prepare(trainings, overwrite):
         say(f"Its config has changed, trained again: {training.label}")
-    command = shlex.join(["anomalib-uniad", "benchmark", file.name if file.is_absolute() else str(file)])
+    command = _command(file, jobs)
 
     def collect() -> None:
         with FileLock(folder / ".results.lock"):
@@ -75,6 +75,13 @@ def benchmark(
         for label, sentence in scheduler.failures.items():
             say(f"  {label}: {sentence}")
     return not scheduler.failures
+
+
+def _command(file: Path, jobs: int | None) -> str:
+    """The command as anybody can give it: without the folders above the working directory."""
+    if file.is_absolute():
+        file = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else Path(file.name)
+    return shlex.join(["anomalib-uniad", "benchmark", str(file), *(["--jobs", str(jobs)] if jobs else [])])
 
 
 def _gpus() -> list[str]:
