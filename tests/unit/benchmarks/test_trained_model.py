@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import trained_model
 from anomalib_uniad import UniAD
 from anomalib_uniad.model import UniADModel
+from benchmark_folders import write_training
 from helpers import make_mvtec_like
 from small import SMALL
 
@@ -87,6 +88,33 @@ def test_image_scores(folder: Path, tmp_path: Path) -> None:
     }.items():
         expected = roc_auc_score([0] * len(good) + [1] * len(bad), score)
         assert rows.loc[("cable", name), "image_AUROC"] == pytest.approx(expected)
+
+
+def test_unseen_half(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the test images that the recipe does not validate on count."""
+    recipe = yaml.safe_load((folder / "recipe-small.yaml").read_text())
+    recipe["data"]["init_args"] |= {"val_split_mode": "from_test", "val_split_ratio": 0.5, "seed": 0}
+    (tmp_path / "half.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "bench.yaml").write_text(
+        yaml.safe_dump({"models": {"UniAD": {"model": "UniAD"}}, "data": {"d": recipe["data"]}})
+    )
+    done = write_training(
+        tmp_path / "runs" / "benchmark" / "bench", ("d", "UniAD", "unified", 0), {"cable": (1.0, 1.0)}
+    )
+    *_, datamodule = trained_model.read_recipe(tmp_path / "half.yaml")
+    unseen = list(datamodule.test_data.samples["image_path"])
+    every = sorted(str(path) for path in (folder / "data").glob("*/test/*/*.png"))
+    rows = [(path, path.split("/")[-4], "normal" if "good" in path else "anomalous") for path in every]
+    frame = pd.DataFrame(rows, columns=["path", "category", "label"])
+    # Right for the images of the other half, wrong for those of this one.
+    frame["raw_score"] = [(label == "normal") == (path in unseen) for path, _, label in rows]
+    frame.assign(raw_score=frame["raw_score"].astype(float)).to_csv(done.folder / "predictions.csv", index=False)
+    monkeypatch.chdir(tmp_path)
+    trained_model.unseen_half(tmp_path / "half.yaml", [tmp_path / "bench.yaml"], output_dir=tmp_path)
+    found = pd.read_csv(tmp_path / "unseen_half.csv")
+    assert 0 < len(unseen) < len(every)
+    assert list(found["category"]) == ["bottle", "cable"]
+    assert (found["image_AUROC"] == 0).all()
 
 
 def test_mean_image(folder: Path, tmp_path: Path) -> None:
