@@ -5,6 +5,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy as shallow_copy
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -133,6 +134,12 @@ class CachedDataset(AnomalibDataset):
         self._pin = device.type == "cuda" and not fits
         self._features = [_join(features, device)] if fits else features
         self._masks = [torch.from_numpy(part.arrays["masks"]) for part in parts if "masks" in part.arrays]
+
+    def without_copies(self) -> "CachedDataset":
+        """The same rows, but of each the image as it is: no copy, and nothing drawn."""
+        plain = shallow_copy(self)
+        plain._places = self._places[:, :1]
+        return plain
 
     def release(self) -> None:
         """Let go of the features; Lightning keeps dataloaders until the next training."""

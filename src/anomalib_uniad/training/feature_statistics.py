@@ -11,11 +11,15 @@ from lightning.pytorch.strategies import Strategy
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from .cached_dataset import CachedDataset
+
 _BATCH_SIZE = 16
 
 
 def training_batches(trainer: Trainer, pl_module: LightningModule) -> Iterator[Any]:
     """Read each training image once, in order, as the training will: on its device, after the pre-processor.
+
+    Of a feature cache with copies, the images as they are.
 
     With several processes, each gets its share, none an image twice. To be called from ``on_fit_start`` on, when a
     feature cache is filled.
@@ -30,9 +34,10 @@ def training_batches(trainer: Trainer, pl_module: LightningModule) -> Iterator[A
     trainer.fit_loop.setup_data()
     loader: Any = trainer.train_dataloader
     if loader.batch_sampler is not None:  # else whoever made the loader makes batches himself
-        share = range(trainer.global_rank, len(loader.dataset), trainer.world_size)
+        images = loader.dataset
+        images = images.without_copies() if isinstance(images, CachedDataset) else images
         loader = DataLoader(
-            Subset(loader.dataset, share),
+            Subset(images, range(trainer.global_rank, len(images), trainer.world_size)),
             _BATCH_SIZE,
             num_workers=loader.num_workers,
             collate_fn=loader.collate_fn,

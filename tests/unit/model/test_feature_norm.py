@@ -86,8 +86,11 @@ def test_constant_channels_do_not_explode(std: list[float], expected: list[float
     assert norm.std.tolist() == pytest.approx(expected)
 
 
-def test_the_same_from_images_and_from_the_cache(root: Path, tmp_path: Path) -> None:
-    cached, read = (measured(root, tmp_path, feature_cache=cache).model.feature_norm for cache in ("memory", "off"))
+@pytest.mark.parametrize("cache", [{}, {"feature_cache_copies": ["rotate_90", "rotate_any"], "resize_mode": "pad"}])
+def test_the_same_from_images_and_from_the_cache(root: Path, tmp_path: Path, cache: dict[str, Any]) -> None:
+    """With copies too: of padded images that are turned, other places would be padding."""
+    cached = measured(root, tmp_path, feature_cache="memory", **cache).model.feature_norm
+    read = measured(root, tmp_path, **{**cache, "feature_cache_copies": None}).model.feature_norm
     assert cached.images == read.images == 10
     torch.testing.assert_close(cached.mean, read.mean)
     torch.testing.assert_close(cached.std, read.std)
