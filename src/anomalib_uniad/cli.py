@@ -166,7 +166,7 @@ def benchmark(
         jobs: Trainings at a time; default: one for each GPU or, without one, for every 4 cores. Cores are divided
             among them.
         wait: Wait for trainings that other processes are at, and take over those of processes that are killed.
-        overwrite: Train again, in place of what is there, where the config of a training has changed.
+        overwrite: Train again, in place of what is there, where the config or the images of a training have changed.
     """
     from anomalib_uniad.benchmark.command import benchmark as run
 

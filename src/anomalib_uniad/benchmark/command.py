@@ -30,7 +30,7 @@ def benchmark(
         output (Path | None): Folder of the results; ``None`` is that of the config, else ``runs/benchmark/<its name>``.
         jobs (int | None): Trainings at a time; ``None`` is one for each GPU or, without, for every 4 cores.
         wait (bool): Wait for trainings that other processes are at.
-        overwrite (bool): Train again what has results of another config.
+        overwrite (bool): Train again what has results of another config or other images.
         say (Callable[[str], None]): Shows a line.
 
     Returns:
@@ -38,7 +38,7 @@ def benchmark(
 
     Raises:
         ValueError: If something in the config cannot be right.
-        OSError: If a file or data are not there, or there are results of another config.
+        OSError: If a file or data are not there, or there are results of another config or other images.
     """
     config = read_config(file)
     folder = (output or config.output or Path("runs", "benchmark", file.stem)).absolute()
@@ -52,7 +52,7 @@ def benchmark(
 
     trainings = expand(config, folder)
     for training in prepare(trainings, overwrite):
-        say(f"Its config has changed, trained again: {training.label}")
+        say(f"Its config or its images have changed, trained again: {training.label}")
     command = _command(file, jobs)
 
     def collect() -> None:

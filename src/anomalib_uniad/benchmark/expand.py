@@ -2,7 +2,10 @@
 """From the config of a benchmark to its trainings: categories, modes and seeds, checked by anomalib's own classes."""
 
 import contextlib
+import hashlib
 import logging
+import os
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
@@ -49,9 +52,7 @@ def expand(config: BenchmarkConfig, output: Path) -> list[Training]:
     lock = output / ".data.lock"
     try:
         with FileLock(lock):  # trainings that begin together would download together
-            categories = {
-                name: _categories(settings[next(iter(config.models)), name], name, config) for name in config.data
-            }
+            images = {name: _prepare(settings[next(iter(config.models)), name], name, config) for name in config.data}
     except BaseException:
         lock.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty: something has been trained there
@@ -60,12 +61,12 @@ def expand(config: BenchmarkConfig, output: Path) -> list[Training]:
     places = folders(output, config.models, config.data)
     trainings = []
     for data, seed, mode in [(d, s, m) for d in config.data for s in config.seeds for m in config.modes]:
-        names = file_names(categories[data]) if mode == "separate" else {"": ""}
+        names = file_names([name for name in images[data] if name]) if mode == "separate" else {"": ""}
         for method in config.models:
             for category, name in names.items():
                 folder = places[data, method] / mode / f"seed{seed}" / name
                 own = _settings(settings[method, data], seed, category)
-                trainings.append(Training(method, data, mode, seed, category, folder, own))
+                trainings.append(Training(method, data, mode, seed, category, folder, own, images[data][category]))
     return trainings
 
 
@@ -125,20 +126,53 @@ def _joined(data: Config, where: str) -> Config:
     return {"class_path": "MultiCategory", "init_args": source}
 
 
-def _categories(settings: Config, name: str, config: BenchmarkConfig) -> list[str]:
-    """Have data prepared, and list their categories if each is trained by itself."""
+def _prepare(settings: Config, name: str, config: BenchmarkConfig) -> dict[str, str]:
+    """Have data prepared; return a digest of its images and, if each is trained by itself, of those of each category.
+
+    The digest of all is under the name "".
+    """
     where = f"data {name} of {config.file}"
-    datamodule: Any = _parse({"data": settings["data"]}, where, instantiate=True)
-    datamodule.prepare_data()
+    arguments = dict(settings["data"].get("init_args") or {})
+    for argument, other in (("val_split_mode", "none"), ("test_split_mode", "from_dir")):
+        if str(arguments.get(argument)).lower() == "synthetic":  # painting defects takes long and adds no image
+            arguments[argument] = other
+    datamodule: Any = _parse({"data": {**settings["data"], "init_args": arguments}}, where, instantiate=True)
+    with _in_one_sentence(where):
+        datamodule.prepare_data()
+        datamodule.images_checked = True  # each training reads them to their ends
+        datamodule.setup()
     if "separate" not in config.modes:
-        return []
+        return _digests(datamodule, [])
     if "categories" not in arguments_of(type(datamodule)):
         msg = (
             f"{where} cannot be trained separately, as {type(datamodule).__name__} has no categories to choose from: "
             "take separate out of modes, or read the images with MultiCategory."
         )
         raise InputError(msg)
-    return list(datamodule.categories)
+    return _digests(datamodule, datamodule.categories)
+
+
+def _digests(datamodule: Any, categories: Sequence[str]) -> dict[str, str]:
+    """Digest of path below the root, size and label of all images and masks, and of those of each category.
+
+    The time of modification is left out: it differs on a machine with a copy of the images.
+    """
+    root = getattr(datamodule, "root", None) or "."
+    rows: dict[str, set[str]] = {name: set() for name in ("", *categories)}
+    for data in filter(None, (getattr(datamodule, f"{name}_data", None) for name in ("train", "val", "test"))):
+        content = getattr(data, "content_key", "")  # of images that are no files
+        nothing = [""] * len(data.samples)
+        names = ("image_path", "mask_path", "label_index", "split", "category")
+        for image, masks, *about in zip(*(data.samples.get(name, nothing) for name in names), strict=True):
+            files = [
+                (os.path.relpath(path, root), not content and Path(path).is_file() and Path(path).stat().st_size)
+                for path in (image, *(masks if isinstance(masks, list) else [masks]))
+                if isinstance(path, str | Path) and path
+            ]
+            row = str((content, files, list(map(str, about))))
+            for name in {"", str(about[-1])} & set(rows):
+                rows[name].add(row)
+    return {name: hashlib.sha256("\n".join(sorted(found)).encode()).hexdigest() for name, found in rows.items()}
 
 
 def _parse(config: Config, where: str, instantiate: bool = False) -> Any:
@@ -152,12 +186,18 @@ def _parse(config: Config, where: str, instantiate: bool = False) -> Any:
             parser.add_subclass_arguments(kinds[name], name, required=True, fail_untyped=False)
         else:
             parser.add_class_arguments(Trainer, name, fail_untyped=False, instantiate=False, sub_configs=True)
-    try:
+    with _in_one_sentence(where):
         parsed = parser.parse_object(deepcopy(config))  # which it changes
         return parser.instantiate_classes(parsed).data if instantiate else parsed
+
+
+@contextlib.contextmanager
+def _in_one_sentence(where: str) -> Iterator[None]:
+    try:
+        yield
     except UserError:
         raise
-    except Exception as error:  # jsonargparse raises its own and what values raise
+    except Exception as error:  # jsonargparse raises its own and what values raise, anomalib various kinds
         sentence = parser_sentence(str(error)) or sentence_of(error) or " ".join(str(error).split())
         msg = f"{where} cannot be used: {sentence}"
         raise InputError(msg) from error

@@ -18,7 +18,7 @@ Config = dict[str, Any]  # of `anomalib train`
 
 # Files in the folder of a training.
 CONFIG, RESULT, TRAINED, PROGRESS, FAILED = "config.yaml", "result.json", "trained.json", "progress.json", "failed.json"
-SPEED, LOG, LOCK, RUN, WEIGHTS = "speed.json", "log.txt", ".lock", "run", "trained.ckpt"
+SPEED, LOG, LOCK, RUN, WEIGHTS, IMAGES = "speed.json", "log.txt", ".lock", "run", "trained.ckpt", "images.json"
 
 
 @dataclass
@@ -33,6 +33,7 @@ class Training:
         category (str): The only category; empty if it is all of them.
         folder (Path): Where everything of it is.
         config (Config): Config of ``anomalib train``.
+        images (str): Digest of its images. Defaults to ``""``.
     """
 
     method: str
@@ -42,6 +43,7 @@ class Training:
     category: str
     folder: Path
     config: Config = field(repr=False)
+    images: str = ""
 
     @property
     def cell(self) -> tuple[str, str, str, int]:
@@ -103,21 +105,22 @@ def prepare(trainings: Sequence[Training], overwrite: bool) -> list[Training]:
 
     Args:
         trainings (Sequence[Training]): All of a benchmark.
-        overwrite (bool): Remove results of another config.
+        overwrite (bool): Remove results of another config or other images.
 
     Returns:
-        list[Training]: Those whose results, of another config, were removed.
+        list[Training]: Those whose results, of another config or other images, were removed.
 
     Raises:
-        FileExistsError: If there are results of another config, and ``overwrite`` is false; nothing is changed then.
+        FileExistsError: If there are such results, and ``overwrite`` is false; nothing is changed then.
     """
-    changed = [training for training in trainings if _has_other_config(training)]
+    changed = [training for training in trainings if _has_changed(training)]
     lost = [training for training in changed if _has_results(training)]
     if lost and not overwrite:
         what = "; ".join(training.label for training in lost[:3]) + ("; ..." if len(lost) > 3 else "")
         msg = (
-            f"{len(lost)} of {len(trainings)} trainings below {_common(lost)} were made with another config ({what}): "
-            "choose another output folder, or set overwrite to true to train them again and lose what they have."
+            f"{len(lost)} of {len(trainings)} trainings below {_common(lost)} were made with another config or other "
+            f"images ({what}): choose another output folder, or set overwrite to true to train them again and lose "
+            "what they have."
         )
         raise ExistingFileError(msg)
     for training in changed:
@@ -129,11 +132,15 @@ def prepare(trainings: Sequence[Training], overwrite: bool) -> list[Training]:
             text = yaml.safe_dump(training.config, sort_keys=False, allow_unicode=True)
             with replacing(file) as (partial,):
                 partial.write_text(text, encoding="utf-8")
+        if training.read(IMAGES) is None:  # also of a training that was finished when this file was not written yet
+            write_json(training.folder / IMAGES, {"digest": training.images})
     return lost
 
 
-def _has_other_config(training: Training) -> bool:
+def _has_changed(training: Training) -> bool:
     file = training.folder / CONFIG
+    if (training.read(IMAGES) or {}).get("digest", training.images) != training.images:
+        return True
     try:
         return file.is_file() and yaml.safe_load(file.read_text(encoding="utf-8")) != training.config
     except yaml.YAMLError:

@@ -2,6 +2,7 @@
 """What a config of a benchmark may say, and the trainings that it makes."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import yaml
 
 from anomalib_uniad.benchmark.config import read_config
 from anomalib_uniad.benchmark.expand import check, expand
-from anomalib_uniad.errors import InputError, MissingFileError
+from anomalib_uniad.benchmark.trainings import RESULT, prepare, write_json
+from anomalib_uniad.errors import ExistingFileError, InputError, MissingFileError
 from helpers import make_mvtec_like
 
 SMALL = {"class_path": "UniAD", "init_args": {"hidden_dim": 16, "learning_rate": 1e-3}}
@@ -129,6 +131,30 @@ def test_trainings(tmp_path: Path) -> None:
     wrapped = by_folder["mvtec/Padim/unified/seed0"].config["data"]
     assert wrapped["class_path"] == "MultiCategory"
     assert wrapped["init_args"] == {"source": "MVTecAD", "root": str(root), "seed": 5, "categories": ["nut"]}
+
+
+def test_other_images_are_other_trainings(tmp_path: Path) -> None:
+    root = make_mvtec_like(tmp_path / "data", ("bolt", "nut"))
+    data = {"d": {"class_path": "MultiCategory", "init_args": {"root": str(root), "val_split_mode": "synthetic"}}}
+    config = read_config(write(tmp_path, data=data, modes=["unified", "separate"]))
+
+    def changed(overwrite: bool = True) -> list[str]:
+        return [t.category or t.mode for t in prepare(expand(config, tmp_path / "out"), overwrite)]
+
+    for training in (trainings := expand(config, tmp_path / "out")):
+        training.folder.mkdir(parents=True)
+        write_json(training.folder / RESULT, {})
+        (training.folder / "config.yaml").write_text(yaml.safe_dump(training.config))
+    assert changed() == []  # finished before there were digests
+    image = root / "nut" / "test" / "good" / "000.png"
+    image.touch()
+    assert changed() == []
+    shutil.copy(image, image.with_name("new.png"))
+    make_mvtec_like(root, ["screw"])
+    with pytest.raises(ExistingFileError, match=r"2 of 4 trainings .* made with another config or other images"):
+        changed(overwrite=False)
+    assert changed() == ["unified", "nut"]
+    assert [training.finished for training in trainings] == [False, True, False]
 
 
 @pytest.mark.parametrize(
