@@ -88,6 +88,8 @@ def test_killed_three_times_it_gives_the_same_table(tmp_path: Path) -> None:
     for name, measured in (("results", MEASURED), ("epochs", ["seconds"])):
         one, other = (pd.read_csv(tmp_path / folder / f"{name}.csv") for folder in ("whole", "killed"))
         pd.testing.assert_frame_equal(one.drop(columns=measured), other.drop(columns=measured), obj=message)
+    means = read(tmp_path / "killed").query("kind == 'mean'")
+    assert (means["seconds"] >= means["train_seconds"]).all(), message
 
     # Finished trainings are not repeated; what a new config adds is.
     result = tmp_path / "whole" / "line 1" / "PaDiM" / "unified" / "seed0" / RESULT

@@ -82,8 +82,9 @@ def _work(folder: Path) -> None:
         trained = _train(engine, model, datamodule, folder)
         with replacing(weights) as (partial,):
             engine.trainer.save_checkpoint(partial)
+        trained["seconds_before"] = round(trained["seconds_before"] + time.perf_counter() - start, 2)
         write_json(folder / TRAINED, trained)
-        loaded = None
+        start, loaded = time.perf_counter(), None
     else:  # it was killed while it was tested or exported
         loaded = weights
     tested = _test(engine, model, datamodule, loaded)
