@@ -19,7 +19,7 @@ class Course(Callback):
 
     Args:
         progress (Path | str | None): JSON file that says at the end of each epoch how far the training is: ``done``
-            from 0 to 1, after ``seconds``. Defaults to ``None``.
+            from 0 to 1, after ``seconds``, at ``time`` (of this machine's clock). Defaults to ``None``.
 
     Attributes:
         validations (list[dict[str, float]]): ``epoch`` and ``seconds`` of each validation, and its metrics.
@@ -69,4 +69,5 @@ class Course(Callback):
         if self._progress is not None and trainer.is_global_zero and max(epochs, steps) > 0:
             parts = [(trainer.current_epoch + 1) / epochs] * (epochs > 0) + [trainer.global_step / steps] * (steps > 0)
             with contextlib.suppress(OSError), replacing(self._progress) as (partial,):  # an estimate is no result
-                partial.write_text(json.dumps({"done": max(parts), "seconds": self.seconds}), encoding="utf-8")
+                progress = {"done": max(parts), "seconds": self.seconds, "time": time.time()}
+                partial.write_text(json.dumps(progress), encoding="utf-8")

@@ -12,11 +12,12 @@ from typing import IO, Any
 
 from .estimate import Work, in_words, time_left
 from .machine import cores
-from .trainings import FAILED, LOG, PROGRESS, RESULT, Training, write_json
+from .trainings import FAILED, LOG, PROGRESS, RESULT, Training, find_resume, write_json
 from .worker import TAKEN
 
 WORKER = ("-m", "anomalib_uniad.benchmark.worker")  # what Python runs in a folder
 _POLL = 0.2  # seconds
+_QUIET = 600.0  # seconds after which the time that is left is said again
 
 
 @dataclass
@@ -63,6 +64,7 @@ class Scheduler:
         self._say, self._finished = say, finished
         self._start = time.time()
         self._running: dict[int, _Job] = {}  # slot -> job
+        self._said = self._start  # when something was said about the time that is left
         self._seen = {id(training) for training in trainings if training.finished}
         self.failures: dict[str, str] = {}  # label -> last sentence
 
@@ -74,6 +76,7 @@ class Scheduler:
                 self._reap()
                 self._fill()
                 self._notice()
+                self._refresh()
                 if not self._running and self._open() and not self._wait:
                     self._say(f"{len(self._open())} trainings are left to other processes.")
                     break
@@ -156,22 +159,33 @@ class Scheduler:
             rest = f"; about {in_words(left)} left" if left else ""
             self._say(f"[{len(self._seen)}/{len(self._trainings)}] {training.label}: trained in {took}{rest}")
         if new:
+            self._said = time.time()
             self._finished()
+
+    def _refresh(self) -> None:
+        """Say how long it still takes, if nothing has been said about it for a while."""
+        if time.time() - self._said >= _QUIET:
+            self._said = time.time()
+            if left := self.time_left():
+                self._say(f"About {in_words(left)} left.")
 
     def time_left(self) -> float | None:
         """Seconds until all are finished, as far as can be told."""
         works, now = [], time.time()
-        running = {id(job.training): now - job.start for job in self._running.values()}
+        starts = {id(job.training): job.start for job in self._running.values()}
         for training in self._trainings:
             work = Work((training.method, training.data, training.mode))
             result = training.read(RESULT)
             if result is not None or training.label in self.failures:
                 work.finished, work.total = True, (result or {}).get("seconds")
-            elif id(training) in running:
-                work.spent = running[id(training)]
-                done = (training.read(PROGRESS) or {}).get("done", 0.0)
-                if done > 0:
-                    work.total = work.spent / done
+            else:
+                start = starts.get(id(training), now)
+                work.spent = now - start
+                if progress := training.read(PROGRESS):
+                    work.total = progress["seconds"] / progress["done"]
+                    written = progress.get("time", start)
+                    if written > start or find_resume(training.folder) is not None:  # else it begins anew
+                        work.spent = progress["seconds"] + now - max(start, written)
             works.append(work)
         return time_left(works, self._jobs)
 

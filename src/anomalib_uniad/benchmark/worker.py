@@ -135,6 +135,7 @@ def _train(engine: Any, model: Any, datamodule: Any, folder: Path) -> dict[str, 
         for path in (folder / RUN).iterdir():  # of a training that cannot be resumed
             if path.is_dir():
                 shutil.rmtree(path)
+        (folder / PROGRESS).unlink(missing_ok=True)
     earlier = (read_json(folder / PROGRESS) or {}).get("seconds", 0.0) if resume else 0.0
     engine.fit(model, datamodule=datamodule, ckpt_path=resume)
     course = next(callback for callback in engine.trainer.callbacks if isinstance(callback, Course))

@@ -15,6 +15,7 @@ from anomalib_uniad.benchmark.course import Course
 def test_a_training_that_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=100.0)
     monkeypatch.setattr(module.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(module.time, "time", lambda: 77.0)
     trainer = SimpleNamespace(
         state=SimpleNamespace(fn="fit"),
         sanity_checking=False,
@@ -31,7 +32,8 @@ def test_a_training_that_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     clock.now = 110.0
     first.on_validation_end(trainer, None)
     first.on_train_epoch_end(trainer, None)
-    assert json.loads((tmp_path / "progress.json").read_text()) == {"done": 0.5, "seconds": 5.0}
+    progress = json.loads((tmp_path / "progress.json").read_text())
+    assert progress == {"done": 0.5, "seconds": 5.0, "time": 77.0}
     state = first.state_dict()
     clock.now = 1000.0
 

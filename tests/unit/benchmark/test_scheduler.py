@@ -6,13 +6,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
 
 import benchmark_worker
+from anomalib_uniad.benchmark import scheduler
 from anomalib_uniad.benchmark.estimate import Work, time_left
-from anomalib_uniad.benchmark.trainings import FAILED, LOCK, RESULT, prepare, write_json
+from anomalib_uniad.benchmark.trainings import FAILED, LOCK, PROGRESS, RESULT, Training, prepare, write_json
 from anomalib_uniad.errors import ExistingFileError, InputError
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are killed by signals")
@@ -124,6 +126,34 @@ def test_another_config_loses_nothing(tmp_path: Path) -> None:
     assert not resume.exists()
     assert "another" in (changed[2].folder / "config.yaml").read_text()
     assert prepare(changed, overwrite=False) == []
+
+
+def test_time_left_of_what_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=1e6)
+    monkeypatch.setattr(scheduler.time, "time", lambda: clock.now)
+    trainings = [Training("m", "d", "unified", seed, "", tmp_path / str(seed), {}) for seed in range(3)]
+    resume = trainings[1].folder / "run" / "weights" / "lightning" / "resume.ckpt"
+    for folder in (trainings[0].folder, resume.parent):
+        folder.mkdir(parents=True)
+    write_json(trainings[0].folder / RESULT, {"seconds": 600.0})
+    write_json(trainings[1].folder / PROGRESS, {"done": 0.5, "seconds": 300.0, "time": clock.now - 1000})
+    said: list[str] = []
+    scheduled = scheduler.Scheduler(trainings, 1, [], True, said.append, lambda: None)
+    assert scheduled.time_left() == 1200.0  # it begins anew
+    resume.touch()
+    assert scheduled.time_left() == 900.0
+    scheduled._running[0] = scheduler._Job(trainings[1], None, 0, None, start=clock.now)
+    clock.now += 100
+    assert scheduled.time_left() == 800.0
+    write_json(trainings[1].folder / PROGRESS, {"done": 0.75, "seconds": 450.0, "time": clock.now})
+    clock.now += 50
+    assert scheduled.time_left() == 700.0
+    scheduled._refresh()
+    assert said == []
+    clock.now += 450
+    scheduled._refresh()
+    scheduled._refresh()
+    assert said == ["About 10 min left."]
 
 
 def test_time_left() -> None:
