@@ -104,20 +104,24 @@ def read_config(file: Path) -> BenchmarkConfig:
         modes=modes,
         seeds=seeds,
         timed_images=timed_images,
-        output=None if output is None else Path(str(output)),
+        output=None if output is None else Path(str(output)).expanduser(),
     )
 
 
-def merge(parts: Sequence[Mapping[str, Any]]) -> Config:
+def merge(parts: Sequence[Mapping[str, Any]], where: str = "") -> Config:
     """Merge configs section by section, later ones over earlier ones.
 
     Arguments of another class are dropped.
 
     Args:
         parts (Sequence[Mapping[str, Any]]): Sections by their names.
+        where (str): What the sections are of, for an error. Defaults to ``""``.
 
     Returns:
         Config: The sections of all.
+
+    Raises:
+        ValueError: If an argument is a mapping in one of them and a list in another one.
 
     Examples:
         >>> first = {"model": {"class_path": "Padim", "init_args": {"n_features": 50}}}
@@ -133,13 +137,17 @@ def merge(parts: Sequence[Mapping[str, Any]]) -> Config:
             names = [str(value.get("class_path", "")).rpartition(".")[2] for value in (before, section)]
             if all(names) and names[0] != names[1]:
                 before = {}
-            merged[name] = OmegaConf.to_container(OmegaConf.merge(before, section))
+            try:
+                merged[name] = OmegaConf.to_container(OmegaConf.merge(before, section))
+            except TypeError as error:
+                msg = f"{where} has in its {name} a mapping and a list for the same argument: take one of the two out."
+                raise InputError(msg) from error
     return merged
 
 
 def _model(value: Any, where: str, file: Path) -> Config:
     parts = [_train_config(part, where, file) for part in _list(value)]
-    config = merge(parts)
+    config = merge(parts, where)
     if "class_path" not in config.get("model", {}):
         msg = f"{where} has no model: give a section model with a class_path, or a file that has one."
         raise InputError(msg)
@@ -178,7 +186,7 @@ def _data(value: Any, where: str, file: Path) -> Config:
         given, named = _content(part, where, file)
         if "class_path" not in given and given.get("data") is not None:
             given = _section(given["data"], where, named)
-        config = merge([{"data": config}, {"data": given}])["data"]
+        config = merge([{"data": config}, {"data": given}], where)["data"]
     if "class_path" not in config:
         msg = f"{where} has no class_path: give the config of a datamodule, or a file that has one."
         raise InputError(msg)

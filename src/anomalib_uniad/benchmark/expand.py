@@ -91,9 +91,10 @@ def check(config: BenchmarkConfig) -> dict[tuple[str, str], Config]:
         seeded: Config = {"model": {"init_args": {"seed": config.seeds[0]}}} if "seed" in accepted else {}
         for name, data in config.data.items():
             joined = _joined(data, f"data {name} of {config.file}")
-            merged = merge([default, {"data": joined}, given, seeded])
+            where = f"{method} on {name} of {config.file}"
+            merged = merge([default, {"data": joined}, given, seeded], where)
             sections = {section: dict(sorted(merged[section].items())) for section in ("model", "data", "trainer")}
-            _parse(sections, f"{method} on {name} of {config.file}")
+            _parse(sections, where)
             found[method, name] = sections
     return found
 

@@ -82,6 +82,10 @@ def test_files_and_sections_are_merged(tmp_path: Path) -> None:
             {"models": {"A": {"model": SMALL, "data": {"init_args": {"root": "x"}}}}},
             "root in its data, which belongs to",
         ),
+        (
+            {"models": {"A": [{"model": {**SMALL, "init_args": {"a": value}}} for value in ({"screw": 1}, ["turn"])]}},
+            "models of .*, A has in its model a mapping and a list",
+        ),
         ({"data": {"d": {"root": "x"}}}, "data of .*, d has no class_path"),
         ({"data": {"d": {"class_path": "MultiCategory", "root": "x"}}}, "d has root: arguments .* stand in init_args"),
     ],
@@ -89,6 +93,12 @@ def test_files_and_sections_are_merged(tmp_path: Path) -> None:
 def test_mistakes(content: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises((InputError, ValueError), match=message):
         read_config(write(tmp_path, **content))
+
+
+def test_output_below_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))  # Windows
+    assert read_config(write(tmp_path, output="~/bench")).output == tmp_path / "bench"
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
