@@ -120,12 +120,12 @@ once_measured = partial(table, required=False)
 
 
 def read(results: Path, name: str) -> pd.DataFrame:
-    """Read a csv file; cells of text that are empty are empty strings."""
+    """Read a csv file; cells of text that are empty are empty strings, and only empty ones are missing."""
     path = results / f"{name}.csv"
     if not path.is_file():
         msg = f"There is no {path} to render the table from."
         raise FileNotFoundError(msg)
-    frame = pd.read_csv(path, dtype={"category": str})
+    frame = pd.read_csv(path, dtype={"category": str}, keep_default_na=False, na_values="")
     texts = [name for name in ("compile_mode", "series", "cache", "note") if name in frame]
     return frame.assign(**{name: frame[name].astype(object).fillna("") for name in texts})
 

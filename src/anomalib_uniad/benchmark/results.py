@@ -73,7 +73,9 @@ def _cell(trainings: Sequence[Training], complete: bool) -> pd.DataFrame:
 def _read(training: Training) -> pd.DataFrame:
     """Table of the metrics of a training."""
     result = training.read(RESULT) or {}
-    frame = pd.read_csv(training.folder / result["metrics"], dtype={"category": str})
+    # Only empty cells are missing: a category may be called NA.
+    file = training.folder / result["metrics"]
+    frame = pd.read_csv(file, dtype={"category": str}, keep_default_na=False, na_values="")
     frame["note"] = frame["note"].astype(object).where(frame["note"].notna(), "")
     frame = frame.drop(columns=["seed", "command"], errors="ignore")
     frame["device"] = result["device"]

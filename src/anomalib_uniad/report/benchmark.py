@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -67,9 +68,11 @@ def read_benchmark(folder: Path, metrics: Sequence[str] | None = None) -> Benchm
         ValueError: If a table is damaged, or has none of the metrics.
     """
     texts = dict.fromkeys(("data", "method", "category"), str)
+    # Only empty cells are missing: a category may be called NA.
+    read = partial(pd.read_csv, dtype=texts, keep_default_na=False, na_values="")
     try:
-        table = pd.read_csv(folder / RESULTS, dtype=texts, keep_default_na=True)
-        epochs = pd.read_csv(folder / EPOCHS, dtype=texts) if (folder / EPOCHS).is_file() else pd.DataFrame()
+        table = read(folder / RESULTS)
+        epochs = read(folder / EPOCHS) if (folder / EPOCHS).is_file() else pd.DataFrame()
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
         msg = f"A table of {folder} is damaged: {' '.join(str(error).split())}."
         raise InputError(msg) from error

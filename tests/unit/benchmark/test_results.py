@@ -6,9 +6,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import render_tables
 from anomalib_uniad.benchmark import speed
 from anomalib_uniad.benchmark.results import write
 from anomalib_uniad.benchmark.trainings import RESULT, SPEED, write_json
+from anomalib_uniad.report.benchmark import read_benchmark
 from anomalib_uniad.report.columns import COST, KEYS
 from benchmark_folders import write_training
 
@@ -68,6 +70,17 @@ def test_cells_that_are_not_complete(tmp_path: Path) -> None:
         [1, "separate", "bolt", "category"],
         [1, "separate", "mean", "mean"],
     ]
+
+
+def test_categories_that_are_called_as_what_is_missing(tmp_path: Path) -> None:
+    names = ["NA", "null", "None"]
+    trainings = [write_training(tmp_path, ("d", "A", "unified", 0), dict.fromkeys(names, (0.5, None)))]
+    trainings += [write_training(tmp_path, ("d", "A", "separate", 0), {name: (0.5, 0.5)}) for name in names]
+    write(trainings, tmp_path, "command")
+    rows = read_benchmark(tmp_path).categories("d")
+    assert rows["category"].tolist() == names * 2
+    assert rows["pixel_AUROC"].isna().tolist() == [True] * 3 + [False] * 3
+    assert render_tables.read(tmp_path, "results").query("kind == 'category'")["category"].tolist() == names * 2
 
 
 def test_a_model_that_cannot_be_exported(tmp_path: Path) -> None:
