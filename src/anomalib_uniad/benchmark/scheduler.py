@@ -62,10 +62,10 @@ class Scheduler:
         self._trainings = list(trainings)
         self._jobs, self._gpus, self._wait = jobs, list(gpus), wait
         self._say, self._finished = say, finished
-        self._start = time.time()
         self._running: dict[int, _Job] = {}  # slot -> job
-        self._said = self._start  # when something was said about the time that is left
+        self._said = time.time()  # when something was said about the time that is left
         self._seen = {id(training) for training in trainings if training.finished}
+        self._old_failures = {id(training): _failure(training) for training in trainings}
         self.failures: dict[str, str] = {}  # label -> last sentence
 
     def run(self) -> None:
@@ -139,14 +139,10 @@ class Scheduler:
 
     def _failed_elsewhere(self, training: Training) -> bool:
         """Whether another process has failed at a training since this one began."""
-        file = training.folder / FAILED
-        try:
-            since = file.stat().st_mtime >= self._start
-        except OSError:
+        if _failure(training) in (None, self._old_failures[id(training)]):
             return False
-        if since:
-            self._fail(training, (training.read(FAILED) or {}).get("sentence", ""))
-        return since
+        self._fail(training, (training.read(FAILED) or {}).get("sentence", ""))
+        return True
 
     def _notice(self) -> None:
         """Say which trainings are finished, here or elsewhere."""
@@ -197,6 +193,14 @@ class Scheduler:
             return f"{text}: nothing is left to train."
         rest = "the first one will tell how long they take" if left is None else f"about {in_words(left)} left"
         return f"{text}; {self._jobs} at a time, {max(1, cores() // self._jobs)} threads each; {rest}."
+
+
+def _failure(training: Training) -> int | None:
+    """When a training has failed, by the clock of whatever keeps its folder; compared with nothing but itself."""
+    try:
+        return (training.folder / FAILED).stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def last_sentence(log: Any) -> str:

@@ -97,6 +97,22 @@ def test_a_failure_is_reported_and_the_rest_goes_on(paths, tmp_path: Path, capsy
     assert not (tmp_path / "m0" / FAILED).exists()
 
 
+def test_failures_of_others_whatever_their_clocks(tmp_path: Path) -> None:
+    trainings = benchmark_worker.trainings(tmp_path, 2)
+    files = [training.folder / FAILED for training in trainings]
+
+    def fail(file: Path, hours: int) -> None:
+        file.parent.mkdir(exist_ok=True)
+        write_json(file, {"sentence": "the disk is full"})
+        os.utime(file, (time.time() + 3600 * hours,) * 2)
+
+    fail(files[0], 1)
+    scheduled = scheduler.Scheduler(trainings, 1, [], True, benchmark_worker.say, lambda: None)
+    fail(files[1], -1)
+    assert [scheduled._failed_elsewhere(training) for training in trainings] == [False, True]
+    assert list(scheduled.failures) == [trainings[1].label]
+
+
 def test_trainings_of_others_are_left_to_them(tmp_path: Path, capsys) -> None:
     (tmp_path / "m0").mkdir()
     with FileLock(tmp_path / "m0" / LOCK):
