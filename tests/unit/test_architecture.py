@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "anomalib_uniad"
 LAYERS = (
     {"errors"},
     {"messages"},
-    {"category", "checks", "files", "geometry", "image_files", "metric_names", "plugin", "splits"},
+    {"category", "checks", "durations", "files", "geometry", "image_files", "metric_names", "plugin", "splits"},
     {"transforms"},
     {"inference", "synthetic", "training", "metrics"},
     {"data", "deploy"},

@@ -66,15 +66,3 @@ def _expected(work: Work, known: Mapping[tuple[str, ...], float]) -> float:
     if work.total is not None:
         return work.total
     return next(known[work.kind[:length]] for length in range(len(work.kind), -1, -1) if work.kind[:length] in known)
-
-
-def in_words(seconds: float) -> str:
-    """Write a time for people.
-
-    Examples:
-        >>> in_words(42), in_words(840), in_words(9000)
-        ('42 s', '14 min', '2.5 h')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -10,13 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from .estimate import Work, in_words, time_left
+from anomalib_uniad.durations import in_words
+
+from .estimate import Work, time_left
 from .machine import cores
 from .trainings import FAILED, LOG, PROGRESS, RESULT, Training, find_resume, write_json
 from .worker import TAKEN
 
 WORKER = ("-m", "anomalib_uniad.benchmark.worker")  # what Python runs in a folder
 _POLL = 0.2  # seconds
+_RETRY = 2.0  # seconds until it is asked again whether trainings of others have become free
 _QUIET = 600.0  # seconds after which the time that is left is said again
 
 
@@ -62,6 +65,7 @@ class Scheduler:
         self._trainings = list(trainings)
         self._jobs, self._gpus, self._wait = jobs, list(gpus), wait
         self._say, self._finished = say, finished
+        self._retry = 0.0
         self._running: dict[int, _Job] = {}  # slot -> job
         self._said = time.time()  # when something was said about the time that is left
         self._seen = {id(training) for training in trainings if training.finished}
@@ -93,14 +97,14 @@ class Scheduler:
         return [t for t in self._trainings if id(t) not in here | self._seen and t.label not in self.failures]
 
     def _fill(self) -> None:
-        for slot in range(self._jobs):
-            if slot in self._running:
-                continue
-            for training in self._open():
-                if training.finished or self._failed_elsewhere(training) or training.is_taken():
-                    continue
-                self._running[slot] = self._begin(training, slot)
-                break
+        if time.monotonic() < self._retry:
+            return
+        for slot in sorted(set(range(self._jobs)) - set(self._running)):
+            free = (t for t in self._open() if not (t.finished or self._failed_elsewhere(t) or t.is_taken()))
+            if (training := next(free, None)) is None:
+                self._retry = time.monotonic() + _RETRY
+                return
+            self._running[slot] = self._begin(training, slot)
 
     def _begin(self, training: Training, slot: int) -> _Job:
         (training.folder / FAILED).unlink(missing_ok=True)

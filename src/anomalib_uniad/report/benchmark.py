@@ -3,8 +3,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -69,10 +69,10 @@ def read_benchmark(folder: Path, metrics: Sequence[str] | None = None) -> Benchm
     """
     texts = dict.fromkeys(("data", "method", "category"), str)
     # Only empty cells are missing: a category may be called NA.
-    read = partial(pd.read_csv, dtype=texts, keep_default_na=False, na_values="")
+    how: dict[str, Any] = {"dtype": texts, "keep_default_na": False, "na_values": ""}
     try:
-        table = read(folder / RESULTS)
-        epochs = read(folder / EPOCHS) if (folder / EPOCHS).is_file() else pd.DataFrame()
+        table = pd.read_csv(folder / RESULTS, **how)
+        epochs = pd.read_csv(folder / EPOCHS, **how) if (folder / EPOCHS).is_file() else pd.DataFrame()
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
         msg = f"A table of {folder} is damaged: {' '.join(str(error).split())}."
         raise InputError(msg) from error

@@ -11,6 +11,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from anomalib_uniad.durations import in_words
+
 _SKIPPED = 3  # steps at the start, in which things are loaded, allocated and compiled
 _MEASURED = 5, 3.0  # steps, and seconds, from which on a mean says something
 _WINDOW = 200  # last steps of which the mean is taken
@@ -165,21 +167,6 @@ def validations_left(trainer: Trainer, done: int, total: float) -> int:
 
     at_end = until(int(total)) == until(int(total) - 1)  # by the model's own callback
     return until(int(total)) + at_end - until(done - 1)
-
-
-def in_words(seconds: float) -> str:
-    """Write a duration as people say it.
-
-    Examples:
-        >>> [in_words(seconds) for seconds in (48, 361, 8000, 300_000)]
-        ['50 seconds', '6 minutes', '2.2 hours', '3.5 days']
-    """
-    if seconds < 90:
-        return f"{max(10, 10 * round(seconds / 10))} seconds"
-    for limit, size, unit, digits in ((5400, 60, "minutes", 0), (129_600, 3600, "hours", 1)):
-        if seconds < limit:
-            return f"{seconds / size:.{digits}f} {unit}"
-    return f"{seconds / 86_400:.1f} days"
 
 
 def _clock(seconds: float) -> str:

@@ -169,7 +169,7 @@ def test_time_left_of_what_was_interrupted(tmp_path: Path, monkeypatch: pytest.M
     clock.now += 450
     scheduled._refresh()
     scheduled._refresh()
-    assert said == ["About 10 min left."]
+    assert said == ["About 10 minutes left."]
 
 
 def test_time_left() -> None:
