@@ -12,11 +12,12 @@ def in_words(seconds: float) -> str:
         str: Number and unit.
 
     Examples:
-        >>> [in_words(seconds) for seconds in (3, 48, 361, 8000, 300_000)]
-        ['3 seconds', '50 seconds', '6 minutes', '2.2 hours', '3.5 days']
+        >>> [in_words(seconds) for seconds in (1.2, 48, 361, 8000, 300_000)]
+        ['1 second', '50 seconds', '6 minutes', '2.2 hours', '3.5 days']
     """
     if seconds < 90:
-        return f"{round(seconds, -1 if seconds >= 10 else None):.0f} seconds"
+        rounded = round(seconds, -1 if seconds >= 10 else 0)
+        return f"{rounded:.0f} second{'' if rounded == 1 else 's'}"
     for limit, size, unit, digits in ((5400, 60, "minutes", 0), (129_600, 3600, "hours", 1)):
         if seconds < limit:
             return f"{seconds / size:.{digits}f} {unit}"
