@@ -416,6 +416,7 @@ def fast(rows: pd.DataFrame) -> str:
 @once_measured
 def modes(rows: pd.DataFrame) -> str:
     """One model against one for each category."""
+    rows = rows.assign(mode=rows["mode"] + ", " + rows["method"].str.removeprefix("UniAD, "))
     means = means_of(rows)
     columns = {"": means["mode"], "models": [f"{value:.0f}" for value in means["models"]], **costs(means)}
     return f"{by_category(rows, 'mode')}\n\n{how_measured(rows)}\n\n{markdown(columns)}"
