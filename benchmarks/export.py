@@ -109,6 +109,7 @@ def largest(found: np.ndarray, expected: torch.Tensor) -> float:
 # Backbone -> layers, pixels per token.
 BACKBONES: dict[str, tuple[list[int], int]] = {
     **{f"tf_efficientnet_b{number}": ([0, 1, 2, 3], 16) for number in range(7)},
+    "tf_efficientnet_lite0": ([0, 1, 2, 3, 4], 16),
     "efficientnet_b4": ([0, 1, 2, 3], 16),
     **{name: ([1, 2, 3], 16) for name in ("resnet18", "resnet34", "resnet50", "wide_resnet50_2")},
     "mobilenetv2_100": ([0, 1, 2, 3], 16),

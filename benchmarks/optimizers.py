@@ -28,15 +28,11 @@ Parameters = list[torch.nn.Parameter]
 class Lengthened(Muon):
     """Momentum as long as Muon's step for each matrix, but not orthogonalised: what the length alone does."""
 
-    def _muon(self, parameters: Parameters, group: dict[str, Any]) -> None:
-        for parameter in parameters:
-            gradient = parameter.grad
-            momentum = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
-            momentum.lerp_(gradient, 1 - group["momentum"])
-            direction = gradient.lerp(momentum, group["momentum"])
-            rows, columns = parameter.shape
-            rate = group["lr"] * max(1, rows / columns) ** 0.5 * min(rows, columns) ** 0.5
-            parameter.add_(direction / (direction.norm() + 1e-12), alpha=-rate)
+    @staticmethod
+    def directions(momenta: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Momenta (n, rows, columns) with the Frobenius norm of an orthogonal matrix of their shape."""
+        del dtype  # This variable is not used.
+        return momenta / (torch.linalg.matrix_norm(momenta, keepdim=True) + 1e-12) * min(momenta.shape[1:]) ** 0.5
 
 
 def muon(cls: type[Muon], rate: float) -> Callable[[Parameters, Parameters], torch.optim.Optimizer]:

@@ -74,12 +74,9 @@ def read_recipe(recipe: Path) -> tuple[UniAD, Any]:
 
 def load(checkpoint: Path) -> tuple[UniAD, Row]:
     """A trained model, its epochs and seed."""
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    given = {**content["hyper_parameters"], "pre_trained": False}
-    model = UniAD(**{**given, "evaluator": False, "visualizer": False, "post_processor": False}).eval()
-    network = {key: value for key, value in content["state_dict"].items() if key.startswith("model.")}
-    model.load_state_dict(network, strict=False)
-    return model, {"epochs": content["epoch"] + 1, **origin(CPU, model.seed)}
+    without = {"evaluator": False, "visualizer": False, "post_processor": False}
+    model = UniAD.load_from_checkpoint(checkpoint, strict=False, **without).eval()
+    return model, {"epochs": model.training_summary.get("epochs"), **origin(CPU, model.seed)}
 
 
 def extract(model: UniAD, datamodule: Any, dataloader: Any) -> Features:

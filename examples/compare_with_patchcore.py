@@ -9,11 +9,14 @@
 import sys
 from pathlib import Path
 
+import yaml
 from anomalib.engine import Engine
 from anomalib.models import AnomalibModule, Patchcore
 
 from anomalib_uniad import MultiCategory, UniAD
 from anomalib_uniad.cli import main as anomalib_uniad
+
+FAST = Path(__file__).parents[1] / "configs" / "model" / "uniad_fast.yaml"
 
 
 def run(model: AnomalibModule, root: str, epochs: int) -> str:
@@ -24,7 +27,7 @@ def run(model: AnomalibModule, root: str, epochs: int) -> str:
     return str(engine.trainer.default_root_dir)
 
 
-def main(root: str, epochs: int = 100, uniad: UniAD | None = None, patchcore: Patchcore | None = None) -> Path:
+def main(root: str, epochs: int = 20, uniad: UniAD | None = None, patchcore: Patchcore | None = None) -> Path:
     """Train both and write the report; return its folder.
 
     Args:
@@ -34,7 +37,7 @@ def main(root: str, epochs: int = 100, uniad: UniAD | None = None, patchcore: Pa
         patchcore: Another PatchCore than one with anomalib's defaults and images of UniAD's size.
     """
     if uniad is None:
-        uniad = UniAD(dropout=0.0, learning_rate=1e-3, lr_decay_epoch=int(0.8 * epochs), feature_cache="memory", seed=0)
+        uniad = UniAD(**yaml.safe_load(FAST.read_text())["init_args"])
     if patchcore is None:  # with images of the same size, so that pixel metrics can be compared
         patchcore = Patchcore(pre_processor=Patchcore.configure_pre_processor(uniad.input_size))
     runs = [run(uniad, root, epochs), run(patchcore, root, 1)]

@@ -10,32 +10,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
 from anomalib.engine import Engine
 
 from anomalib_uniad import MultiCategory, UniAD
 
-# A small model with a fast recipe, for a CPU; UniAD() has the paper's.
-SMALL: dict[str, Any] = {
-    "layers": [1, 2, 3, 4],
-    "hidden_dim": 128,
-    "num_encoder_layers": 2,
-    "num_decoder_layers": 2,
-    "feedforward_dim": 512,
-    "dropout": 0.0,
-    "learning_rate": 1e-3,
-    "feature_cache": "memory",
-}
+# The fast recipe; UniAD() has the paper's, which wants a GPU.
+FAST = Path(__file__).parents[1] / "configs" / "model" / "uniad_fast.yaml"
 
 
-def main(root: str, epochs: int = 100, **arguments: Any) -> Path:
+def main(root: str, epochs: int = 20, **arguments: Any) -> Path:
     """Train and test; return the checkpoint.
 
     Args:
         root: Folder of the products.
         epochs: Number of epochs.
-        **arguments: Arguments of UniAD, instead of those above.
+        **arguments: Arguments of UniAD, instead of those of the recipe.
     """
-    model = UniAD(**{**SMALL, "lr_decay_epoch": max(1, int(0.8 * epochs)), "seed": 0, **arguments})
+    model = UniAD(**{**yaml.safe_load(FAST.read_text())["init_args"], **arguments})
     # Part of the images of each product is set aside for the thresholds: neither trained on nor tested.
     datamodule = MultiCategory(root=root, train_batch_size=8)
     engine = Engine(max_epochs=epochs, check_val_every_n_epoch=epochs)

@@ -48,7 +48,8 @@ def checkpoint(folder: Path) -> str:
     """The checkpoint of the first example, which the others use."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        return str(main_of("train_own_folder")("mydata", epochs=1, **TINY).resolve())
+        tiny = {**TINY, "layer_weights": None, "feature_cache": "off"}
+        return str(main_of("train_own_folder")("mydata", epochs=1, **tiny).resolve())
 
 
 def test_train_own_folder(checkpoint: str, folder: Path) -> None:

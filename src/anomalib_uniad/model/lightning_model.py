@@ -18,6 +18,7 @@ from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRSchedulerConfig
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -640,6 +641,8 @@ class UniAD(AnomalibModule):
             ValueError: If files of the datamodule cannot be read, or have more than 8 bits.
         """
         datamodule = getattr(self._trainer, "datamodule", None)
+        if stage == "fit" and self.hparams["initial_checkpoint"] is not None:
+            self._check_initial(datamodule)
         if stage != "predict" and datamodule is not None:
             check_samples(datamodule)
         if stage != "fit":
@@ -649,8 +652,22 @@ class UniAD(AnomalibModule):
         if self.compile_mode is not None:
             self._compiled = torch.compile(self.model.reconstruct, mode=self.compile_mode, dynamic=False)
 
+    def _check_initial(self, datamodule: Any) -> None:
+        """Refuse images that are read in another way than for the initial checkpoint; name products that are gone."""
+        self._check_value_range(datamodule)
+        categories = known_categories(datamodule)
+        forgotten = [name for name in self._initial_categories if categories and name not in categories]
+        if forgotten:
+            rank_zero_warn(
+                f"{self.hparams['initial_checkpoint']} was trained on {', '.join(forgotten)} as well, of which this "
+                "training has no images: the model will forget what is normal there."
+            )
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Optimizer and schedule, by default those of the paper (section 4.1); what is frozen is left out."""
+        strategy = self.trainer.strategy
+        faster = self.auto_precision and self._bfloat16 and bfloat16_is_faster(strategy.root_device)
+        self._bfloat16 = strategy.broadcast(faster)  # all processes do the same
         trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
         optimizer: torch.optim.Optimizer
         if self.optimizer == "adamw":
@@ -665,6 +682,7 @@ class UniAD(AnomalibModule):
                 self.learning_rate,
                 self.weight_decay,
                 fused_kernels(self.trainer),
+                self._bfloat16,
             )
         schedule = learning_rate_schedule(
             optimizer,
@@ -690,21 +708,8 @@ class UniAD(AnomalibModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_fit_start(self) -> None:
-        """Write down which pixel values are black and white, and measure features and speed, if wanted."""
-        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-        if self.hparams["initial_checkpoint"] is not None:
-            self._check_value_range(datamodule)
-        self.value_range = getattr(datamodule, "value_range", None)
-        categories = known_categories(datamodule)
-        forgotten = [name for name in self._initial_categories if categories and name not in categories]
-        if forgotten:
-            rank_zero_warn(
-                f"{self.hparams['initial_checkpoint']} was trained on {', '.join(forgotten)} as well, of which this "
-                "training has no images: the model will forget what is normal there."
-            )
-        if self.auto_precision:
-            faster = self._bfloat16 and bfloat16_is_faster(self.device)
-            self._bfloat16 = self.trainer.strategy.broadcast(faster)  # all processes do the same
+        """Write down which pixel values are black and white, and measure features, if wanted."""
+        self.value_range = getattr(self.trainer.datamodule, "value_range", None)  # type: ignore[attr-defined]
         self._measure_features()
 
     def _measure_features(self) -> None:
@@ -810,7 +815,10 @@ class UniAD(AnomalibModule):
         file = getattr(self._trainer, "ckpt_path", None) or "The checkpoint"
         if weights:
             _check_is_uniad(weights, file)
-        _check_same_model(checkpoint.get("hyper_parameters", {}), weights, self, file)
+        saved = checkpoint.get("hyper_parameters", {})
+        _check_same_model(saved, weights, self, file)
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            _check_same_optimizer(saved, self.hparams, file)
         self.training_summary = dict(checkpoint.get("training_summary", {}))
         self.value_range = check_value_range(checkpoint.get("value_range"))
         self._bfloat16 = checkpoint.get("bfloat16", True)
@@ -1001,6 +1009,18 @@ def _check_is_uniad(weights: Mapping[str, Any], file: str | Path) -> None:
         parts = sorted({name.split(".")[1] for name in weights if name.startswith("model.")})
         msg = f"{file} is not a checkpoint of UniAD, but of a model with {', '.join(parts[:4]) or 'other weights'}."
         raise InputError(msg)
+
+
+def _check_same_optimizer(saved: Mapping[str, Any], given: Mapping[str, Any], file: str | Path) -> None:
+    """Refuse to resume a training with an optimizer or a schedule that cannot take over the state of the other."""
+    for name, before in (("optimizer", "adamw"), ("lr_schedule", "step")):
+        value = saved.get(name, before)
+        if saved and value != given[name]:
+            msg = (
+                f"{file} was trained with {name}={value}, but the model has {given[name]}: resume it with {value}, or "
+                "start from its weights alone, with --model.initial_checkpoint."
+            )
+            raise InputError(msg)
 
 
 def _check_same_model(

@@ -176,12 +176,6 @@ class FeatureCache(Callback):
             dataset.release()
         self._datasets = {}
 
-    @staticmethod
-    def _products(datamodule: Any, images: AnomalibDataset) -> dict[str, np.ndarray]:
-        """Rows of each product, in the order of their first images."""
-        names = np.array(categories_of(list(images.samples["image_path"]), datamodule), dtype=object)
-        return {name: np.flatnonzero(names == name) for name in dict.fromkeys(names)}
-
     def _parts(self, trainer: Any, pl_module: Any, stage: str, images: AnomalibDataset) -> list[CachedPart]:
         """Open the caches of a stage, or build them: images first, then their copies."""
         # A training needs no masks, and a dataset without them (classification) has none to give.

@@ -9,8 +9,6 @@ import torch
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import Optimizer
 
-from .precision import bfloat16_is_faster
-
 # Coefficients and number of steps of the quintic iteration at https://kellerjordan.github.io/posts/muon/.
 _A, _B, _C, _STEPS = 3.4445, -4.7750, 2.0315, 5
 
@@ -50,8 +48,7 @@ class Muon(Optimizer):
     vectors and embeddings. Both parts are one optimizer with two groups of parameters, whose key ``"muon"`` tells them
     apart: one schedule, one state, one gradient clipping.
 
-    The iteration runs in bfloat16 on a device that multiplies faster in it, else in float32. That is measured once; a
-    state that is loaded brings its own choice, so that a training goes on as it was.
+    A state that is loaded brings its own precision of the iteration, so that a training goes on as it was.
 
     Args:
         matrices (Iterable[torch.nn.Parameter]): Parameters of two dimensions, for Muon.
@@ -62,6 +59,7 @@ class Muon(Optimizer):
         learning_rate (float): Learning rate of AdamW. Defaults to ``1e-3``.
         weight_decay (float): Weight decay of AdamW; Muon has none. Defaults to ``1e-4``.
         fused (bool): Use torch's fused kernels for AdamW. Defaults to ``False``.
+        bfloat16 (bool): Compute Muon's iteration in bfloat16 instead of float32. Defaults to ``False``.
 
     Raises:
         ValueError: If one of the matrices is none.
@@ -82,6 +80,7 @@ class Muon(Optimizer):
         learning_rate: float = 1e-3,
         weight_decay: float = 1e-4,
         fused: bool = False,
+        bfloat16: bool = False,
     ) -> None:
         groups: list[dict[str, Any]] = [
             {
@@ -89,7 +88,7 @@ class Muon(Optimizer):
                 "muon": True,
                 "lr": muon_learning_rate,
                 "momentum": momentum,
-                "bfloat16": True,  # where it is faster
+                "bfloat16": bfloat16,
             },
             {"params": list(others), "muon": False, "lr": learning_rate, "weight_decay": weight_decay, "fused": fused},
         ]
@@ -98,6 +97,9 @@ class Muon(Optimizer):
                 msg = f"Muon is for matrices, got a parameter of shape {tuple(parameter.shape)}."
                 raise ValueError(msg)
         super().__init__(groups, {"fused": fused})
+
+    directions = staticmethod(orthogonalise)
+    """What matrices of one shape are moved along, from their momenta."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -127,12 +129,11 @@ class Muon(Optimizer):
         momenta = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         directions = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's
-        group["bfloat16"] = group["bfloat16"] and bfloat16_is_faster(parameters[0].device)
         dtype = torch.bfloat16 if group["bfloat16"] else torch.float32
         pairs = sorted(zip(parameters, directions, strict=True), key=lambda pair: tuple(pair[0].shape))
         for (rows, columns), same in groupby(pairs, key=lambda pair: tuple(pair[0].shape)):
             moved, along = zip(*same, strict=True)
-            steps = orthogonalise(torch.stack(along), dtype).unbind()
+            steps = self.directions(torch.stack(along), dtype).unbind()
             rate = group["lr"] * max(1, rows / columns) ** 0.5
             torch._foreach_add_(list(moved), [step.to(moved[0].dtype) for step in steps], alpha=-rate)
 

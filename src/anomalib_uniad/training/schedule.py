@@ -58,22 +58,18 @@ class WarmupStableDecay(LRScheduler):
         """The step at which the rate is zero: the number of steps of the training."""
         return self.total_steps if self._early is None else sum(self._early)
 
-    def start_decay(self, step: int, decay_steps: int | None = None) -> None:
-        """Have the decay start early; kept in checkpoints.
+    def start_decay(self, step: int) -> None:
+        """Have the decay start early, as ``decay_fraction`` of the shortened training; kept in checkpoints.
 
         Nothing happens if it starts by then anyway, or if it was called for before.
 
         Args:
             step (int): The step with which it starts, from 0, not before the present one.
-            decay_steps (int | None): Its steps; ``None`` makes it ``decay_fraction`` of the shortened training.
-                Defaults to ``None``.
         """
         step = max(step, self.last_epoch)
         if self._early is not None or step >= self.decay_start:
             return
-        share = self.decay_fraction
-        decay_steps = round(step * share / (1 - share)) if decay_steps is None else decay_steps
-        self._early = (step, decay_steps)
+        self._early = (step, round(step * self.decay_fraction / (1 - self.decay_fraction)))
 
     def factor(self, step: int) -> float:
         """What learning rates are multiplied by at a step, from 0."""

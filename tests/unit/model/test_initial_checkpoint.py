@@ -65,13 +65,13 @@ def test_everything_that_was_learned_is_there(trained: tuple[Path, Path], tmp_pa
 
 def test_what_is_said_about_other_images(trained: tuple[Path, Path]) -> None:
     model = UniAD(**NORMED, initial_checkpoint=trained[1])
-    datamodule = SimpleNamespace(categories=["cable"], value_range=None)
+    datamodule = SimpleNamespace(categories=["cable"], value_range=None, images_checked=True)
     model.trainer = SimpleNamespace(datamodule=datamodule)
     with pytest.warns(UserWarning, match=r"model\.ckpt was trained on bottle as well, of which this training has no"):
-        model.on_fit_start()
+        model.setup("fit")
     datamodule.value_range = (0.0, 4095.0)
     with pytest.raises(ValueError, match="was trained with no value_range, but SimpleNamespace has value_range="):
-        model.on_fit_start()
+        model.setup("fit")
 
 
 def test_files_that_do_not_fit_are_refused(trained: tuple[Path, Path]) -> None:

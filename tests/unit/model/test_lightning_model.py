@@ -13,6 +13,7 @@ from anomalib.models import get_model
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from omegaconf import OmegaConf
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import DataLoader
@@ -155,6 +156,21 @@ def test_checkpoint_of_another_model_is_refused(name: str, other: object) -> Non
     model.on_load_checkpoint(checkpoint)
     with pytest.raises(ValueError, match=rf"of another model.*{name}: .* in the checkpoint, .* in the model"):
         UniAD(**{**SMALL, "image_size": 128, name: other}).on_load_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("trained", "other"),
+    [({"optimizer": "muon"}, "optimizer=muon, but the model has adamw"), ({"lr_schedule": "wsd"}, "lr_schedule=wsd, ")],
+)
+def test_a_training_goes_on_with_its_optimizer(trained: dict, other: str) -> None:
+    before = UniAD(**SMALL, **trained)
+    checkpoint = {"hyper_parameters": dict(before.hparams), "state_dict": before.state_dict()}
+    model = UniAD(**SMALL)
+    model.on_load_checkpoint(checkpoint)  # nothing is trained
+    model.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    model.trainer.state.fn = TrainerFn.FITTING
+    with pytest.raises(ValueError, match=f"The checkpoint was trained with {other}.*initial_checkpoint"):
+        model.on_load_checkpoint(checkpoint)
 
 
 def test_checkpoint_of_another_method_is_refused() -> None:

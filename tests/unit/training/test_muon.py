@@ -53,7 +53,7 @@ def test_matrices_move_as_with_torch() -> None:
     """Its iteration is in bfloat16."""
     ours, theirs = matrices(), matrices()
     reference = torch.optim.Muon(theirs, lr=0.1, momentum=0.9, weight_decay=0.0)
-    train(Muon(ours, [], muon_learning_rate=0.1, momentum=0.9), ours, steps=4)
+    train(Muon(ours, [], muon_learning_rate=0.1, momentum=0.9, bfloat16=True), ours, steps=4)
     train(reference, theirs, steps=4)
     for own, other, start in zip(ours, theirs, matrices(), strict=True):
         moved = (own - start).norm()

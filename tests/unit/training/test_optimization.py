@@ -109,13 +109,13 @@ def test_decay_can_start_early_and_goes_on_after_a_checkpoint() -> None:
     assert advance(resumed, 8) == pytest.approx([1.2, 1.0, 0.8, 0.6, 0.4, 0.2, 0.0, 0.0])
 
 
-def test_decay_of_given_length() -> None:
+def test_decay_starts_once() -> None:
     schedule = wsd()
-    advance(schedule, 10)
-    schedule.start_decay(5, decay_steps=20)
-    assert (schedule.decay_start, schedule.end) == (10, 30), "what is past stays"
+    advance(schedule, 12)
+    schedule.start_decay(5)
+    assert (schedule.decay_start, schedule.end) == (12, 15), "what is past stays"
     schedule.start_decay(20)
-    assert schedule.end == 30, "once is enough"
+    assert schedule.end == 15, "once is enough"
 
 
 def test_decay_is_not_put_off() -> None:

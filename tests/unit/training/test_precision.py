@@ -20,13 +20,13 @@ class Recorder(UniAD):
     def _reconstruct(self, features: torch.Tensor) -> torch.Tensor:
         found = super()._reconstruct(features)
         self.seen = found.dtype
+        self.iteration = self.optimizers().param_groups[0]["bfloat16"]
         return found
 
 
 @pytest.fixture
 def faster(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    for module in ("anomalib_uniad.model.lightning_model", "anomalib_uniad.training.muon"):
-        monkeypatch.setattr(f"{module}.bfloat16_is_faster", lambda device: request.param)
+    monkeypatch.setattr("anomalib_uniad.model.lightning_model.bfloat16_is_faster", lambda device: request.param)
 
 
 def train(auto: bool, trainer_precision: Any, **state: Any) -> UniAD:
@@ -53,6 +53,7 @@ def train(auto: bool, trainer_precision: Any, **state: Any) -> UniAD:
 def test_step(faster: None, auto: bool, given: str | None, expected: torch.dtype) -> None:
     model = train(auto, given)
     assert model.seen == expected
+    assert model.iteration is (given is None and expected == torch.bfloat16), "Muon's"
     assert all(parameter.dtype == torch.float32 for parameter in model.model.transformer.parameters())
 
 
@@ -65,7 +66,7 @@ def test_a_resumed_training_keeps_its_precision(faster: None) -> None:
     assert train(True, None, _bfloat16=False).seen == torch.float32
     parameter = torch.nn.Parameter(torch.eye(3))
     parameter.grad = torch.tensor([[3.0, 1, 0], [0, 2, 0], [0, 0, 1]])
-    optimizer = muon.Muon([parameter], [])
+    optimizer = muon.Muon([parameter], [], bfloat16=True)
     state = optimizer.state_dict()
     state["param_groups"][0]["bfloat16"] = False
     optimizer.load_state_dict(state)
