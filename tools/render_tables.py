@@ -438,6 +438,13 @@ def products_alike(rows: pd.DataFrame) -> str:
 
 
 @once_measured
+def seven(rows: pd.DataFrame) -> str:
+    """Variants of one model for seven products."""
+    means = means_of(rows)
+    return f"{by_category(rows, 'method')}\n\n{how_measured(rows)}\n\n{markdown({'': means['method'], **costs(means)})}"
+
+
+@once_measured
 def copies(rows: pd.DataFrame) -> str:
     """Copies of one product's images, and what they do to all."""
     return f"{by_category(rows, 'method', across=False)}\n\n{how_measured(rows)}"
