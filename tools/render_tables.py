@@ -408,8 +408,8 @@ def fast(rows: pd.DataFrame) -> str:
     minutes = means_of(rows)["train_seconds"] / 60
     return (
         f"{by_category(pd.concat([named, rows.assign(seed='mean')]), 'seed')}\n\n"
-        f"Minutes of training on {rows['device'].iloc[0]}: {', '.join(f'{value:.1f}' for value in minutes)}; the first "
-        "one filled the cache of features."
+        f"Minutes of training on {rows['device'].iloc[0]}, with the features: "
+        f"{', '.join(f'{value:.1f}' for value in minutes)}."
     )
 
 
