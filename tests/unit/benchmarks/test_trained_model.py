@@ -73,11 +73,12 @@ def test_float16(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not torch.equal(rounded, exact)
 
 
-def test_image_scores(folder: Path, tmp_path: Path) -> None:
+def test_image_scores(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trained_model, "chosen_half", lambda paths, *_: np.array(["000" not in path for path in paths]))
     trained_model.image_scores(folder / "recipe-small.yaml", [folder / "model.ckpt"], output_dir=tmp_path)
     rows = pd.read_csv(tmp_path / "image_scores.csv").set_index(["category", "method"])
     model = UniAD.load_from_checkpoint(folder / "model.ckpt")
-    good, bad = (maps_of(model, folder, "cable", kind) for kind in ("good", "broken"))
+    good, bad = (maps_of(model, folder, "cable", kind)[1:] for kind in ("good", "broken"))
     ranked = torch.cat([good, bad]).flatten(1).sort(dim=1, descending=True).values.numpy()
     mean = ranked.mean(axis=1)
     for name, score in {  # maps of 64 x 64 pixels
@@ -91,29 +92,26 @@ def test_image_scores(folder: Path, tmp_path: Path) -> None:
 
 
 def test_unseen_half(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the test images that the recipe does not validate on count."""
     recipe = yaml.safe_load((folder / "recipe-small.yaml").read_text())
-    recipe["data"]["init_args"] |= {"val_split_mode": "from_test", "val_split_ratio": 0.5, "seed": 0}
-    (tmp_path / "half.yaml").write_text(yaml.safe_dump(recipe))
-    (tmp_path / "bench.yaml").write_text(
-        yaml.safe_dump({"models": {"UniAD": {"model": "UniAD"}}, "data": {"d": recipe["data"]}})
-    )
-    done = write_training(
-        tmp_path / "runs" / "benchmark" / "bench", ("d", "UniAD", "unified", 0), {"cable": (1.0, 1.0)}
-    )
-    *_, datamodule = trained_model.read_recipe(tmp_path / "half.yaml")
-    unseen = list(datamodule.test_data.samples["image_path"])
-    every = sorted(str(path) for path in (folder / "data").glob("*/test/*/*.png"))
-    rows = [(path, path.split("/")[-4], "normal" if "good" in path else "anomalous") for path in every]
-    frame = pd.DataFrame(rows, columns=["path", "category", "label"])
-    # Right for the images of the other half, wrong for those of this one.
-    frame["raw_score"] = [(label == "normal") == (path in unseen) for path, _, label in rows]
-    frame.assign(raw_score=frame["raw_score"].astype(float)).to_csv(done.folder / "predictions.csv", index=False)
+    benchmark = {"models": {"UniAD": {"model": "UniAD"}}, "data": {"d": recipe["data"]}}
+    (tmp_path / "bench.yaml").write_text(yaml.safe_dump(benchmark))
+    output = tmp_path / "runs" / "benchmark" / "bench"
+    done = write_training(output, ("d", "UniAD", "unified", 0), {"cable": (1.0, 1.0)})
+    paths = [f"data/{name}/test/{kind}/{n}.png" for name in "ba" for kind in ("scratch", "good") for n in range(5)]
+    names, bad = (np.array([path.split("/")[place] for path in paths]) for place in (1, 3))
+    labels = torch.tensor(bad == "scratch").int()
+    chosen = trained_model.chosen_half(paths, names, labels)
+    for name in "ab":  # 2 of 5 of each category and label
+        assert [chosen[(names == name) & (labels.numpy() == label)].sum() for label in (0, 1)] == [2, 2]
+    backwards = trained_model.chosen_half(paths[::-1], names[::-1], labels.flip(0))
+    assert (backwards[::-1] == chosen).all(), "whatever the order"
+    frame = pd.DataFrame({"path": paths, "category": names, "label": np.where(bad == "good", "normal", "anomalous")})
+    # Right for the images of the chosen half, wrong for those of the other one.
+    frame.assign(raw_score=1.0 * ((bad == "scratch") == chosen)).to_csv(done.folder / "predictions.csv", index=False)
     monkeypatch.chdir(tmp_path)
-    trained_model.unseen_half(tmp_path / "half.yaml", [tmp_path / "bench.yaml"], output_dir=tmp_path)
+    trained_model.unseen_half([tmp_path / "bench.yaml"], output_dir=tmp_path)
     found = pd.read_csv(tmp_path / "unseen_half.csv")
-    assert 0 < len(unseen) < len(every)
-    assert list(found["category"]) == ["bottle", "cable"]
+    assert list(found["category"]) == ["b", "a"]
     assert (found["image_AUROC"] == 0).all()
 
 
