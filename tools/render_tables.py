@@ -562,7 +562,8 @@ def float16_features(rows: pd.DataFrame) -> str:
         found = " / ".join(f"{100 * part[name].item():.0f}" for name in FOUND)
         return f"{part['image_AUROC'].item():.4f} / {part['pixel_AUROC'].item():.4f}; {found}"
 
-    return f"Image / pixel AUROC; found at 2 % / 5 % false alarms in percent:\n\n{markdown(crossed(rows, 'category', 'method', cell))}"
+    table = markdown(crossed(rows, "category", "method", cell))
+    return f"Image / pixel AUROC; found at 2 % / 5 % false alarms in percent:\n\n{table}"
 
 
 # Exported files.
