@@ -47,13 +47,12 @@ DETERMINISTIC = frozenset(
 def key_parts(
     dataset: Any, transform: Any, model: nn.Module, dtype: str, device_type: str, masks: bool
 ) -> dict[str, Any]:
-    """Collect everything that the features of a dataset depend on, as plain data; files as a digest."""
+    """Collect everything but its files that the features of a dataset depend on, as plain data."""
     readers = [type(part) for part in getattr(dataset, "parts", (dataset,))]
     return {
         "format": FORMAT_VERSION,
         "dataset": " and ".join(dict.fromkeys(f"{reader.__module__}.{reader.__qualname__}" for reader in readers)),
         "versions": {package: version_of(package) for package in PACKAGES},
-        "files": digest_of(describe_files(dataset, masks)),
         "masks": masks and str(dataset.samples.attrs.get("task")),  # without masks, normal images have none either
         "value_range": _plain(getattr(dataset, "value_range", None)),
         "augmentations": describe_transform(getattr(dataset, "augmentations", None)),

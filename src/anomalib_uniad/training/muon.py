@@ -48,7 +48,8 @@ class Muon(Optimizer):
     vectors and embeddings. Both parts are one optimizer with two groups of parameters, whose key ``"muon"`` tells them
     apart: one schedule, one state, one gradient clipping.
 
-    A state that is loaded brings its own precision of the iteration, so that a training goes on as it was.
+    A state that is loaded brings its own precision of the iteration, so that a training goes on as it was; but where
+    this optimizer is not to use bfloat16, it does not.
 
     Args:
         matrices (Iterable[torch.nn.Parameter]): Parameters of two dimensions, for Muon.
@@ -100,6 +101,12 @@ class Muon(Optimizer):
 
     directions = staticmethod(orthogonalise)
     """What matrices of one shape are moved along, from their momenta."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state; bfloat16 only if both have it, as the device may be another one."""
+        bfloat16 = self.param_groups[0]["bfloat16"]
+        super().load_state_dict(state_dict)
+        self.param_groups[0]["bfloat16"] &= bfloat16
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -14,6 +14,7 @@ from anomalib_uniad.training import feature_key
 from anomalib_uniad.training.feature_key import (
     check_deterministic,
     describe_extractor,
+    describe_files,
     describe_transform,
     key_of,
     key_parts,
@@ -61,7 +62,8 @@ def make_dataset(root: Path, train: bool = False):
 
 def make_key(root: Path, dataset=None, **arguments) -> str:
     values = {"transform": NORMALIZE, "model": Extractor(), "dtype": "float32", "device_type": "cpu", "masks": True}
-    return key_of(key_parts(dataset or make_dataset(root), **{**values, **arguments}))
+    dataset, values = dataset or make_dataset(root), {**values, **arguments}
+    return key_of({**key_parts(dataset, **values), "files": describe_files(dataset, values["masks"])})
 
 
 def test_the_same_gives_the_same(root: Path) -> None:

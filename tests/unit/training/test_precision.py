@@ -64,12 +64,14 @@ def test_a_resumed_training_keeps_its_precision(faster: None) -> None:
     model.on_save_checkpoint(checkpoint)
     assert checkpoint["bfloat16"] is True
     assert train(True, None, _bfloat16=False).seen == torch.float32
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_muons_iteration_is_in_bfloat16_only_if_it_was_and_is_to_be(saved: bool) -> None:
     parameter = torch.nn.Parameter(torch.eye(3))
     parameter.grad = torch.tensor([[3.0, 1, 0], [0, 2, 0], [0, 0, 1]])
-    optimizer = muon.Muon([parameter], [], bfloat16=True)
-    state = optimizer.state_dict()
-    state["param_groups"][0]["bfloat16"] = False
-    optimizer.load_state_dict(state)
+    optimizer = muon.Muon([parameter], [], bfloat16=not saved)
+    optimizer.load_state_dict(muon.Muon([parameter], [], bfloat16=saved).state_dict())
     optimizer.step()
     step = muon.orthogonalise(parameter.grad[None])[0]
     torch.testing.assert_close(parameter.detach(), torch.eye(3) - 0.01 * step, rtol=0, atol=1e-7)
