@@ -143,7 +143,7 @@ def test_benchmarks(tmp_path: Path) -> None:
     assert f"| 1 product | 25.0 / 50.0; 25 / 50 | {measured}" in lines_of("products", tmp_path)
     assert "| 3 products | 30.0 / 50.0; 25 / 50 | 75.0 / 50.0; 25 / 50 |" in lines_of("images", tmp_path)
     assert f"| unified, A, Lite0 | 1 | {measured}" in lines_of("modes", tmp_path)
-    assert lines_of("fast", tmp_path)[-1].startswith("Minutes of training on a processor: 1.5, 1.5, nan;")
+    assert lines_of("fast", tmp_path)[-1] == "Minutes of training on a processor, with the features: 1.5, 1.5, nan."
     assert lines_of("curves", tmp_path) == ["Not measured yet."]
 
 
