@@ -2,6 +2,7 @@
 """Whether exported files give torch's maps; weights are random, as rounding does not depend on what was learned.
 
 python benchmarks/export.py parity        # image sizes, paddings and batches at the paper's size
+python benchmarks/export.py parity --recipe configs/model/uniad_fast.yaml --image_sizes [256] --padding_modes [zeros]
 python benchmarks/export.py backbones     # two training steps, export and comparison, backbone after backbone
 """
 
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import openvino
 import torch
+import yaml
 from anomalib.data import ImageBatch
 from jsonargparse import auto_cli
 from lightning.pytorch import Trainer
@@ -32,6 +34,7 @@ def parity(
     image_sizes: Sequence[int] = (224, 256, 448),
     padding_modes: Sequence[PaddingMode] = ("zeros", "reflect"),
     batches: Sequence[int] = (1, 8),
+    recipe: Path | None = None,
     output_dir: Path = RESULTS,
 ) -> None:
     """Export models to OpenVINO f32, and compare maps and scores with torch's; writes ``export_parity.csv``.
@@ -41,17 +44,23 @@ def parity(
         image_sizes: Sides of the images, in pixels.
         padding_modes: What the backbone's convolutions pad with.
         batches: Images per batch.
+        recipe: Config of another model than the paper's with that backbone.
         output_dir: Folder of the csv file.
     """
     path = output_dir / "export_parity.csv"
     for size, mode in track(list(itertools.product(image_sizes, padding_modes)), "Exporting"):
-        arguments = {"backbone": backbone, "image_size": size, "backbone_padding_mode": mode}
+        given = {"backbone": backbone} if recipe is None else yaml.safe_load(recipe.read_text())["init_args"]
+        given |= {"image_size": size, "backbone_padding_mode": mode, "pre_trained": False, "seed": 0}
         # Without post-processor, nothing is normalised or cut off.
-        model = UniAD(**arguments, pre_trained=False, seed=0, evaluator=False, post_processor=False).eval()
-        about = {"backbone": backbone, "image_size": size, "padding": mode, **origin(CPU)}
+        model = UniAD(**given, evaluator=False, post_processor=False).eval()
+        if model.model.feature_norm is not None:
+            features = model.model.extract(torch.rand(8, 3, size, size, generator=torch.Generator().manual_seed(0)))
+            model.model.feature_norm.fill(features.mean((0, 2, 3)), features.std((0, 2, 3)), torch.tensor(8))
+        about = {"backbone": given["backbone"], "image_size": size, "padding": mode, **origin(CPU)}
+        about |= {"recipe": None if recipe is None else recipe.name}
         rows = [{**row, **about} for row in compare(model, batches)]
-        add_rows(path, rows, ("backbone", "image_size", "padding", "batch"))
-    show(path, ("backbone", "image_size", "padding", "batch", "map", "score", "masked", "without_mask"))
+        add_rows(path, rows, ("recipe", "backbone", "image_size", "padding", "batch"))
+    show(path, ("recipe", "backbone", "image_size", "padding", "batch", "map", "score", "masked", "without_mask"))
 
 
 def compare(model: UniAD, batches: Sequence[int]) -> Iterator[dict[str, Any]]:

@@ -580,20 +580,20 @@ def ports(rows: pd.DataFrame) -> str:
 
 @table
 def export_parity(rows: pd.DataFrame) -> str:
-    """Differences of exported maps from torch's, per image size and padding."""
-    (backbone,), (masked,) = rows["backbone"].unique(), rows["masked"].unique()
+    """Differences of exported maps from torch's, per model, image size and padding."""
     columns = {
+        "model": rows["recipe"].fillna("uniad.yaml") + ", " + rows["backbone"],
         "image size": rows["image_size"],
         "padding": rows["padding"],
         "batch": rows["batch"],
         "map": [f"{value:.0e}" for value in rows["map"]],
         "score": [f"{value:.0e}" for value in rows["score"]],
+        "attentions with a mask": rows["masked"],
         "without the mask": [f"{value:.3f}" for value in rows["without_mask"]],
     }
     return (
-        f"`{backbone}`, random weights, OpenVINO in f32; largest differences from torch, as parts of the range of its "
-        f"map:\n\n{markdown(columns)}\n\nAttentions with a mask in each file: {masked}. In the last column: what the "
-        "map would differ by if there were none."
+        "Random weights, OpenVINO in f32; largest differences from torch, as parts of the range of its map; the last "
+        f"column is the map's if nothing were masked:\n\n{markdown(columns)}"
     )
 
 

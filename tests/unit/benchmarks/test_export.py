@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from openvino import opset13 as ops
 
 import export
@@ -66,11 +67,17 @@ def test_each_backbone_is_taken_through_sizes_and_paddings(tmp_path: Path, monke
 
 def test_parity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"batch": 1, "map": 1e-6, "score": 2e-6, "masked": 12, "without_mask": 0.02}
-    monkeypatch.setattr(export, "compare", lambda model, batches: [found])
+    models = []
+    monkeypatch.setattr(export, "compare", lambda model, batches: models.append(model) or [found])
     export.parity("resnet18", image_sizes=(224,), output_dir=tmp_path)
+    small = {**SMALL, "layers": [0, 1], "feature_norm": "standard"}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump({"init_args": small}))
+    export.parity(image_sizes=(64,), padding_modes=("zeros",), recipe=tmp_path / "small.yaml", output_dir=tmp_path)
+    assert models[-1].model.feature_norm.images == 8
     rows = pd.read_csv(tmp_path / "export_parity.csv")
-    assert rows["padding"].tolist() == ["zeros", "reflect"]
-    assert "Attentions with a mask in each file: 12." in TABLES["export_parity"](tmp_path)
+    assert rows["padding"].tolist() == ["zeros", "reflect", "zeros"]
+    shown = [line.split("|")[1].strip() for line in TABLES["export_parity"](tmp_path).splitlines()[4:]]
+    assert shown == ["uniad.yaml, resnet18"] * 2 + [f"small.yaml, {SMALL['backbone']}"]
 
 
 def test_ports_are_shown() -> None:
