@@ -171,11 +171,11 @@ def image_scores(recipe: Path, checkpoints: list[Path], output_dir: Path = RESUL
         output_dir: Folder of the csv file.
     """
     _, datamodule = read_recipe(recipe)
+    trained = [load(checkpoint) for checkpoint in checkpoints]
+    images = extract(trained[0][0], datamodule, datamodule.test_dataloader())  # the backbone of all is the same
+    half = torch.from_numpy(chosen_half(images.paths, images.categories, images.labels))
     rows = []
-    for checkpoint in checkpoints:
-        model, about = load(checkpoint)
-        images = extract(model, datamodule, datamodule.test_dataloader())
-        half = torch.from_numpy(chosen_half(images.paths, images.categories, images.labels))
+    for model, about in trained:
         with torch.no_grad():
             maps = model.model.predict(images.features).anomaly_map
         mean = AnomalyScore("mean")(maps)

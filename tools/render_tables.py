@@ -175,9 +175,14 @@ def found_columns(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def accuracy(rows: pd.DataFrame) -> str:
-    """Image / pixel AUROC and, after a semicolon, what is found at 2 % / 5 % false alarms, if that was measured."""
+    """Image / pixel AUROC and what is found."""
+    return auroc_pair(rows) + and_found(rows)
+
+
+def and_found(rows: pd.DataFrame) -> str:
+    """After a semicolon, what is found at 2 % / 5 % false alarms, if that was measured; mean over rows."""
     found = 100 * found_columns(rows).mean()
-    return auroc_pair(rows) + ("" if found.isna().any() else f"; {found.iloc[0]:.0f} / {found.iloc[1]:.0f}")
+    return "" if found.isna().any() else f"; {found.iloc[0]:.0f} / {found.iloc[1]:.0f}"
 
 
 def accuracy_heading(rows: pd.DataFrame) -> str:
@@ -358,6 +363,11 @@ def costs(rows: pd.DataFrame) -> dict[str, list]:
     return {name: ["" if cell == "nan" else cell for cell in cells] for name, cells in values.items()}
 
 
+def metric_columns(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, list]:
+    """Columns: metrics in percent, by their names for people."""
+    return {in_words(name) or name.replace("_", " "): percents(rows[name]) for name in names}
+
+
 def how_measured(rows: pd.DataFrame) -> str:
     """Device and seeds of a benchmark."""
     seeds = ", ".join(f"{seed:.0f}" for seed in rows["seed"].unique())
@@ -368,10 +378,8 @@ def how_measured(rows: pd.DataFrame) -> str:
 def methods(rows: pd.DataFrame) -> str:
     """All metrics of each method, and what it costs."""
     means = means_of(rows)
-    accuracies = {name: percents(means[name]) for name in (*METRICS, *FOUND)}
-    named = {in_words(name) or name.replace("_", " "): cells for name, cells in accuracies.items()}
     return f"Means over the categories in percent. {how_measured(rows)}\n\n" + markdown(
-        {"method": means["method"], **named, **costs(means)}
+        {"method": means["method"], **metric_columns(means, (*METRICS, *FOUND)), **costs(means)}
     )
 
 
@@ -528,11 +536,8 @@ def optimizers(rows: pd.DataFrame) -> str:
 @once_measured
 def image_scores(rows: pd.DataFrame) -> str:
     """Means over categories and seeds of several scores of the same maps."""
-    columns: dict[str, list] = {"score": list(rows["method"].unique()), "image AUROC": []}
-    columns |= {in_words(name): [] for name in FOUND}
     means = rows.groupby("method", sort=False).mean(numeric_only=True)
-    for name, cells in zip(("image_AUROC", *FOUND), list(columns.values())[1:], strict=True):
-        cells += percents(means[name])
+    columns = {"score": list(means.index), **metric_columns(means, ("image_AUROC", *FOUND))}
     return f"{markdown(columns)}\n\n{how_measured(rows)}"
 
 
@@ -543,8 +548,7 @@ def unseen_half(rows: pd.DataFrame) -> str:
     both = pd.concat([rows, mean])
 
     def cell(part: pd.DataFrame) -> str:
-        found = " / ".join(f"{100 * part[name].mean():.0f}" for name in FOUND)
-        return f"{100 * part['image_AUROC'].mean():.1f}; {found}"
+        return f"{100 * part['image_AUROC'].mean():.1f}{and_found(part)}"
 
     seeds = rows.groupby("method", sort=False)["seed"].nunique()
     return (
@@ -559,8 +563,7 @@ def float16_features(rows: pd.DataFrame) -> str:
     """Accuracy per category from features in float32 and float16."""
 
     def cell(part: pd.DataFrame) -> str:
-        found = " / ".join(f"{100 * part[name].item():.0f}" for name in FOUND)
-        return f"{part['image_AUROC'].item():.4f} / {part['pixel_AUROC'].item():.4f}; {found}"
+        return f"{part['image_AUROC'].item():.4f} / {part['pixel_AUROC'].item():.4f}{and_found(part)}"
 
     table = markdown(crossed(rows, "category", "method", cell))
     return f"Image / pixel AUROC; found at 2 % / 5 % false alarms in percent:\n\n{table}"

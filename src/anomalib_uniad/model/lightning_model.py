@@ -111,6 +111,8 @@ _BEFORE = {
     "resize_mode": "stretch",
     "crop": None,
     "tiles": (1, 1),
+    "optimizer": "adamw",
+    "lr_schedule": "step",
 }
 
 
@@ -1013,12 +1015,12 @@ def _check_is_uniad(weights: Mapping[str, Any], file: str | Path) -> None:
 
 def _check_same_optimizer(saved: Mapping[str, Any], given: Mapping[str, Any], file: str | Path) -> None:
     """Refuse to resume a training with an optimizer or a schedule that cannot take over the state of the other."""
-    for name, before in (("optimizer", "adamw"), ("lr_schedule", "step")):
-        value = saved.get(name, before)
-        if saved and value != given[name]:
+    saved = {**_BEFORE, **saved} if saved else given
+    for name in ("optimizer", "lr_schedule"):
+        if saved[name] != given[name]:
             msg = (
-                f"{file} was trained with {name}={value}, but the model has {given[name]}: resume it with {value}, or "
-                "start from its weights alone, with --model.initial_checkpoint."
+                f"{file} was trained with {name}={saved[name]}, but the model has {given[name]}: resume it with "
+                f"{saved[name]}, or start from its weights alone, with --model.initial_checkpoint."
             )
             raise InputError(msg)
 

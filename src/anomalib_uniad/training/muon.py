@@ -72,6 +72,9 @@ class Muon(Optimizer):
         [(True, 0.01), (False, 0.001)]
     """
 
+    directions = staticmethod(orthogonalise)
+    """What matrices of one shape are moved along, from their momenta."""
+
     def __init__(
         self,
         matrices: Iterable[torch.nn.Parameter],
@@ -98,9 +101,6 @@ class Muon(Optimizer):
                 msg = f"Muon is for matrices, got a parameter of shape {tuple(parameter.shape)}."
                 raise ValueError(msg)
         super().__init__(groups, {"fused": fused})
-
-    directions = staticmethod(orthogonalise)
-    """What matrices of one shape are moved along, from their momenta."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; bfloat16 only if both have it, as the device may be another one."""
