@@ -2,9 +2,11 @@
 """Pictures of a benchmark: accuracy against cost and time, unified against separate, spread over seeds."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # needs no display
 from matplotlib.figure import Figure
@@ -16,6 +18,7 @@ from .columns import MODES
 
 # Colours of Okabe and Ito, which colour-blind people can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+MORE_COLOURS = colormaps["tab20"].colors  # type: ignore[attr-defined]  # for more methods than those
 MARKERS = {"unified": "o", "separate": "^"}
 _LINES = {"unified": "-", "separate": "--"}
 # Column of the cost -> label of its axis, and by what it is divided.
@@ -39,7 +42,7 @@ def draw(benchmark: Benchmark, data: str) -> dict[str, Figure]:
     """
     metrics = ([name for name in _SHOWN if name in benchmark.metrics] or benchmark.metrics)[:3]
     methods = list(benchmark.table["method"].unique())
-    colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(methods)}
+    colours = dict(zip(methods, cycle(COLOURS if len(methods) <= len(COLOURS) else MORE_COLOURS), strict=False))
     rows, categories = benchmark.means(data), benchmark.categories(data)
     figures = {}
     if len(rows):

@@ -10,7 +10,8 @@ from PIL import Image
 from anomalib_uniad.benchmark.results import write
 from anomalib_uniad.cli import main
 from anomalib_uniad.errors import ExistingFileError, InputError
-from anomalib_uniad.report.benchmark import is_benchmark
+from anomalib_uniad.report.benchmark import is_benchmark, read_benchmark
+from anomalib_uniad.report.benchmark_plots import draw
 from anomalib_uniad.report.benchmark_report import write_benchmark_report
 from benchmark_folders import write_training
 
@@ -59,6 +60,13 @@ def test_tables(folder: Path, tmp_path: Path) -> None:
     for file in files[3:]:
         with Image.open(file) as image:
             assert min(image.size) > 200
+
+
+def test_each_of_many_methods_has_its_own_colour(tmp_path: Path) -> None:
+    trainings = [write_training(tmp_path, ("d", f"M{n}", "unified", 0), {"bolt": (0.5, 0.5)}) for n in range(12)]
+    write(trainings, tmp_path, "command")
+    (legend,) = draw(read_benchmark(tmp_path), "d")["cost"].legends
+    assert len({handle.get_color() for handle in legend.legend_handles}) == 12
 
 
 def test_what_there_is_nothing_to_draw_for_is_left_out(tmp_path: Path) -> None:
