@@ -113,8 +113,7 @@ def make_images(root: Path, count: int, pixels: int) -> int:
             image = smooth * random.uniform(0.9, 1.1) + noise[top : top + pixels, left : left + pixels]
             path.parent.mkdir(parents=True, exist_ok=True)
             if not cv2.imwrite(str(path), np.clip(image, 0, 255).astype(np.uint8)):
-                msg = f"The image {str(path)!r} could not be written. Is the disk full?"
-                raise OSError(msg)
+                raise OSError(f"The image {str(path)!r} could not be written. Is the disk full?")
         size += path.stat().st_size
     return size
 

@@ -135,8 +135,7 @@ def apart(function: Callable[..., Any], arguments: Mapping[str, Any], time_limit
     sender.close()
     try:
         if not receiver.poll(time_limit):
-            msg = f"takes more than {time_limit:g} s"
-            raise TimeoutError(msg)
+            raise TimeoutError(f"takes more than {time_limit:g} s")
         result, error = receiver.recv()
     except EOFError:
         process.join()
@@ -146,8 +145,7 @@ def apart(function: Callable[..., Any], arguments: Mapping[str, Any], time_limit
         process.kill()
         process.join()
     if error:
-        msg = f"{function.__name__}({dict(arguments)}) failed: {error}"
-        raise RuntimeError(msg)
+        raise RuntimeError(f"{function.__name__}({dict(arguments)}) failed: {error}")
     return result
 
 
@@ -279,8 +277,7 @@ def write_images(root: Path, count: int, pixels: int, seed: int = 0) -> list[Pat
             image = np.clip(smooth + texture + np.roll(noise, shift, (0, 1)), 0, 255).astype(np.uint8)
         path.parent.mkdir(parents=True, exist_ok=True)
         if not cv2.imwrite(str(path), image):
-            msg = f"The image {str(path)!r} could not be written. Is the disk full?"
-            raise OSError(msg)
+            raise OSError(f"The image {str(path)!r} could not be written. Is the disk full?")
         return path
 
     categories = ("cloth", "metal")

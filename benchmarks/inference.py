@@ -360,8 +360,7 @@ def benchmark_app(file: Path, size: Sequence[int], dynamic: bool, precision: str
             command = [str(PROGRAMS / "benchmark_app"), "-m", str(file), "-report_folder", folder, *options.split()]
             done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
             if done.returncode:
-                msg = f"benchmark_app failed on {file}: {chr(10).join(done.stdout.splitlines()[-5:])}"
-                raise RuntimeError(msg)
+                raise RuntimeError(f"benchmark_app failed on {file}: {chr(10).join(done.stdout.splitlines()[-5:])}")
             report = json.loads((Path(folder) / "benchmark_report.json").read_text())
         results[hint] = report["execution_results"]
     return {
@@ -598,8 +597,7 @@ def run(command: Sequence[str], folder: Path) -> Row:
     launcher = [sys.executable, "-S", "-c", LAUNCHER, *command]
     done = subprocess.run(launcher, capture_output=True, text=True, check=False, cwd=folder, env=environment)
     if done.returncode:
-        msg = f"{' '.join(command)} failed: {chr(10).join(done.stderr.splitlines()[-5:])}"
-        raise RuntimeError(msg)
+        raise RuntimeError(f"{' '.join(command)} failed: {chr(10).join(done.stderr.splitlines()[-5:])}")
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 

@@ -39,8 +39,7 @@ def many_products(
     at_least(1, count=count)
     most = len(CATEGORIES) * len(VARIANTS)
     if count > most:
-        msg = f"count must be at most {most}, got {count}."
-        raise ValueError(msg)
+        raise ValueError(f"count must be at most {most}, got {count}.")
     SyntheticProducts(root=source).prepare_data()
     products = [(category, variant) for variant in range(len(VARIANTS)) for category in CATEGORIES]
     for category, variant in products[:count]:

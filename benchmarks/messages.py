@@ -175,8 +175,7 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
     if case.before:
         code, output = command(case.before, folder)[:2]
         if code:
-            msg = f"{case.before} failed:\n{output}"
-            raise RuntimeError(msg)
+            raise RuntimeError(f"{case.before} failed:\n{output}")
     if case.prepare:
         case.prepare(folder)
     code, output, seconds = command(case.command, folder, case.environment)

@@ -79,8 +79,7 @@ def metrics(
     at_least(1, image_size=image_size, batch_size=batch_size, threads=threads, categories=categories)
     for name, limit in (("time_limit", time_limit), ("memory_limit", memory_limit)):
         if limit <= 0:
-            msg = f"{name} must be positive, got {limit}."
-            raise ValueError(msg)
+            raise ValueError(f"{name} must be positive, got {limit}.")
     if not images or min(images) < 4 * categories:
         msg = f"There must be at least 4 images of each category, got {list(images)} images of {categories} categories."
         raise ValueError(msg)

@@ -50,8 +50,7 @@ def quantization(
     """
     functions = variants()
     if unknown := set(only or ()) - functions.keys():
-        msg = f"There is no variant {', '.join(sorted(unknown))}; there are {', '.join(functions)}."
-        raise ValueError(msg)
+        raise ValueError(f"There is no variant {', '.join(sorted(unknown))}; there are {', '.join(functions)}.")
     check([], data, output_dir, export=True, timed_images=1, overwrite=True)
     model, datamodule = load(ckpt), make_datamodule("MultiCategory", data)
     check_quantization(CompressionType.INT8_PTQ, model.post_processor, datamodule)

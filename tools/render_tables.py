@@ -51,8 +51,7 @@ def main(paths: Sequence[Path], check: bool = False, results: Path = RESULTS) ->
         try:
             new = render(old, results)
         except ValueError as error:
-            msg = f"{file}: {error}"
-            raise ValueError(msg) from error
+            raise ValueError(f"{file}: {error}") from error
         if new != old:
             stale.append(file)
             if not check:
@@ -70,14 +69,12 @@ def render(text: str, results: Path = RESULTS) -> str:
         if kind == "arguments":
             cls = getattr(anomalib_uniad, name, None)
             if cls is None:
-                msg = f"anomalib_uniad has no class {name!r}."
-                raise ValueError(msg)
+                raise ValueError(f"anomalib_uniad has no class {name!r}.")
             body = arguments(cls)
         elif name in TABLES:
             body = TABLES[name](results)
         else:
-            msg = f"There is no table {name!r}; known are {', '.join(sorted(TABLES))}."
-            raise ValueError(msg)
+            raise ValueError(f"There is no table {name!r}; known are {', '.join(sorted(TABLES))}.")
         return f"{head}{body.rstrip()}\n{end}" if body else f"{head}{end}"
 
     return BLOCK.sub(fill, text)
@@ -123,8 +120,7 @@ def read(results: Path, name: str) -> pd.DataFrame:
     """Read a csv file; cells of text that are empty are empty strings, and only empty ones are missing."""
     path = results / f"{name}.csv"
     if not path.is_file():
-        msg = f"There is no {path} to render the table from."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"There is no {path} to render the table from.")
     frame = pd.read_csv(path, dtype={"category": str}, keep_default_na=False, na_values="")
     texts = [name for name in ("compile_mode", "series", "cache", "note") if name in frame]
     return frame.assign(**{name: frame[name].astype(object).fillna("") for name in texts})

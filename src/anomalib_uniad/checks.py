@@ -20,8 +20,7 @@ def check_at_least(name: str, value: float, lowest: float) -> None:
         ValueError: If it is smaller.
     """
     if not value >= lowest:  # nor NaN
-        msg = f"{name} must be at least {lowest}, got {value}."
-        raise InputError(msg)
+        raise InputError(f"{name} must be at least {lowest}, got {value}.")
 
 
 def check_loading(train_batch_size: int = 1, eval_batch_size: int = 1, num_workers: int = 0, **others: Any) -> None:
@@ -53,8 +52,7 @@ def check_fraction(name: str, value: float) -> None:
         ValueError: If it lies outside.
     """
     if not 0 <= value <= 1:
-        msg = f"{name} must lie in [0, 1], got {value}."
-        raise InputError(msg)
+        raise InputError(f"{name} must lie in [0, 1], got {value}.")
 
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
@@ -69,8 +67,7 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
         ValueError: If it is another one.
     """
     if value not in choices:
-        msg = f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}."
-        raise InputError(msg)
+        raise InputError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
 
 
 def repeat(name: str, value: Any, kind: type, count: int) -> tuple[Any, ...]:
@@ -94,8 +91,7 @@ def repeat(name: str, value: Any, kind: type, count: int) -> tuple[Any, ...]:
     """
     values = (value,) * count if not isinstance(value, Sequence) or isinstance(value, str) else tuple(value)
     if len(values) != count or any(type(item) is not kind for item in values):
-        msg = f"{name} must be one {kind.__name__} or {count} of them, got {value!r}."
-        raise InputError(msg)
+        raise InputError(f"{name} must be one {kind.__name__} or {count} of them, got {value!r}.")
     return values
 
 
@@ -120,6 +116,5 @@ def check_value_range(value_range: Sequence[float] | None) -> tuple[float, float
     values = value_range if isinstance(value_range, Sequence) and not isinstance(value_range, str) else ()
     numbers = [float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)]
     if len(numbers) != 2 or len(values) != 2 or numbers[0] >= numbers[1]:
-        msg = f"value_range must be two numbers, black and white, such as [0, 4095], got {value_range!r}."
-        raise InputError(msg)
+        raise InputError(f"value_range must be two numbers, black and white, such as [0, 4095], got {value_range!r}.")
     return numbers[0], numbers[1]

@@ -133,8 +133,7 @@ def report(
         from anomalib_uniad.report.benchmark_report import write_benchmark_report
 
         if len(runs) > 1 or names is not None:
-            msg = f"{next(filter(is_benchmark, runs))} is a benchmark: report it alone, and without names."
-            raise InputError(msg)
+            raise InputError(f"{next(filter(is_benchmark, runs))} is a benchmark: report it alone, and without names.")
         files = write_benchmark_report(runs[0], output, metrics, overwrite)
     else:
         from anomalib_uniad.report.text import show
@@ -214,8 +213,7 @@ def check(
 
     if folder.suffix in {".yaml", ".yml"} and folder.is_file():
         if given := [name for name, value in arguments.items() if value is not None]:
-            msg = f"{', '.join(given)}: set it in {folder}, which is a config."
-            raise InputError(msg)
+            raise InputError(f"{', '.join(given)}: set it in {folder}, which is a config.")
         source = read_config(folder)
     else:
         source = read_folder(folder, **arguments)

@@ -61,8 +61,7 @@ class Geometry:
     def __post_init__(self) -> None:
         if self.resize_mode not in get_args(ResizeMode):
             choices = " or ".join(map(repr, get_args(ResizeMode)))
-            msg = f"resize_mode must be {choices}, got {self.resize_mode!r}."
-            raise InputError(msg)
+            raise InputError(f"resize_mode must be {choices}, got {self.resize_mode!r}.")
         check_crop(self.crop)
 
     @property
@@ -80,11 +79,10 @@ class Geometry:
             ValueError: If the crop does not lie in it; the message does not name the file.
         """
         if self.crop is not None and (size[0] < self.least[0] or size[1] < self.least[1]):
-            msg = (
+            raise InputError(
                 f"the image has {size[0]} x {size[1]} pixels (height x width), but the model's crop {list(self.crop)} "
                 f"needs at least {self.least[0]} x {self.least[1]}"
             )
-            raise InputError(msg)
 
     def seen(self, size: Sequence[int]) -> Box:
         """Return the part of an image that the model sees.

@@ -75,8 +75,7 @@ def read_image(path: str | Path, value_range: tuple[float, float] | None = None)
         with Image.open(path) as image:
             return to_rgb(image, value_range)
     except Exception as error:  # Pillow's decoders raise all kinds on damaged files
-        msg = f"{path} cannot be read: {reason_of(error, path)}."
-        raise InputError(msg) from error
+        raise InputError(f"{path} cannot be read: {reason_of(error, path)}.") from error
 
 
 def read_mask(path: str | Path) -> np.ndarray:
@@ -107,17 +106,15 @@ def check_depth(image: Image.Image, value_range: tuple[float, float] | None = No
         ValueError: If it has more than 8 bits and there is no range for it; the message does not name the file.
     """
     if image.mode in CUT_OFF and value_range is None:
-        msg = (
+        raise InputError(
             f"it has more than 8 bits (Pillow's mode {image.mode}): train with value_range of MultiCategory or "
             "MetaFile, the values that are black and white, such as [0, 65535]"
         )
-        raise InputError(msg)
     if image.mode not in CUT_OFF and value_range is not None and _has_deep_colors(image):
-        msg = (
+        raise InputError(
             "it has 16 bits per colour or transparency, of which Pillow keeps the higher 8, so value_range cannot be "
             "applied to it: convert it to grey or to 8 bits"
         )
-        raise InputError(msg)
 
 
 def size_of(path: str | Path) -> tuple[int, int]:
@@ -271,8 +268,7 @@ def raise_unusable(files: Mapping[str, str], count: int) -> None:
         ValueError: If there are such files.
     """
     if files:
-        msg = f"{len(files)} of {count} files cannot be used: {listed(files)}."
-        raise InputError(msg)
+        raise InputError(f"{len(files)} of {count} files cannot be used: {listed(files)}.")
 
 
 def listed(files: Mapping[str, str]) -> str:
@@ -306,8 +302,7 @@ def to_rgb(image: Image.Image, value_range: tuple[float, float] | None = None) -
         low, high = value_range
         values = (np.clip(_values(image), low, high) - low) * (255 / (high - low))  # (H, W)
         if np.isnan(values).any():
-            msg = "it has pixels that are not a number"
-            raise InputError(msg)
+            raise InputError("it has pixels that are not a number")
         return np.repeat(values.astype(np.float32)[..., None], 3, axis=2)
     if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
         image = image.convert("RGBA")  # the same colours, without a warning

@@ -127,18 +127,14 @@ def grouped(names: Sequence[str]) -> list[str]:
 def _check_output(output: Path, config: Path, overwrite: bool) -> None:
     """Refuse to write where something is, or where nothing can be written, before any work."""
     if output.suffix != ".ckpt":
-        msg = f"The name of the checkpoint must end in .ckpt, as anomalib expects; got {str(output)!r}."
-        raise InputError(msg)
+        raise InputError(f"The name of the checkpoint must end in .ckpt, as anomalib expects; got {str(output)!r}.")
     if not output.parent.is_dir():
-        msg = f"There is no folder {str(output.parent)!r} for {output.name}; create it first."
-        raise MissingFileError(msg)
+        raise MissingFileError(f"There is no folder {str(output.parent)!r} for {output.name}; create it first.")
     for path in (output, config):
         if path.is_dir():
-            msg = f"{str(path)!r} is a folder; choose another name."
-            raise ExistingFileError(msg)
+            raise ExistingFileError(f"{str(path)!r} is a folder; choose another name.")
         if path.exists() and not overwrite:
-            msg = f"{str(path)!r} exists; choose another name, or replace it with overwrite."
-            raise ExistingFileError(msg)
+            raise ExistingFileError(f"{str(path)!r} exists; choose another name, or replace it with overwrite.")
     try:
         with tempfile.NamedTemporaryFile(dir=output.parent):
             pass

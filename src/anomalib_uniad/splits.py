@@ -112,8 +112,7 @@ def check_ratios(**ratios: Any) -> None:
     """
     for name, ratio in ratios.items():
         if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio < 1:
-            msg = f"{name} is {ratio!r}, it has to be a number between 0 and 1, such as 0.5."
-            raise InputError(msg)
+            raise InputError(f"{name} is {ratio!r}, it has to be a number between 0 and 1, such as 0.5.")
 
 
 def _mode(datamodule: Any) -> str:

@@ -38,7 +38,6 @@ class CropAndPad(Transform):
 
     def transform(self, inpt: torch.Tensor, params: dict[str, Any]) -> torch.Tensor:
         """Image ``(..., C, H, W)`` or mask ``(..., H, W)`` -> the same with ``size`` pixels."""
-        del params  # This variable is not used.
         size = inpt.shape[-2:]
         seen, inside = self.geometry.seen(size), self.geometry.covered(size)
         mask = isinstance(inpt, Mask)
@@ -66,8 +65,7 @@ def named(path: Any, transform: Any, image: Any, mask: Any) -> tuple[Any, Any]:
     try:
         return transform(image, mask)
     except InputError as error:
-        msg = f"{path or 'An image'}: {error}."
-        raise InputError(msg) from error
+        raise InputError(f"{path or 'An image'}: {error}.") from error
 
 
 @dataclass

@@ -54,11 +54,9 @@ def test_errors_of_workers() -> None:
     """A dataloader raises them again in the main process, as the same class, with the traceback in the message."""
     try:
         try:
-            msg = "a.png is damaged."
-            raise InputError(msg)
+            raise InputError("a.png is damaged.")
         except InputError as error:
-            msg = "a.png cannot be read."
-            raise DiskError(msg) from error
+            raise DiskError("a.png cannot be read.") from error
     except DiskError:
         wrapped = ExceptionWrapper(where="in DataLoader worker process 0")
     error = caught(wrapped.reraise)

@@ -43,8 +43,7 @@ def benchmark(
     config = read_config(file)
     folder = (output or config.output or Path("runs", "benchmark", file.stem)).absolute()
     if folder.exists() and not folder.is_dir():
-        msg = f"{folder} is a file: give a folder as output."
-        raise ExistingFileError(msg)
+        raise ExistingFileError(f"{folder} is a file: give a folder as output.")
     if jobs is not None:
         check_at_least("jobs", jobs, 1)
     from . import results  # what takes seconds, after the first mistakes are found

@@ -71,28 +71,22 @@ def read_config(file: Path) -> BenchmarkConfig:
     content = _load(file)
     known = ("models", "data", "modes", "seeds", "timed_images", "output")
     if unknown := [name for name in content if name not in known]:
-        msg = f"{file} has {', '.join(map(str, unknown))}, but a benchmark has {', '.join(known)}."
-        raise InputError(msg)
+        raise InputError(f"{file} has {', '.join(map(str, unknown))}, but a benchmark has {', '.join(known)}.")
     for name in ("models", "data"):
         if not isinstance(content.get(name), dict) or not content[name]:
-            msg = f"{file} needs {name}: a mapping from names to configs, got {content.get(name)!r}."
-            raise InputError(msg)
+            raise InputError(f"{file} needs {name}: a mapping from names to configs, got {content.get(name)!r}.")
     modes = _list(content.get("modes", ["unified"]))
     if wrong := [mode for mode in modes if mode not in MODES]:
-        msg = f"modes of {file} can be {' and '.join(MODES)}, got {wrong[0]!r}."
-        raise InputError(msg)
+        raise InputError(f"modes of {file} can be {' and '.join(MODES)}, got {wrong[0]!r}.")
     seeds = _list(content.get("seeds", [0]))
     if wrong := [seed for seed in seeds if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0]:
-        msg = f"seeds of {file} are whole numbers from 0 on, got {wrong[0]!r}."
-        raise InputError(msg)
+        raise InputError(f"seeds of {file} are whole numbers from 0 on, got {wrong[0]!r}.")
     for name, values in (("modes", modes), ("seeds", seeds)):
         if not values or len(set(values)) < len(values):
-            msg = f"{name} of {file} {'has a value twice' if values else 'is empty'}: {values}."
-            raise InputError(msg)
+            raise InputError(f"{name} of {file} {'has a value twice' if values else 'is empty'}: {values}.")
     timed_images = content.get("timed_images", 20)
     if not isinstance(timed_images, int):
-        msg = f"timed_images of {file} is a whole number, got {timed_images!r}."
-        raise InputError(msg)
+        raise InputError(f"timed_images of {file} is a whole number, got {timed_images!r}.")
     check_at_least("timed_images", timed_images, 1)
     output = content.get("output")
     return BenchmarkConfig(
@@ -149,8 +143,7 @@ def _model(value: Any, where: str, file: Path) -> Config:
     parts = [_train_config(part, where, file) for part in _list(value)]
     config = merge(parts, where)
     if "class_path" not in config.get("model", {}):
-        msg = f"{where} has no model: give a section model with a class_path, or a file that has one."
-        raise InputError(msg)
+        raise InputError(f"{where} has no model: give a section model with a class_path, or a file that has one.")
     return config
 
 
@@ -162,19 +155,17 @@ def _train_config(value: Any, where: str, file: Path) -> Config:
     elif not set(given) & set(SECTIONS) and isinstance(value, str):
         given = {"trainer": given}  # a file of configs/trainer, for example
     if unknown := set(given) - {*SECTIONS, "default_root_dir", "seed_everything", "ckpt_path", "logging"}:
-        msg = f"{where} has {', '.join(sorted(map(str, unknown)))}: its sections are {', '.join(SECTIONS)}."
-        raise InputError(msg)
+        raise InputError(f"{where} has {', '.join(sorted(map(str, unknown)))}: its sections are {', '.join(SECTIONS)}.")
     sections = {name: _section(given[name], where, file) for name in SECTIONS if given.get(name) is not None}
     if "data" in sections:
         data = sections["data"]
         arguments = data.get("init_args", {} if "class_path" in data else data)
         wrong = set(arguments) - set(LOADING)
         if wrong and "class_path" not in data:
-            msg = (
+            raise InputError(
                 f"{where} has {', '.join(sorted(wrong))} in its data, which belongs to the data of the benchmark: a "
                 f"model may set {', '.join(LOADING)}."
             )
-            raise InputError(msg)
         kept = {name: argument for name, argument in arguments.items() if name in LOADING}
         sections["data"] = {"init_args": kept}
     return sections
@@ -188,8 +179,7 @@ def _data(value: Any, where: str, file: Path) -> Config:
             given = _section(given["data"], where, named)
         config = merge([{"data": config}, {"data": given}], where)["data"]
     if "class_path" not in config:
-        msg = f"{where} has no class_path: give the config of a datamodule, or a file that has one."
-        raise InputError(msg)
+        raise InputError(f"{where} has no class_path: give the config of a datamodule, or a file that has one.")
     if unknown := set(config) - {"class_path", "init_args"}:
         msg = f"{where} has {', '.join(sorted(map(str, unknown)))}: arguments of a datamodule stand in init_args."
         raise InputError(msg)
@@ -204,8 +194,7 @@ def _content(value: Any, where: str, file: Path) -> tuple[Config, Path]:
         found = _find(value, where, file)
         return _load(found), found
     if not isinstance(value, dict):
-        msg = f"{where} is a file or a mapping, got {value!r}."
-        raise InputError(msg)
+        raise InputError(f"{where} is a file or a mapping, got {value!r}.")
     return value, file
 
 
@@ -217,22 +206,18 @@ def _find(name: str, where: str, file: Path) -> Path:
     for path in (file.parent / name, Path(name)):
         if path.is_file():
             return path
-    msg = f"{where}: there is no file {name}, neither beside {file.name} nor in {Path.cwd()}."
-    raise MissingFileError(msg)
+    raise MissingFileError(f"{where}: there is no file {name}, neither beside {file.name} nor in {Path.cwd()}.")
 
 
 def _load(file: Path) -> Config:
     if not file.is_file():
-        msg = f"There is no config {file}: give a file such as configs/benchmark/mydata.yaml."
-        raise MissingFileError(msg)
+        raise MissingFileError(f"There is no config {file}: give a file such as configs/benchmark/mydata.yaml.")
     try:
         content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        msg = f"{file} is no YAML: {' '.join(str(error).split())}."
-        raise InputError(msg) from error
+        raise InputError(f"{file} is no YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
-        msg = f"{file} has to be a mapping."
-        raise InputError(msg)
+        raise InputError(f"{file} has to be a mapping.")
     return {str(name): value for name, value in content.items()}
 
 

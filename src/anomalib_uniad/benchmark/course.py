@@ -41,7 +41,6 @@ class Course(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start the clock: before features are cached."""
-        del trainer, pl_module
         if stage == "fit":
             self._start = time.perf_counter()
 
@@ -55,7 +54,6 @@ class Course(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the metrics of a validation during the training."""
-        del pl_module
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name[0] != "_"}
             if metrics:
@@ -64,7 +62,6 @@ class Course(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say how far the training is."""
-        del pl_module
         epochs, steps = trainer.max_epochs or -1, trainer.max_steps
         if self._progress is not None and trainer.is_global_zero and max(epochs, steps) > 0:
             parts = [(trainer.current_epoch + 1) / epochs] * (epochs > 0) + [trainer.global_step / steps] * (steps > 0)

@@ -145,11 +145,10 @@ def _prepare(settings: Config, name: str, config: BenchmarkConfig) -> dict[str, 
     if "separate" not in config.modes:
         return _digests(datamodule, [])
     if "categories" not in arguments_of(type(datamodule)):
-        msg = (
+        raise InputError(
             f"{where} cannot be trained separately, as {type(datamodule).__name__} has no categories to choose from: "
             "take separate out of modes, or read the images with MultiCategory."
         )
-        raise InputError(msg)
     return _digests(datamodule, datamodule.categories)
 
 
@@ -200,8 +199,7 @@ def _in_one_sentence(where: str) -> Iterator[None]:
         raise
     except Exception as error:  # jsonargparse raises its own and what values raise, anomalib various kinds
         sentence = parser_sentence(str(error)) or sentence_of(error) or " ".join(str(error).split())
-        msg = f"{where} cannot be used: {sentence}"
-        raise InputError(msg) from error
+        raise InputError(f"{where} cannot be used: {sentence}") from error
 
 
 def _class_of(name: str, base: type, where: str) -> type:
@@ -211,8 +209,7 @@ def _class_of(name: str, base: type, where: str) -> type:
         found = getattr(import_module(module), last, None) if module else _subclass(base, last)
         if isinstance(found, type) and issubclass(found, base):
             return found
-    msg = f"{where}: there is no {base.__name__} called {name}."
-    raise InputError(msg)
+    raise InputError(f"{where}: there is no {base.__name__} called {name}.")
 
 
 def _subclass(base: type, name: str) -> type | None:

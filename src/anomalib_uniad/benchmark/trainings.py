@@ -117,12 +117,11 @@ def prepare(trainings: Sequence[Training], overwrite: bool) -> list[Training]:
     lost = [training for training in changed if _has_results(training)]
     if lost and not overwrite:
         what = "; ".join(training.label for training in lost[:3]) + ("; ..." if len(lost) > 3 else "")
-        msg = (
+        raise ExistingFileError(
             f"{len(lost)} of {len(trainings)} trainings below {_common(lost)} were made with another config or other "
             f"images ({what}): choose another output folder, or set overwrite to true to train them again and lose "
             "what they have."
         )
-        raise ExistingFileError(msg)
     for training in changed:
         _empty(training)
     for training in trainings:

@@ -157,8 +157,7 @@ def _test(engine: Any, model: Any, datamodule: Any, weights: Path | None) -> Pat
     folder = Path(engine.trainer.default_root_dir).resolve()
     written = max(folder.glob("metrics*.csv"), key=lambda path: path.stat().st_mtime, default=None)
     if written is None:
-        msg = f"The evaluator of {type(model).__name__} writes no metrics.csv: leave it out of the config."
-        raise InputError(msg)
+        raise InputError(f"The evaluator of {type(model).__name__} writes no metrics.csv: leave it out of the config.")
     return written
 
 

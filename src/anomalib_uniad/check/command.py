@@ -86,8 +86,7 @@ def check_output(output: Path, names: Sequence[str], overwrite: bool) -> None:
         FileExistsError: If something is there that must not be replaced.
     """
     if output.exists() and not output.is_dir():
-        msg = f"{output} is a file: give a folder as output."
-        raise ExistingFileError(msg)
+        raise ExistingFileError(f"{output} is a file: give a folder as output.")
     files = [output / name for name in (*_NAMES, *_sheets(names).values())]
     there = [file for file in files if file.exists() or file.is_symlink()]
     if there and not overwrite:

@@ -97,8 +97,7 @@ def read_config(file: Path) -> Source:
     limits = check_value_range(arguments.get("value_range"))
     if name == "MultiCategory" and arguments.get("source") in (None, "Folder"):
         if arguments.get("root") is None:
-            msg = f"{file} has no root in its section data: set it to the folder with your products."
-            raise InputError(msg)
+            raise InputError(f"{file} has no root in its section data: set it to the folder with your products.")
         layout = {key: arguments.get(key) for key in _LAYOUT}
         products = read_products(arguments["root"], _names(arguments.get("categories")), **layout)
         return Source(str(file), products, command, limits, own_folders=True)
@@ -124,12 +123,10 @@ def _parse(file: Path) -> tuple[str, Mapping[str, Any], bool, Callable[[], Any]]
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        msg = f"{file} is no YAML: {' '.join(str(error).split())}."
-        raise InputError(msg) from error
+        raise InputError(f"{file} is no YAML: {' '.join(str(error).split())}.") from error
     data = content.get("data", content if "class_path" in content else None) if isinstance(content, dict) else None
     if data is None:
-        msg = f"{file} has no section data: give a config of anomalib train, or a folder with images."
-        raise InputError(msg)
+        raise InputError(f"{file} has no section data: give a config of anomalib train, or a folder with images.")
     silent = logging.getLogger(f"{__name__}.parser")  # anomalib's command line ends at what other parsers log
     silent.propagate = False
     silent.addHandler(logging.NullHandler())
@@ -142,8 +139,7 @@ def _parse(file: Path) -> tuple[str, Mapping[str, Any], bool, Callable[[], Any]]
         parsed = parser.parse_object({"data": data})
     except Exception as error:  # jsonargparse raises its own and what values raise
         sentence = parser_sentence(str(error)) or " ".join(str(error).split())
-        msg = f"The section data of {file} cannot be used: {sentence}"
-        raise InputError(msg) from error
+        raise InputError(f"The section data of {file} cannot be used: {sentence}") from error
     arguments = vars(parsed.data.init_args)
 
     def make() -> Any:

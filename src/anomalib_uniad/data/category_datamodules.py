@@ -74,14 +74,11 @@ def source_class(source: str) -> type[AnomalibDataModule]:
     try:
         found = getattr(import_module(module or "anomalib.data"), name, None)
     except ImportError as error:
-        msg = f"The source {source!r} cannot be imported: {error}. {_usable()}"
-        raise InputError(msg) from error
+        raise InputError(f"The source {source!r} cannot be imported: {error}. {_usable()}") from error
     if not (inspect.isclass(found) and issubclass(found, AnomalibDataModule)):
-        msg = f"Unknown source {source!r}. {_usable()}"
-        raise InputError(msg)
+        raise InputError(f"Unknown source {source!r}. {_usable()}")
     if issubclass(found, AnomalibVideoDataModule):
-        msg = f"The source {source!r} is made of videos; MultiCategory joins images. {_usable()}"
-        raise InputError(msg)
+        raise InputError(f"The source {source!r} is made of videos; MultiCategory joins images. {_usable()}")
     if "category" not in arguments_of(found):
         msg = f"The source {source!r} has no argument `category`, so it has no categories to join. {_usable()}"
         raise InputError(msg)

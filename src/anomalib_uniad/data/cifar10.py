@@ -105,11 +105,10 @@ class CIFAR10(AnomalibDataModule):
             seed=seed,
         )
         if self.val_split_mode in {ValSplitMode.SYNTHETIC, ValSplitMode.FROM_DIR}:
-            msg = (
+            raise InputError(
                 f"CIFAR10 has no val_split_mode {self.val_split_mode.value!r}: its images are no files. "
                 "Choose same_as_test, from_test, from_train or none."
             )
-            raise InputError(msg)
         self.root = Path(resolve_dataset_root(root, "CIFAR10")).expanduser()
         self.normal_classes = _labels(normal_classes)
         self.verify = verify
@@ -131,8 +130,7 @@ class CIFAR10(AnomalibDataModule):
             try:
                 datasets.CIFAR10(self.root, download=True)
             except (OSError, RuntimeError) as error:
-                msg = f"{missing} The download failed: {error}."
-                raise MissingFileError(msg) from error
+                raise MissingFileError(f"{missing} The download failed: {error}.") from error
         model = getattr(self.trainer, "lightning_module", None)
         if getattr(model, "visualizer", None) is not None:
             CIFAR10Dataset(self.root, self.normal_classes, Split.TEST, self.verify).write_images()
@@ -176,8 +174,7 @@ class CIFAR10Dataset(AnomalibDataset):
         frame["class_name"] = [CLASSES[label] for label in labels]
         normal = frame["class_index"].isin(list(normal_classes))
         if not normal.any():
-            msg = f"There is no {split} image of the normal classes {list(normal_classes)} in {root}."
-            raise InputError(msg)
+            raise InputError(f"There is no {split} image of the normal classes {list(normal_classes)} in {root}.")
         frame["label_index"] = np.where(normal, LabelName.NORMAL, LabelName.ABNORMAL).astype(int)
         frame["label"] = np.where(normal, "normal", "anomalous")
         names = zip(frame["class_name"], frame["position"], strict=True)
@@ -227,11 +224,10 @@ class CIFAR10Dataset(AnomalibDataset):
                 with replacing(path) as (partial,):
                     Image.fromarray(pixels).save(partial)
             except OSError as error:
-                msg = (
+                raise DiskError(
                     f"Heatmaps need {path}, which cannot be written: {error}. Turn them off "
                     "(--model.visualizer false), or copy the data set to a folder that can be written to."
-                )
-                raise DiskError(msg) from error
+                ) from error
 
     def __deepcopy__(self, memo: dict) -> "CIFAR10Dataset":
         """Copy all but the images, which nobody changes: anomalib copies datasets to split them."""
@@ -251,12 +247,10 @@ def _labels(classes: Any) -> tuple[int, ...]:
         label = CLASSES.index(item) if item in CLASSES else item
         label = int(label) if isinstance(label, str) and label.isdecimal() else label
         if not _is_label(label):
-            msg = f"Unknown class {item!r} in normal_classes: classes are 0 to 9, or {', '.join(CLASSES)}."
-            raise InputError(msg)
+            raise InputError(f"Unknown class {item!r} in normal_classes: classes are 0 to 9, or {', '.join(CLASSES)}.")
         labels.append(int(label))
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
-        msg = f"Classes given twice in normal_classes: {', '.join(CLASSES[label] for label in twice)}."
-        raise InputError(msg)
+        raise InputError(f"Classes given twice in normal_classes: {', '.join(CLASSES[label] for label in twice)}.")
     if not 0 < len(labels) < len(CLASSES):
         msg = f"normal_classes must be 1 to {len(CLASSES) - 1} of the {len(CLASSES)} classes, got {len(labels)}."
         raise InputError(msg)
@@ -269,25 +263,22 @@ def _check_files(root: Path, verify: bool) -> None:
     Only a missing file is a ``FileNotFoundError``, which a download mends; it would overwrite all others.
     """
     if root.exists() and not root.is_dir():
-        msg = f"The root {root} is a file: set `root` to the folder that has {_FOLDER} in it."
-        raise InputError(msg)
+        raise InputError(f"The root {root} is a file: set `root` to the folder that has {_FOLDER} in it.")
     source, folder = datasets.CIFAR10, root / _FOLDER
     files = {**dict(source.train_list), **dict(source.test_list), source.meta["filename"]: source.meta["md5"]}
     there = [name for name in files if (folder / name).is_file()]
     wrong = [name for name in there if verify and not check_integrity(folder / name, files[name])]
     if wrong:
-        msg = (
+        raise InputError(
             f"{', '.join(wrong)} in {folder} is not as torchvision knows it: damaged, a part of the data set, or "
             "something else. Move the folder away to have it downloaded again, or, if you know where it comes from and "
             "trust that, set `verify` to false to read it as it is."
         )
-        raise InputError(msg)
     if missing := sorted(set(files) - set(there)):
-        msg = (
+        raise MissingFileError(
             f"CIFAR-10 is not complete in {folder}: there is no {', '.join(missing)}. Download {source.url} and unpack "
             f"it in {root}, so that it has the folder {_FOLDER}."
         )
-        raise MissingFileError(msg)
 
 
 def _read(root: Path, train: bool, verify: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -299,8 +290,7 @@ def _read(root: Path, train: bool, verify: bool) -> tuple[np.ndarray, np.ndarray
     meta = root / _FOLDER / datasets.CIFAR10.meta["filename"]
     (names,) = _load(meta, datasets.CIFAR10.meta["key"])
     if names != list(CLASSES):
-        msg = f"The classes in {meta} are {names!r}; those of CIFAR-10 are {list(CLASSES)}."
-        raise InputError(msg)
+        raise InputError(f"The classes in {meta} are {names!r}; those of CIFAR-10 are {list(CLASSES)}.")
     images, labels = [], []
     for name, _ in datasets.CIFAR10.train_list if train else datasets.CIFAR10.test_list:
         file = root / _FOLDER / name
@@ -329,8 +319,7 @@ def _load(file: Path, *keys: str) -> list[Any]:
             content = _ArrayUnpickler(stream, encoding="latin1").load()
         return [content[key] for key in keys]
     except Exception as error:  # damaged pickles raise anything
-        msg = f"{file} cannot be read as CIFAR-10: {error!r}."
-        raise InputError(msg) from error
+        raise InputError(f"{file} cannot be read as CIFAR-10: {error!r}.") from error
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -347,6 +336,5 @@ class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Look up what the pickle names; only what arrays are made of is there."""
         if (module, name) not in self.allowed:
-            msg = f"it has {module}.{name}, which has no place in a data set and is not loaded"
-            raise pickle.UnpicklingError(msg)
+            raise pickle.UnpicklingError(f"it has {module}.{name}, which has no place in a data set and is not loaded")
         return super().find_class(module, name)

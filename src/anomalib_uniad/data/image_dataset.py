@@ -87,8 +87,7 @@ def _read_mask(path: str, size: torch.Size) -> torch.Tensor:
     try:
         mask = torch.from_numpy(read_mask(path))
     except Exception as error:  # Pillow's decoders raise all kinds on damaged files
-        msg = f"The mask {path} cannot be read: {reason_of(error, path)}."
-        raise InputError(msg) from error
+        raise InputError(f"The mask {path} cannot be read: {reason_of(error, path)}.") from error
     if mask.shape != size:
         (height, width), (own_height, own_width) = size, mask.shape
         msg = f"The mask {path} has {own_width} x {own_height} pixels, but its image has {width} x {height}."

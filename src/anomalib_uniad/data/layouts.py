@@ -140,8 +140,7 @@ def read_products(
         absent = [part for part in given if not any((product.folder / part).is_dir() for product in products)]
         if absent:
             close = nearest(absent[0], [path.name for product in products for path in _subfolders(product.folder)])
-            msg = f"{name} is {absent[0]!r}, but none of the products in {root} has such a folder{close}."
-            raise InputError(msg)
+            raise InputError(f"{name} is {absent[0]!r}, but none of the products in {root} has such a folder{close}.")
     return products
 
 
@@ -179,8 +178,7 @@ def raise_product_problems(root: Path, products: Iterable[Product]) -> None:
     if problems:
         more = f"\n- ... and {len(problems) - 20} more" if len(problems) > 20 else ""
         lines = "".join(f"\n- {problem}" for problem in problems[:20])
-        msg = f"The products in {root} cannot be used as they are:{lines}{more}"
-        raise InputError(msg)
+        raise InputError(f"The products in {root} cannot be used as they are:{lines}{more}")
 
 
 def find_root(root: Path | str, otherwise: str = "") -> Path:
@@ -201,8 +199,7 @@ def find_root(root: Path | str, otherwise: str = "") -> Path:
     if root.is_dir():
         return root
     if root.exists():
-        msg = f"The root {root} is a file: set root to the folder with the products."
-        raise InputError(msg)
+        raise InputError(f"The root {root} is a file: set root to the folder with the products.")
     msg = f"The root {root} is not there; {_nearest_folder(root)}{otherwise and f' Else, {otherwise}.'}"
     raise MissingFileError(msg)
 
@@ -562,11 +559,10 @@ def _refuse_a_product(root: Path, top: _Folder, normal_dir: Sequence[str]) -> No
     else:
         return
     what = "a product" if product == root else "inside of a product"
-    msg = (
+    raise InputError(
         f"The root {root} is {what} (it has {_first(inside)}): set root to {product.parent}, and categories to "
         f"[{product.name}] if only this one is meant."
     )
-    raise InputError(msg)
 
 
 def _refuse_too_high(root: Path, chosen: Mapping[str, _Folder], normal_dir: Sequence[str]) -> None:
@@ -587,11 +583,10 @@ def _refuse_too_high(root: Path, chosen: Mapping[str, _Folder], normal_dir: Sequ
 
     deeper = [path for folder in chosen.values() for path in roots(folder)]
     if deeper:
-        msg = (
+        raise InputError(
             f"The products are deeper than the root {root}: set root to {deeper[0]}"
             f"{f' or {deeper[1]}' if len(deeper) > 1 else ''}{', ...' if len(deeper) > 2 else ''}."
         )
-        raise InputError(msg)
 
 
 def _nothing(root: Path, top: _Folder) -> str:

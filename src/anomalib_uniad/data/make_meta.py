@@ -81,8 +81,7 @@ def make_meta(
         for split in (Split.TRAIN, Split.TEST)
     )
     if not test:
-        msg = f"{folder} has no images for testing, so nothing is written."
-        raise InputError(msg)
+        raise InputError(f"{folder} has no images for testing, so nothing is written.")
     output.mkdir(parents=True, exist_ok=True)
     with replacing(*files) as partial:
         for path, lines in zip(partial, (train, test), strict=True):
@@ -94,8 +93,7 @@ def _line(record: Record) -> str:
     """Return the line of an image."""
     for name in (record.image, *record.masks):
         if not name.isprintable():
-            msg = f"The name {name!r} has control characters or is not UTF-8: rename the file."
-            raise InputError(msg)
+            raise InputError(f"The name {name!r} has control characters or is not UTF-8: rename the file.")
     content: dict[str, Any] = {"filename": record.image, "label": record.label, "label_name": record.label_name}
     if record.masks:
         content["maskname"] = record.masks[0] if len(record.masks) == 1 else list(record.masks)

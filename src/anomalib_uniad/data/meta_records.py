@@ -53,8 +53,7 @@ def read_meta_files(
         ValueError: If the files do not go together.
     """
     if ader_meta is not None and (train_meta is not None or test_meta is not None):
-        msg = "ADer's meta.json lists training and test images: set ader_meta, or train_meta and test_meta."
-        raise InputError(msg)
+        raise InputError("ADer's meta.json lists training and test images: set ader_meta, or train_meta and test_meta.")
     if not root.is_dir():
         msg = f"The root {root} is {'a file' if root.exists() else 'not there'}: set it to the folder of the images."
         raise MissingFileError(msg)
@@ -64,16 +63,14 @@ def read_meta_files(
         train = Path(train_meta).expanduser() if train_meta is not None else root / "train.json"
         files = [train, Path(test_meta).expanduser() if test_meta is not None else train.parent / "test.json"]
     if missing := [str(file) for file in files if not file.is_file()]:
-        msg = (
+        raise MissingFileError(
             f"There is no meta file {' and no '.join(missing)}. Paths of meta files are relative to the working "
             f"directory ({Path.cwd()}), not to the root; `anomalib-uniad make-meta` writes them."
         )
-        raise MissingFileError(msg)
     if len(files) == 1:
         return _read_ader(files[0])
     if files[0].samefile(files[1]):
-        msg = f"train_meta and test_meta are the same file, {files[0]}."
-        raise InputError(msg)
+        raise InputError(f"train_meta and test_meta are the same file, {files[0]}.")
     return [*_read_lines(files[0], Split.TRAIN), *_read_lines(files[1], Split.TEST)]
 
 
@@ -102,11 +99,9 @@ def parse_json(data: bytes) -> Any:
         error.line = _line_of_refusal(text)
         raise
     except RecursionError as error:
-        msg = "broken JSON: nested too deeply."
-        raise InvalidJSONError(msg) from error
+        raise InvalidJSONError("broken JSON: nested too deeply.") from error
     except ValueError as error:  # numbers with thousands of digits
-        msg = f"broken JSON: {error}."
-        raise InvalidJSONError(msg) from error
+        raise InvalidJSONError(f"broken JSON: {error}.") from error
 
 
 def _loads(text: str) -> Any:
@@ -117,14 +112,12 @@ def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
-        msg = f"the key {show(next(key for key in keys if keys.count(key) > 1))} is there twice."
-        raise InvalidJSONError(msg)
+        raise InvalidJSONError(f"the key {show(next(key for key in keys if keys.count(key) > 1))} is there twice.")
     return content
 
 
 def _refuse_constant(name: str) -> None:
-    msg = f"has {name}, which is not valid JSON."
-    raise InvalidJSONError(msg)
+    raise InvalidJSONError(f"has {name}, which is not valid JSON.")
 
 
 def _line_of_refusal(text: str) -> int:

@@ -226,8 +226,7 @@ class MultiCategory(MultiCategoryDataModule):
 def _refuse(arguments: dict[str, Any], used_with: str) -> None:
     """Refuse arguments that have no effect."""
     if given := [name for name, value in arguments.items() if value is not None]:
-        msg = f"{' and '.join(given)} {'is' if len(given) == 1 else 'are'} for {used_with}: leave it out."
-        raise InputError(msg)
+        raise InputError(f"{' and '.join(given)} {'is' if len(given) == 1 else 'are'} for {used_with}: leave it out.")
 
 
 def _names(categories: Sequence[str] | str | None) -> list[str] | None:
@@ -239,12 +238,9 @@ def _names(categories: Sequence[str] | str | None) -> list[str] | None:
     names = list(categories)
     for name in names:
         if not isinstance(name, str):
-            msg = f"Categories are strings, got {name!r}; in YAML, write it in quotes."
-            raise InputError(msg)
+            raise InputError(f"Categories are strings, got {name!r}; in YAML, write it in quotes.")
     if not names or "" in names:
-        msg = f"`categories` is empty or has an empty name: {names}. Leave it out to have all categories."
-        raise InputError(msg)
+        raise InputError(f"`categories` is empty or has an empty name: {names}. Leave it out to have all categories.")
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        msg = f"Categories given twice: {', '.join(twice)}."
-        raise InputError(msg)
+        raise InputError(f"Categories given twice: {', '.join(twice)}.")
     return names

@@ -53,8 +53,7 @@ class OwnFolders:
         value_range: tuple[float, float] | None = None,
     ) -> None:
         if root is None:
-            msg = "Set root to the folder with your products, or source to a data set such as MVTecAD."
-            raise InputError(msg)
+            raise InputError("Set root to the folder with your products, or source to a data set such as MVTecAD.")
         self.split = {**split}
         self.split["test_split_mode"] = split["test_split_mode"] or TestSplitMode.FROM_DIR
         self.split["val_split_mode"] = split["val_split_mode"] or MIXED
@@ -130,11 +129,10 @@ class OwnFolders:
             ValueError: If no product has images for a test or for thresholds.
         """
         if not any(len(getattr(datamodule, f"{name}_data", None) or ()) for name in ("val", "test")):
-            msg = (
+            raise InputError(
                 f"{self.root} has a single good image of each product: nothing is left to set thresholds and to test; "
                 "at least 3 good images are needed, better 20."
             )
-            raise InputError(msg)
         logger.info("%s, thresholds from %s:", self.root, describe_validation(datamodule) or "no images")
         for product in self._products.values():
             parts = [f"{product.name}: {product.layout}{', with masks' if product.has_masks else ''}"]

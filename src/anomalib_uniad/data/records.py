@@ -59,8 +59,7 @@ def raise_problems(records: Iterable[Record]) -> None:
     files = ", ".join(dict.fromkeys(str(record.file) for record, _ in found))
     lines = "".join(f"\n- {record.place}: {text}" for record, text in found[:SHOWN])
     more = f"\n- ... and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    msg = f"{len(found)} problem{'' if len(found) == 1 else 's'} in {files}:{lines}{more}"
-    raise InputError(msg)
+    raise InputError(f"{len(found)} problem{'' if len(found) == 1 else 's'} in {files}:{lines}{more}")
 
 
 def show(value: Any) -> str:

@@ -103,7 +103,6 @@ class WrappedSource:
 
     def check(self, datamodule: AnomalibDataModule | None = None) -> None:
         """Refuse categories that are not on disk, or not as the class reads them."""
-        del datamodule  # which looks at the files that are in its tables later
         if self._checked:
             return
         found = self._folders()
@@ -163,8 +162,7 @@ class WrappedSource:
             return self._make()
         names = requested or self._listed
         if not names:
-            msg = f"{self._class.__name__} needs a category: set categories."
-            raise InputError(msg)
+            raise InputError(f"{self._class.__name__} needs a category: set categories.")
         return self._make(names[0])
 
     def _find_root(self, requested: Sequence[str] | None) -> Path | None:
@@ -229,8 +227,7 @@ class WrappedSource:
     def _refuse_root(self, root: Path, has_content: bool) -> None:
         """Refuse a root without categories, if it is a level too deep or too high or nothing is to be downloaded."""
         if (root / "train").is_dir():
-            msg = f"{root} seems to be a category: the root is the folder above it, {root.parent}."
-            raise InputError(msg)
+            raise InputError(f"{root} seems to be a category: the root is the folder above it, {root.parent}.")
         folders = sorted(root.iterdir()) if has_content else []
         for folder in folders:
             if not folder.name.startswith(".") and any(_has_files(folder / name) for name in self._listed):
@@ -259,15 +256,13 @@ def _accepted(
     for name in further:
         if name in {*arguments_of(AnomalibDataModule), "root", "category"}:
             own = "categories" if name == "category" else name
-            msg = f"Set {own!r} of MultiCategory itself, not {name!r} in `source_args`."
-            raise InputError(msg)
+            raise InputError(f"Set {own!r} of MultiCategory itself, not {name!r} in `source_args`.")
     chosen |= further
     accepted = arguments_of(cls)
     for name in chosen:
         if name not in accepted:
             has = ", ".join(accepted)
-            msg = f"{cls.__name__} has no argument {name!r}; leave it out. It has {has}."
-            raise InputError(msg)
+            raise InputError(f"{cls.__name__} has no argument {name!r}; leave it out. It has {has}.")
     return chosen
 
 

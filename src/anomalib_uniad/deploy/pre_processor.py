@@ -154,7 +154,6 @@ class AntialiasedPreProcessor(PreProcessor):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Have images cropped and padded one by one, in their own size, by the datamodule."""
-        del pl_module, stage  # These variables are not used.
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         own = isinstance(datamodule, AnomalibDataModule) and datamodule.external_collate_fn is None
         if self.geometry is not None and own:
@@ -162,26 +161,22 @@ class AntialiasedPreProcessor(PreProcessor):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the datamodule as it was, for other models."""
-        del pl_module, stage  # These variables are not used.
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(getattr(datamodule, "external_collate_fn", None), ResizeEach):
             datamodule.external_collate_fn = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the datamodule as it was, for other models."""
-        del exception  # This variable is not used.
         self.teardown(trainer, pl_module, "")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         """Transform the images of a batch that brings no features."""
-        del trainer, pl_module, batch_idx  # These variables are not used.
         self._prepare(batch)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Transform the images of a batch that brings no features."""
-        del trainer, pl_module, batch_idx, dataloader_idx  # These variables are not used.
         self._prepare(batch)
 
     on_test_batch_start = on_predict_batch_start = on_validation_batch_start

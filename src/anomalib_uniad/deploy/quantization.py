@@ -78,28 +78,25 @@ def check_quantization(
     if known is not None and known.enable_normalization:
         ends = (known.image_min, known.image_max, known.pixel_min, known.pixel_max)
         if not all(math.isfinite(float(end)) for end in ends):
-            msg = (
+            raise InputError(
                 f"compression_type={name} needs a model that has learned how to normalise its scores, which happens at "
                 "a validation. This one has not: run engine.validate(model, datamodule) with the checkpoint, then "
                 "engine.trainer.save_checkpoint(...), and export that; or export a model with post_processor=False."
             )
-            raise InputError(msg)
     if compression == CompressionType.INT8_ACQ:
         check_fraction("max_drop", max_drop)
         if metric is not None and not isinstance(metric, Metric):
-            msg = (
+            raise TypeError(
                 "metric must be a metric object, for example anomalib.metrics.AUROC(fields=['pred_score', "
                 f"'gt_label']), got {metric!r}. On the command line: --metric anomalib.metrics.AUROC "
                 "--metric.fields '[pred_score, gt_label]'."
             )
-            raise TypeError(msg)
         decides = known is not None and known.enable_thresholding
         if "pred_label" in getattr(metric, "fields", ["pred_label"]) and not decides:
-            msg = (
+            raise InputError(
                 "The F1 score, which accuracy control measures by default, needs decisions, and this model's "
                 "post_processor makes none. Give another metric, for example AUROC of pred_score."
             )
-            raise InputError(msg)
     try:
         datamodule.setup("fit")  # without prepare_data, which would download a public data set to a misspelt folder
     except FileNotFoundError as error:
@@ -147,8 +144,7 @@ def quantize(
     import nncf
 
     if unknown := sorted(set(without) - set(CHOICES)):
-        msg = f"There is no choice {', '.join(unknown)}: without takes {', '.join(CHOICES)}."
-        raise InputError(msg)
+        raise InputError(f"There is no choice {', '.join(unknown)}: without takes {', '.join(CHOICES)}.")
     images = calibration_images(model, datamodule, size, painted=RECTANGLES not in without)
     options, advanced = _options(model, without)
     return nncf.quantize(model, _dataset(images), subset_size=len(images), advanced_parameters=advanced, **options)

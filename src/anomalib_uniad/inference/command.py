@@ -60,8 +60,7 @@ def predict(
     except ModuleNotFoundError as error:
         if error.name != "openvino":
             raise
-        msg = "openvino is not installed: pip install openvino"
-        raise MissingPackageError(msg) from error
+        raise MissingPackageError("openvino is not installed: pip install openvino") from error
     if failed:
         sys.exit(1)
 
@@ -89,8 +88,7 @@ def _predict(
     if precision_hint == "bf16" and not computes_in_bf16(compiled):
         _say(f"{device} cannot compute in bf16 here; the model runs in f32.", stderr=True)
     if heatmaps and "anomaly_map" not in compiled.outputs:
-        msg = f"{model} puts out no anomaly map: leave the heatmaps out with --heatmaps false."
-        raise InputError(msg)
+        raise InputError(f"{model} puts out no anomaly map: leave the heatmaps out with --heatmaps false.")
     decider = Decider(
         compiled.metadata, "pred_label" in compiled.outputs, "pred_score" in compiled.raw_outputs, category
     )

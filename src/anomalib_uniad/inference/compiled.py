@@ -58,11 +58,10 @@ class Compiled:
         if geometry is not None:
             geometry.check(size)
         if self.size is not None and self.size != (size[0], size[1]) and not _stretches(self.metadata):
-            msg = (
+            raise InputError(
                 f"the image has {size[0]} x {size[1]} pixels (height x width), but the model crops or pads, and the "
                 f"file was exported for images of {self.size[0]} x {self.size[1]} alone"
             )
-            raise InputError(msg)
 
 
 def compile_file(
@@ -90,20 +89,17 @@ def compile_file(
         ValueError: If it is no such model, its metadata is malformed, or the device or the number is unknown.
     """
     if threads < 0:
-        msg = f"threads must be positive, or 0 for OpenVINO's choice, got {threads}."
-        raise InputError(msg)
+        raise InputError(f"threads must be positive, or 0 for OpenVINO's choice, got {threads}.")
     file = _check_files(file)
     core = ov.Core()
     available = core.available_devices
     known = {*_VIRTUAL_DEVICES, *available, *(name.split(".")[0] for name in available)}  # GPU.1 is one of GPU
     if device not in known and device.split(":")[0] not in _VIRTUAL_DEVICES:
-        msg = f"There is no device {device!r}; this machine has {', '.join(available)}, and there is AUTO."
-        raise InputError(msg)
+        raise InputError(f"There is no device {device!r}; this machine has {', '.join(available)}, and there is AUTO.")
     try:
         model = core.read_model(file)
     except RuntimeError as error:
-        msg = f"{file} is not a model that OpenVINO can read: {_last_line(error)}"
-        raise InputError(msg) from error
+        raise InputError(f"{file} is not a model that OpenVINO can read: {_last_line(error)}") from error
     metadata = ModelMetadata.read(model, file)
     outputs = {name: index for index, output in enumerate(model.outputs) for name in output.names}
     _check_ports(file, model, outputs)
@@ -118,11 +114,10 @@ def compile_file(
     inside_of = metadata.image_size if _stretches(metadata) else None
     if size and inside_of and any(a < b for a, b in zip(size, inside_of, strict=True)):
         alone, inside = (f"{height} x {width}" for height, width in (size, inside_of))
-        msg = (
+        raise InputError(
             f"{file} takes images of {alone} pixels alone, which is less than the {inside} that the model works with: "
             "export it again with an --input_size that is not smaller, or without."
         )
-        raise InputError(msg)
     model = _with_images_as_input(model, ov.Type(_dtype(size, metadata)))
     model.reshape(ov.PartialShape([batch_size, *(size or (-1, -1)), 3]))
     config: dict[str, Any] = {"PERFORMANCE_HINT": performance_hint}
@@ -133,8 +128,7 @@ def compile_file(
     try:
         compiled = core.compile_model(model, device, config)
     except RuntimeError as error:
-        msg = f"OpenVINO cannot compile {file} for {device} with {config}: {_last_line(error)}"
-        raise InputError(msg) from error
+        raise InputError(f"OpenVINO cannot compile {file} for {device} with {config}: {_last_line(error)}") from error
     return Compiled(compiled, batch_size, size, outputs, raw_outputs, metadata)
 
 
@@ -162,19 +156,16 @@ def _check_files(file: Path) -> Path:
         file = file.with_suffix(".xml")
     if not file.is_file():
         what = f"{file} is a folder" if file.is_dir() else f"There is no model {file}"
-        msg = f"{what}: give the model.xml or model.onnx that `anomalib export` has written."
-        raise MissingFileError(msg)
+        raise MissingFileError(f"{what}: give the model.xml or model.onnx that `anomalib export` has written.")
     if file.suffix not in {".xml", ".onnx"}:
         msg = f"{file} must be an .xml or .onnx file; make one with `anomalib export --export_type openvino`."
         raise InputError(msg)
     weights = file.with_suffix(".bin")
     if file.suffix == ".xml" and not weights.is_file():
-        msg = f"There is no {weights}: the weights have to be beside {file.name}."
-        raise MissingFileError(msg)
+        raise MissingFileError(f"There is no {weights}: the weights have to be beside {file.name}.")
     with file.open("rb") as opened:
         if file.suffix == ".xml" and b"<net" not in opened.read(4096):
-            msg = f"{file} is not a model that OpenVINO can read: it does not begin as one."
-            raise InputError(msg)
+            raise InputError(f"{file} is not a model that OpenVINO can read: it does not begin as one.")
     return file
 
 
@@ -184,8 +175,7 @@ def _check_ports(file: Path, model: ov.Model, outputs: dict[str, int]) -> None:
         raise InputError(msg)
     shapes = [port.partial_shape for port in model.inputs]
     if len(shapes) != 1 or shapes[0].rank != ov.Dimension(4) or shapes[0][1] != ov.Dimension(3):
-        msg = f"{file} must have one input (B, 3, H, W), but has {', '.join(map(str, shapes))}."
-        raise InputError(msg)
+        raise InputError(f"{file} must have one input (B, 3, H, W), but has {', '.join(map(str, shapes))}.")
 
 
 def _with_images_as_input(model: ov.Model, element_type: ov.Type) -> ov.Model:

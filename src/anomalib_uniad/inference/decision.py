@@ -80,11 +80,10 @@ class Decider:
         category = find_category(path, known)
         if not category:
             names = ", ".join(sorted(known)) or "none"
-            msg = (
+            raise InputError(
                 f"No folder in the path {path} has the name of a category of the model ({names}): give the category "
                 "instead of 'auto'."
             )
-            raise InputError(msg)
         self._threshold_of(category)
         return category
 
@@ -125,8 +124,7 @@ class Decider:
         """
         shown, metadata = output.anomaly_map, self._metadata
         if shown is None:
-            msg = f"There is no anomaly map of {output.file.path}."
-            raise InputError(msg)
+            raise InputError(f"There is no anomaly map of {output.file.path}.")
         of_category = metadata.category_thresholds.get(self.category_of(output.file.path), {}).get("pixel")
         if self.normalised and shown.min() >= 0 and shown.max() <= 1:
             width = metadata.range_of("pixel")
@@ -176,8 +174,7 @@ class Decider:
         thresholds = {name: of["image"] for name, of in self._metadata.category_thresholds.items() if "image" in of}
         if category not in thresholds:
             there = f"it has those of {', '.join(thresholds)}" if thresholds else "it has none of any category"
-            msg = f"The model has no threshold of the category {category!r}: {there}."
-            raise InputError(msg)
+            raise InputError(f"The model has no threshold of the category {category!r}: {there}.")
         threshold = self._metadata.moved(thresholds[category], "image")
         if self.normalised and (self._width is None or self._center is None):
             msg = "The thresholds of categories are raw scores, but the metadata lacks how scores are normalised."
@@ -185,9 +182,8 @@ class Decider:
         if self._width is not None and self._center is not None and not self._has_raw_score:
             low, high = self._center - self._width / 2, self._center + self._width / 2
             if not low <= threshold < high:
-                msg = (
+                raise InputError(
                     f"The threshold {threshold:g} of the category {category!r} is outside of what the model's scores "
                     f"can tell apart, {low:g} to {high:g}."
                 )
-                raise InputError(msg)
         return threshold

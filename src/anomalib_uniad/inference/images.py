@@ -53,16 +53,14 @@ def find_images(sources: Sequence[Path], leave_out: Path | None = None) -> list[
             prefix = prefixes[source.resolve()] if len(sources) > 1 else PurePath()
             images = [ImageFile(source / path, prefix / path) for path in sorted(_search(source, leave_out))]
         elif not source.exists():
-            msg = f"There is no file or folder {source}."
-            raise MissingFileError(msg)
+            raise MissingFileError(f"There is no file or folder {source}.")
         elif _is_image(source):
             images = [ImageFile(source, PurePath(source.name))]
         else:
             images = []
         if not images:
             what = "The folder {} has no images" if source.is_dir() else "The file {} is not an image"
-            msg = f"{what.format(source)}: their names end in {', '.join(EXTENSIONS)}."
-            raise InputError(msg)
+            raise InputError(f"{what.format(source)}: their names end in {', '.join(EXTENSIONS)}.")
         resolved = {image: image.path.resolve() for image in images}
         found += [image for image in images if resolved[image] not in earlier]
         earlier |= set(resolved.values())

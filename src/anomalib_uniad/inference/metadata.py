@@ -168,19 +168,16 @@ def _encode(name: str, value: Any) -> str:
     try:
         return json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
-        msg = f"The metadata {name!r} cannot be written: {error}; got {value!r}."
-        raise InputError(msg) from error
+        raise InputError(f"The metadata {name!r} cannot be written: {error}; got {value!r}.") from error
 
 
 def _refuse(constant: str) -> None:
-    msg = f"{constant} is not a number"
-    raise InputError(msg)
+    raise InputError(f"{constant} is not a number")
 
 
 def _size(value: Any) -> tuple[int, int]:
     if not (isinstance(value, list) and len(value) == 2 and all(type(side) is int and side > 0 for side in value)):
-        msg = f"it must be [height, width] in pixels, got {value!r}"
-        raise InputError(msg)
+        raise InputError(f"it must be [height, width] in pixels, got {value!r}")
     return value[0], value[1]
 
 
@@ -195,26 +192,22 @@ def _crop(value: Any) -> tuple[int, int, int, int]:
 
 def _names(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        msg = f"it must be a list of names, got {value!r}"
-        raise InputError(msg)
+        raise InputError(f"it must be a list of names, got {value!r}")
     return tuple(value)
 
 
 def _mapping(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        msg = f"it must be an object, got {value!r}"
-        raise InputError(msg)
+        raise InputError(f"it must be an object, got {value!r}")
     return value
 
 
 def _numbers(value: Any, keys: tuple[str, ...]) -> dict[str, float]:
     for key, number in _mapping(value).items():
         if key not in keys:
-            msg = f"it may have {', '.join(keys)}, not {key!r}"
-            raise InputError(msg)
+            raise InputError(f"it may have {', '.join(keys)}, not {key!r}")
         if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-            msg = f"{key} must be a number, got {number!r}"
-            raise InputError(msg)
+            raise InputError(f"{key} must be a number, got {number!r}")
     return {key: float(number) for key, number in value.items()}
 
 
@@ -230,8 +223,7 @@ def _thresholds_of(category: str, value: Any) -> dict[str, float]:
     try:
         return _thresholds(value)
     except ValueError as error:
-        msg = f"{category!r}: {error}"
-        raise InputError(msg) from error
+        raise InputError(f"{category!r}: {error}") from error
 
 
 def _normalization(value: Any) -> dict[str, float]:
@@ -239,8 +231,7 @@ def _normalization(value: Any) -> dict[str, float]:
     for level in ("image", "pixel"):
         low, high = numbers.get(f"{level}_min"), numbers.get(f"{level}_max")
         if (low is None) != (high is None) or (low is not None and high is not None and low > high):
-            msg = f"{level}_min and {level}_max belong together and in this order, got {low} and {high}"
-            raise InputError(msg)
+            raise InputError(f"{level}_min and {level}_max belong together and in this order, got {low} and {high}")
     return numbers
 
 

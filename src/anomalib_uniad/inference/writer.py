@@ -44,8 +44,7 @@ class Writer:
         geometry: Geometry | None = None,
     ) -> None:
         if output.exists() and not output.is_dir():
-            msg = f"The output {output} is a file: give a folder."
-            raise ExistingFileError(msg)
+            raise ExistingFileError(f"The output {output} is a file: give a folder.")
         self.table = output / TABLE
         names = heatmap_names([file.name for file in files])
         paths = {file: output / HEATMAPS / name for file, name in zip(files, names, strict=True)}

@@ -123,8 +123,7 @@ def leave_out_unreadable(dataloaders: Any) -> str:
         return ""
     message = f"{len(bad)} of {len(images)} images cannot be read: {listed(bad)}."
     if len(bad) == len(images) or any(loader.num_workers for loader in new):
-        msg = f"{message} Nothing was predicted."
-        raise InputError(msg)
+        raise InputError(f"{message} Nothing was predicted.")
     logger.warning("%s They are left out.", message)
     for loader in new:
         loader.dataset.image_filenames = [path for path in loader.dataset.image_filenames if str(path) not in bad]
@@ -144,12 +143,11 @@ def refuse_deep(loaders: Sequence[Any]) -> None:
     images = [str(path) for loader in new for path in loader.dataset.image_filenames]
     for path, seen in look_at(images, whole=False).items():
         if seen.depth:
-            msg = (
+            raise InputError(
                 f"{path} has more than 8 bits (Pillow's mode {seen.mode}), of which anomalib's reader cuts off all "
                 "above 255: train with value_range of MultiCategory or MetaFile, export the model, and predict with "
                 "`anomalib-uniad predict`."
             )
-            raise InputError(msg)
 
 
 def without_score(batch: Any, raw_scores: torch.Tensor | None) -> torch.Tensor | None:

@@ -82,8 +82,7 @@ class TPRAtFPR(AnomalibMetric, BinaryROC):  # type: ignore[misc]  # `update` tak
         **kwargs: Any,
     ) -> None:
         if not 0 <= fpr_limit <= 1:
-            msg = f"fpr_limit must be between 0 and 1, got {fpr_limit}."
-            raise InputError(msg)
+            raise InputError(f"fpr_limit must be between 0 and 1, got {fpr_limit}.")
         super().__init__(fields=fields, prefix=prefix, strict=strict, **{"normalization": None, **kwargs})
         self.fpr_limit = fpr_limit
         self.name = f"{prefix}TPR@FPR{100 * fpr_limit:g}"

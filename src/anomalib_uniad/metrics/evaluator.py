@@ -96,7 +96,6 @@ class RawOutputs(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the tensors: the post-processor puts others in their place, and does not change them."""
-        del trainer, pl_module, batch_idx, dataloader_idx
         source = outputs if hasattr(outputs, "pred_score") else batch
         self._last = InferenceBatch(pred_score=source.pred_score, anomaly_map=source.anomaly_map)
 
@@ -104,7 +103,6 @@ class RawOutputs(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Have all processes take part when the post-processor learns its thresholds, which comes next."""
-        del trainer
         join_learning(getattr(pl_module, "post_processor", None))
 
 
@@ -295,7 +293,6 @@ class PerCategoryEvaluator(Evaluator):
             pl_module (LightningModule): Not used.
             checkpoint (dict[str, Any]): Gets ``category_thresholds`` and ``thresholds_from``.
         """
-        del trainer, pl_module
         checkpoint["thresholds_from"] = self._thresholds_from
         checkpoint["category_thresholds"] = self.category_thresholds
 
@@ -309,7 +306,6 @@ class PerCategoryEvaluator(Evaluator):
             pl_module (LightningModule): Not used.
             checkpoint (dict[str, Any]): Checkpoint of any model; what it lacks is unknown.
         """
-        del trainer, pl_module
         self._thresholds_from = checkpoint.get("thresholds_from", "")
         self.category_thresholds = checkpoint.get("category_thresholds", {})
         self._loaded_epochs = checkpoint.get("training_summary", {}).get("epochs")
@@ -319,7 +315,6 @@ class PerCategoryEvaluator(Evaluator):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the epochs of a checkpoint from which the training was resumed."""
-        del trainer, pl_module
         self._loaded_epochs = None
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -349,12 +344,10 @@ class PerCategoryEvaluator(Evaluator):
         dataloader_idx: int = 0,
     ) -> None:
         """Update the validation metrics with the batch, whose scores are raw: only tests process them."""
-        del trainer, pl_module, outputs, batch_idx
         self._update(batch, self._own_images.count(len(batch), dataloader_idx))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute and log the validation metrics; anomalib's post-processor learns its thresholds at the same time."""
-        del pl_module
         self._results = self._metrics.compute()
         self._log_results(trainer)
         if not trainer.sanity_checking:
@@ -389,11 +382,10 @@ class PerCategoryEvaluator(Evaluator):
         known = known_categories(datamodule)
         lacking = [name for name in known if self._used and "image" not in self._used.get(name, {})]
         if lacking:
-            msg = (
+            raise InputError(
                 f"thresholds is 'category', but the model has none of {', '.join(lacking)}, only of "
                 f"{', '.join(self._used)}. Use 'global', or train with validation images of all of them."
             )
-            raise InputError(msg)
         self._several = len(known) > 1 or (datamodule is None and not known)
         loaders = flat(trainer.test_dataloaders)
         self._own_images = OwnImages(loaders)
@@ -418,7 +410,6 @@ class PerCategoryEvaluator(Evaluator):
         dataloader_idx: int = 0,
     ) -> None:
         """Decide by category where that is wanted, and update the metrics with the batch."""
-        del trainer, outputs, batch_idx
         categories = self._metrics.categories(batch)
         raw = self._decide(batch, categories, pl_module)
         count = self._own_images.count(len(batch), dataloader_idx)
@@ -432,7 +423,6 @@ class PerCategoryEvaluator(Evaluator):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute and log the test metrics."""
-        del pl_module
         self._table = self._predictions.table()  # before the metrics: curves need the scores of all processes
         self._results = self._metrics.compute()
         self._log_results(trainer)
@@ -468,7 +458,6 @@ class PerCategoryEvaluator(Evaluator):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave out images that cannot be read."""
-        del pl_module
         self._unreadable = leave_out_unreadable(trainer.predict_dataloaders)
 
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -477,12 +466,10 @@ class PerCategoryEvaluator(Evaluator):
         Raises:
             ValueError: If decisions by category are wanted, but there are no thresholds, or none of the given category.
         """
-        del trainer
         self._forget()
         self._choose_thresholds(pl_module)
         if self._used and self.category is not None and self.category not in self._used:
-            msg = f"category is {self.category!r}, but the model has thresholds of {', '.join(self._used)}."
-            raise InputError(msg)
+            raise InputError(f"category is {self.category!r}, but the model has thresholds of {', '.join(self._used)}.")
 
     def on_predict_batch_end(
         self,
@@ -494,7 +481,6 @@ class PerCategoryEvaluator(Evaluator):
         dataloader_idx: int = 0,
     ) -> None:
         """Decide by category where that is wanted, and keep the rows of the batch."""
-        del batch, batch_idx, dataloader_idx
         categories = self._predicted_categories(outputs, getattr(trainer, "datamodule", None))
         raw = self._decide(outputs, categories, pl_module)
         self._predictions.add(outputs, raw.pred_score, categories, self._global_threshold, self._decided_by)
@@ -505,7 +491,6 @@ class PerCategoryEvaluator(Evaluator):
         Raises:
             ValueError: If images could not be read, or scores are not numbers; all others are predicted and written.
         """
-        del pl_module
         table = self._predictions.table()
         if _writes_files(trainer) and len(table):
             path = RunFiles(Path(trainer.default_root_dir)).write_predictions(table)
@@ -525,7 +510,6 @@ class PerCategoryEvaluator(Evaluator):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Drop the scores of a run that failed."""
-        del trainer, pl_module, exception
         self._forget()
 
     def _choose_thresholds(self, pl_module: LightningModule) -> None:
@@ -534,14 +518,12 @@ class PerCategoryEvaluator(Evaluator):
         if self.thresholds == "global":
             return
         if not self.category_thresholds:
-            msg = (
+            raise InputError(
                 "thresholds is 'category', but the model has none of categories. They are learned at validations "
                 "during training and kept in its checkpoint; a model without them has 'global' ones only."
             )
-            raise InputError(msg)
         if not isinstance(post_processor, PostProcessor):
-            msg = "thresholds is 'category', which needs anomalib's PostProcessor, but the model has none."
-            raise InputError(msg)
+            raise InputError("thresholds is 'category', which needs anomalib's PostProcessor, but the model has none.")
         self._used = self.category_thresholds
         self._decided_by = with_sensitivity(self._used, post_processor)
 
@@ -561,7 +543,6 @@ class PerCategoryEvaluator(Evaluator):
             self._metrics.update(batch if count == len(batch) else select(batch, range(count)))
 
     def _learn_thresholds(self, category: str, results: Results, rankings: Mapping[Level, Ranking]) -> None:
-        del results
         if rankings:
             self._learned[category] = {level: f1_threshold(ranking) for level, ranking in rankings.items()}
 

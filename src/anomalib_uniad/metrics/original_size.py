@@ -35,16 +35,14 @@ def check_whole_images(pre_processor: Any, datasets: Sequence[Any] = ()) -> None
         steps = transform.transforms if isinstance(transform, v2.Compose) else [transform]
         moving = [type(step).__name__ for step in steps if step is not None and not isinstance(step, _IN_PLACE)]
         if moving:
-            msg = (
+            raise InputError(
                 f"pixel_resolution 'original' needs anomaly maps of whole images, but the {where} has {moving[0]}. "
                 "Take it out, or use pixel_resolution 'model'."
             )
-            raise InputError(msg)
     tables = [table for data in datasets if (table := getattr(data, "samples", None)) is not None]
     for path in (path for table in tables for name in ("image_path", "mask_path") for path in table.get(name, ())):
         if isinstance(path, str | Path) and str(path) and not Path(path).is_file():
-            msg = f"pixel_resolution 'original' reads {path}, which is not there."
-            raise MissingFileError(msg)
+            raise MissingFileError(f"pixel_resolution 'original' reads {path}, which is not there.")
 
 
 def judged(
@@ -139,8 +137,7 @@ def _read_mask(path: str | None, one: Any, size: tuple[int, int]) -> torch.Tenso
             raise InputError(msg)
         return mask.reshape(-1)[:1].expand(1, *size)  # all normal or all defective, at any size
     if not Path(str(path)).is_file():
-        msg = f"The mask {path} of {one.image_path[0]} is not there."
-        raise MissingFileError(msg)
+        raise MissingFileError(f"The mask {path} of {one.image_path[0]} is not there.")
     mask = torch.from_numpy(read_mask(str(path)))
     if mask.shape[-2:] != size:
         msg = f"The mask {path} has {tuple(mask.shape[-2:])} pixels, its image {one.image_path[0]} has {size}."

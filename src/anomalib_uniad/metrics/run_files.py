@@ -188,12 +188,11 @@ def check_scores(predictions: pd.DataFrame) -> None:
     """
     wrong = predictions.path[predictions.error == NO_SCORE]
     if len(wrong):
-        msg = (
+        raise InputError(
             f"{len(wrong)} of {len(predictions)} images have a score that is not a number, for example "
             f"{wrong.iloc[0]}: nothing is decided about them, and their rows in predictions.csv have an error. The "
             "model is damaged: take another checkpoint."
         )
-        raise InputError(msg)
 
 
 def to_frame(results: Results) -> pd.DataFrame:

@@ -105,8 +105,7 @@ class AnomalyScore(nn.Module):
         check_choice("image_score", reduction, get_args(ImageScore))
         check_at_least("score_pool_size", pool_size, 1)
         if not 0 < top_fraction <= 1:
-            msg = f"score_top_fraction must lie in (0, 1], got {top_fraction}."
-            raise InputError(msg)
+            raise InputError(f"score_top_fraction must lie in (0, 1], got {top_fraction}.")
         self.reduction = reduction
         self.pool_size = pool_size
         self.top_fraction = top_fraction

@@ -325,8 +325,7 @@ class UniAD(AnomalibModule):
             feature_cache = "off"  # of which yaml without quotes makes False
         # Plain tuples before the hyper-parameters are collected: configs bring lists of several classes.
         if not isinstance(layers, Sequence) or isinstance(layers, str):
-            msg = f"layers must be a list of indices or names, got {layers!r}."
-            raise InputError(msg)
+            raise InputError(f"layers must be a list of indices or names, got {layers!r}.")
         layers = cast("Sequence[int] | Sequence[str]", tuple(layers))
         layer_weights = None if layer_weights is None else tuple(layer_weights)
         image_size = repeat("image_size", image_size, int, 2)
@@ -335,8 +334,7 @@ class UniAD(AnomalibModule):
         neighbor_mask = repeat("neighbor_mask", neighbor_mask, bool, 3)
         feature_cache_copies = check_copies(feature_cache_copies)
         if feature_cache_copies and feature_cache == "off":
-            msg = "feature_cache_copies are kept in the feature cache: set feature_cache to memory or disk."
-            raise InputError(msg)
+            raise InputError("feature_cache_copies are kept in the feature cache: set feature_cache to memory or disk.")
         crop = tuple(crop) if isinstance(crop, Sequence) else crop
         tiles = repeat("tiles", tiles, int, 2)
         full_size = size_of_tiles(image_size, tiles, tile_overlap)
@@ -355,8 +353,7 @@ class UniAD(AnomalibModule):
         )
         if self.input_size not in {None, full_size}:
             size = f"image_size is {image_size}" if full_size == image_size else f"the tiles make {full_size}"
-            msg = f"The pre_processor resizes images to {self.input_size}, but {size}."
-            raise InputError(msg)
+            raise InputError(f"The pre_processor resizes images to {self.input_size}, but {size}.")
         _check_training(self.hparams)
         self.optimizer = optimizer
         self.learning_rate = learning_rate
@@ -560,7 +557,6 @@ class UniAD(AnomalibModule):
 
     def training_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Reconstruct the features of a batch of normal images."""
-        del args, kwargs  # These variables are not used.
         target = self.model.normalise(self._features(batch))  # (B, C, h, w)
         with self._precision():
             reconstruction = self._reconstruct(target)
@@ -570,13 +566,11 @@ class UniAD(AnomalibModule):
 
     def validation_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Predict a batch; thresholds and metrics are computed from it by the callbacks."""
-        del args, kwargs  # These variables are not used.
         with torch.autocast(self.device.type, enabled=False):
             return batch.update(**self.model.predict(self._features(batch), self._covered(batch))._asdict())
 
     def test_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Predict a batch, in full precision like validation and exported models."""
-        del args, kwargs  # These variables are not used.
         with torch.autocast(self.device.type, enabled=False):
             predictions = self.model(cast("torch.Tensor", batch.image), self._covered(batch))
         return batch.update(**predictions._asdict())
@@ -591,7 +585,6 @@ class UniAD(AnomalibModule):
         A score that is not finite stays as it is: OpenVINO would cut NaN to 0, the score of a perfect image. Such an
         image is never called normal.
         """
-        del args, kwargs  # These variables are not used.
         prepare = self.pre_processor
         covered = prepare.covered(batch) if isinstance(prepare, AntialiasedPreProcessor) else None
         raw = self.model(batch if prepare is None else prepare(batch), covered)
@@ -738,11 +731,10 @@ class UniAD(AnomalibModule):
         given: Any = getattr(datamodule, "value_range", own)  # those of anomalib refuse more than 8 bits
         if given != own:
             names = ["no value_range" if pair is None else f"value_range={[*pair]}" for pair in (own, given)]
-            msg = (
+            raise InputError(
                 f"The model was trained with {names[0]}, but {type(datamodule).__name__} has {names[1]}: "
                 f"{'leave it out' if own is None else 'give it that of the training'}."
             )
-            raise InputError(msg)
 
     def on_train_start(self) -> None:
         """Write down what is trained on."""
@@ -778,7 +770,6 @@ class UniAD(AnomalibModule):
 
     def teardown(self, stage: str) -> None:
         """Let go of the compiled step, which cannot be copied, exported or saved."""
-        del stage  # This variable is not used.
         self._compiled = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -949,7 +940,6 @@ class UniAD(AnomalibModule):
         max_drop: float = 0.01,
     ) -> Any:
         """Called by anomalib's ``to_openvino`` for INT8, after :func:`check_quantization`."""
-        del task  # This variable is not used.
         if compression_type == CompressionType.INT8:
             return compress_weights(model)
         size = self.model.image_size if self.geometry is None else None
@@ -985,11 +975,10 @@ def _check_training(arguments: Mapping[str, Any]) -> None:
     ):
         check_choice(name, arguments[name], choices)
     if arguments["early_stopping"] and (arguments["lr_schedule"] != "wsd" or arguments["lr_decay_fraction"] in {0, 1}):
-        msg = (
+        raise InputError(
             "early_stopping ends a training by the decay of lr_schedule=wsd, with a lr_decay_fraction between 0 and 1; "
             f"got lr_schedule={arguments['lr_schedule']}, lr_decay_fraction={arguments['lr_decay_fraction']}."
         )
-        raise InputError(msg)
 
 
 def _told_apart(defective: Floats, normal: Floats) -> tuple[float, float]:
@@ -1018,11 +1007,10 @@ def _check_same_optimizer(saved: Mapping[str, Any], given: Mapping[str, Any], fi
     saved = {**_BEFORE, **saved} if saved else given
     for name in ("optimizer", "lr_schedule"):
         if saved[name] != given[name]:
-            msg = (
+            raise InputError(
                 f"{file} was trained with {name}={saved[name]}, but the model has {given[name]}: resume it with "
                 f"{saved[name]}, or start from its weights alone, with --model.initial_checkpoint."
             )
-            raise InputError(msg)
 
 
 def _check_same_model(
@@ -1055,8 +1043,7 @@ def _check_same_model(
     if sizes or own.keys() != {name for name in weights if name.startswith("model.")}:  # else the same by another name
         different += differences(("backbone", "layers"))
     if different or sizes:
-        msg = (
+        raise InputError(
             f"{file} is of another model; give the arguments of its training (for an imported checkpoint, the "
             f"config beside it, with --config): {'; '.join(different or sizes[:3])}."
         )
-        raise InputError(msg)

@@ -151,8 +151,7 @@ class UniADModel(nn.Module):
         image_size = (image_size[0], image_size[1])  # comparable with a shape, whatever sequence it was
         self.grid_size = _grid_size(image_size, feature_stride)
         if image_score == "max" and score_pool_size > min(image_size):
-            msg = f"score_pool_size ({score_pool_size}) must not exceed image_size {image_size}."
-            raise InputError(msg)
+            raise InputError(f"score_pool_size ({score_pool_size}) must not exceed image_size {image_size}.")
         check_choice("feature_norm", feature_norm, get_args(FeatureNormMode))
         self.jitter = FeatureJitter(jitter_scale, jitter_probability)
         cut = Tiles(image_size, self.grid_size, (tiles[0], tiles[1]), tile_overlap)
@@ -188,8 +187,7 @@ class UniADModel(nn.Module):
         With tiles, those of all tiles side by side.
         """
         if tuple(images.shape[-2:]) != self.image_size:
-            msg = f"The model was built for images of {self.image_size}, got {tuple(images.shape[-2:])}."
-            raise InputError(msg)
+            raise InputError(f"The model was built for images of {self.image_size}, got {tuple(images.shape[-2:])}.")
         if self.tiles is None:
             return self.neck(self.backbone(images))
         return self.tiles.mosaic(self.neck(self.backbone(self.tiles.cut(images))))
@@ -260,8 +258,7 @@ def _of_channels(
     if layer_weights is None:
         return None
     if feature_norm != "standard":
-        msg = f"layer_weights need feature_norm=standard, got feature_norm={feature_norm}."
-        raise InputError(msg)
+        raise InputError(f"layer_weights need feature_norm=standard, got feature_norm={feature_norm}.")
     if len(layer_weights) != len(channels) or not all(0 < weight < math.inf for weight in layer_weights):
         msg = f"layer_weights must be a positive number for each of the {len(channels)} layers, got {[*layer_weights]}."
         raise InputError(msg)
@@ -271,9 +268,8 @@ def _of_channels(
 def _grid_size(image_size: tuple[int, int], feature_stride: int) -> tuple[int, int]:
     height, width = image_size
     if feature_stride < 1 or min(image_size) < 1 or height % feature_stride or width % feature_stride:
-        msg = (
+        raise InputError(
             f"image_size {image_size} must be a positive multiple of feature_stride ({feature_stride}) in both "
             "height and width."
         )
-        raise InputError(msg)
     return height // feature_stride, width // feature_stride

@@ -142,11 +142,9 @@ def _open(
             continue
         in_f32 = ExportedModel(file, normalised)
         if in_f32.image_size not in {None, image_size}:
-            msg = f"{file} is of images of {in_f32.image_size} pixels, the checkpoint of {image_size}."
-            raise InputError(msg)
+            raise InputError(f"{file} is of images of {in_f32.image_size} pixels, the checkpoint of {image_size}.")
         if in_f32.value_range != value_range:
-            msg = f"{file} has value_range {in_f32.value_range}, the checkpoint {value_range}."
-            raise InputError(msg)
+            raise InputError(f"{file} has value_range {in_f32.value_range}, the checkpoint {value_range}.")
         default = ExportedModel(file, normalised, "auto")
         models += [in_f32] if default.computed_in == in_f32.computed_in else [in_f32, default]
     return models
@@ -178,8 +176,7 @@ def _compare(
             try:
                 found.append(difference(result, reference, other.kind))
             except ValueError as error:
-                msg = f"{other.name}: {error}"
-                raise InputError(msg) from error
+                raise InputError(f"{other.name}: {error}") from error
             quality.update(batch, result.scores[other.kind], result.maps[other.kind])
         progress.advance(task)
     rows: list[dict[str, Any]] = [{**_about(torch_model), **references["raw"].compute()}]

@@ -36,29 +36,23 @@ def check(
         raise InputError(msg)
     for file in models:
         if file.suffix not in SUFFIXES:
-            msg = f"{file} is not an exported model: their names end in {', '.join(SUFFIXES)}."
-            raise InputError(msg)
+            raise InputError(f"{file} is not an exported model: their names end in {', '.join(SUFFIXES)}.")
         if file.suffix == ".pt" and os.environ.get("TRUST_REMOTE_CODE", "0").lower() not in {"1", "true"}:
-            msg = (
+            raise InputError(
                 f"{file} is pickled, and whoever reads it runs what is in it: set the environment variable "
                 "TRUST_REMOTE_CODE=1, as for anomalib's TorchInferencer, if you trust the file, or leave it out."
             )
-            raise InputError(msg)
         weights = file.with_suffix(".bin")
         for path in (file, *([weights] if file.suffix == ".xml" else [])):
             if not path.is_file():
-                msg = f"There is no file {path}."
-                raise MissingFileError(msg)
+                raise MissingFileError(f"There is no file {path}.")
     check_at_least("timed_images", timed_images, 1)
     if data is None:
-        msg = "The folder of the test images is missing: give it with --data FOLDER."
-        raise InputError(msg)
+        raise InputError("The folder of the test images is missing: give it with --data FOLDER.")
     if not data.is_dir():
-        msg = f"There is no folder {data}."
-        raise MissingFileError(msg)
+        raise MissingFileError(f"There is no folder {data}.")
     if output.exists() and not output.is_dir():
-        msg = f"The output {output} is a file: give a folder."
-        raise ExistingFileError(msg)
+        raise ExistingFileError(f"The output {output} is a file: give a folder.")
     there = [path for path in (output / "parity.csv", output / "parity.md") if path.exists()]
     if there and not overwrite:
         msg = f"{there[0]} is there already: give another folder with --output, or --overwrite true to replace it."
@@ -79,14 +73,12 @@ def load_pickled(file: Path) -> Any:
     try:
         return TorchInferencer(file, device="cpu").model
     except (AttributeError, ImportError) as error:  # classes that have moved since
-        msg = (
+        raise InputError(
             f"{file} was exported with another version of anomalib-uniad or anomalib ({error}): export it again from "
             "the checkpoint with `anomalib export --export_type torch`."
-        )
-        raise InputError(msg) from error
+        ) from error
     except Exception as error:  # of torch, pickle and zipfile
-        msg = f"{file} is not a model that torch can read: {type(error).__name__}."
-        raise InputError(msg) from error
+        raise InputError(f"{file} is not a model that torch can read: {type(error).__name__}.") from error
 
 
 def normalises(model: UniAD) -> bool:
@@ -108,8 +100,7 @@ def make_datamodule(name: str, root: Path | None, value_range: tuple[float, floa
     needed = [key for key, value in parameters.items() if value.default is value.empty and key != "root"]
     if "root" not in parameters or needed:
         lacking = f"needs {', '.join(needed)} as well" if needed else "has no argument root"
-        msg = f"{name} {lacking}, so it cannot be made of a folder alone; give MultiCategory."
-        raise InputError(msg)
+        raise InputError(f"{name} {lacking}, so it cannot be made of a folder alone; give MultiCategory.")
     arguments: dict[str, Any] = {"root": root, "eval_batch_size": 1, "num_workers": 0}
     if value_range is not None and "value_range" in parameters:
         arguments["value_range"] = value_range
@@ -119,11 +110,9 @@ def make_datamodule(name: str, root: Path | None, value_range: tuple[float, floa
     try:
         datamodule.setup()  # without prepare_data, which would download a public data set
     except RuntimeError as error:  # what some of anomalib's readers raise
-        msg = f"{name} cannot read {root}: {error}"
-        raise InputError(msg) from error
+        raise InputError(f"{name} cannot read {root}: {error}") from error
     if not len(datamodule.test_data):
-        msg = f"{name} finds no test images in {root}."
-        raise InputError(msg)
+        raise InputError(f"{name} finds no test images in {root}.")
     check_samples(datamodule, whole=False)
     return cast("AnomalibDataModule", datamodule)
 

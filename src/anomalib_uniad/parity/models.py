@@ -68,7 +68,6 @@ class TorchModel:
         return self._model(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)
 
     def _keep(self, module: Any, inputs: Any, output: InferenceBatch) -> None:
-        del module, inputs  # These variables are not used.
         self._raw = output  # before the post-processor
 
 
@@ -90,8 +89,7 @@ class ExportedModel:
         self._file, self._precision_hint = file, precision_hint
         self._compiled = compiled = compile_file(file, precision_hint=precision_hint, performance_hint="LATENCY")
         if "anomaly_map" not in compiled.outputs:
-            msg = f"{file} has no output anomaly_map: export it with `anomalib export`."
-            raise InputError(msg)
+            raise InputError(f"{file} has no output anomaly_map: export it with `anomalib export`.")
         self._decides = "pred_label" in compiled.outputs
         self.kind: Kind = "raw"
         self._outputs = compiled.raw_outputs

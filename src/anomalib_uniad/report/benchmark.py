@@ -74,17 +74,14 @@ def read_benchmark(folder: Path, metrics: Sequence[str] | None = None) -> Benchm
         table = pd.read_csv(folder / RESULTS, **how)
         epochs = pd.read_csv(folder / EPOCHS, **how) if (folder / EPOCHS).is_file() else pd.DataFrame()
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
-        msg = f"A table of {folder} is damaged: {' '.join(str(error).split())}."
-        raise InputError(msg) from error
+        raise InputError(f"A table of {folder} is damaged: {' '.join(str(error).split())}.") from error
     names = list(table.columns)
     if lacking := [name for name in (*KEYS, "note", *COST) if name not in names]:
-        msg = f"{folder / RESULTS} is damaged: it has no column {', '.join(lacking)}."
-        raise InputError(msg)
+        raise InputError(f"{folder / RESULTS} is damaged: it has no column {', '.join(lacking)}.")
     known = names[names.index("kind") + 1 : names.index("note")]
     wanted = known if metrics is None else list(dict.fromkeys(metrics))
     if unknown := [name for name in wanted if name not in known]:
-        msg = f"The benchmark has no metric {', '.join(unknown)}: choose from {', '.join(known)}."
-        raise InputError(msg)
+        raise InputError(f"The benchmark has no metric {', '.join(unknown)}: choose from {', '.join(known)}.")
     return Benchmark(folder, table, wanted, epochs)
 
 

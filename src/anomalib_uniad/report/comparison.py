@@ -101,8 +101,7 @@ def compare(runs: Sequence[Run], metrics: Sequence[str] | None = None) -> Compar
     unknown = [name for name in wanted if name not in known]
     if unknown or not wanted:
         msg = f"No run has the metric {', '.join(unknown)}" if unknown else "metrics is empty"
-        msg = f"{msg}: choose from {', '.join(known)}."
-        raise InputError(msg)
+        raise InputError(f"{msg}: choose from {', '.join(known)}.")
     categories = list(dict.fromkeys(name for run in runs for name in run.categories))
     tables = [_table(runs, metric, categories) for metric in wanted]
     counts = {run.name: count(run.predictions) for run in runs}

@@ -28,28 +28,24 @@ def read_predictions(file: Path | None) -> pd.DataFrame:
                 reader = csv.DictReader(stream, strict=True)
                 lacking = {"category", "label", "decision"} - set(reader.fieldnames or [])
                 if lacking:
-                    msg = f"{file} is damaged: it has no column {', '.join(sorted(lacking))}."
-                    raise InputError(msg)
+                    raise InputError(f"{file} is damaged: it has no column {', '.join(sorted(lacking))}.")
                 for row in reader:
                     label = _is_defective(row["label"], "label", file, reader.line_num)
                     decision = _is_defective(row["decision"], "decision", file, reader.line_num)
                     rows.append((row["category"], row.get("path") or "", label, decision))
     except (UnicodeDecodeError, csv.Error) as error:
-        msg = f"{file} is damaged: {error}."
-        raise InputError(msg) from error
+        raise InputError(f"{file} is damaged: {error}.") from error
     return pd.DataFrame(rows, columns=["category", "path", "label", "decision"], dtype=object)
 
 
 def _is_defective(text: str | None, name: str, file: Path, line: int) -> bool | None:
     if text is None:
-        msg = f"{file} is damaged: line {line} has no {name}."
-        raise InputError(msg)
+        raise InputError(f"{file} is damaged: line {line} has no {name}.")
     value = text.strip().lower()
     if not value:
         return None
     if value not in NORMAL | DEFECTIVE:
-        msg = f"{file} is damaged: {name} in line {line} is {text[:40]!r}, neither normal nor anomalous."
-        raise InputError(msg)
+        raise InputError(f"{file} is damaged: {name} in line {line} is {text[:40]!r}, neither normal nor anomalous.")
     return value in DEFECTIVE
 
 

@@ -48,11 +48,9 @@ class Run:
 def read_runs(paths: Sequence[Path], names: Sequence[str] | None = None) -> list[Run]:
     """Read runs, in the order given, and name them: by their models, if no names are given."""
     if not paths:
-        msg = "Give at least one folder of a run, such as results/UniAD/MVTecAD/latest."
-        raise InputError(msg)
+        raise InputError("Give at least one folder of a run, such as results/UniAD/MVTecAD/latest.")
     if names is not None and len(names) != len(paths):
-        msg = f"names has {len(names)} names ({', '.join(names)}) for {len(paths)} runs: give one for each."
-        raise InputError(msg)
+        raise InputError(f"names has {len(names)} names ({', '.join(names)}) for {len(paths)} runs: give one for each.")
     runs = [_read(find_metrics(path)) for path in paths]
     wanted = names if names is not None else [run.about.get("model") or run.file.parent.name for run in runs]
     for run, name in zip(runs, unique(wanted), strict=True):
@@ -78,12 +76,10 @@ def find_metrics(run: Path) -> Path:
     run = run.expanduser()
     if run.is_file():
         if run.suffix not in {".json", ".csv"}:
-            msg = f"{run} is not the metrics.json or metrics.csv of a run."
-            raise InputError(msg)
+            raise InputError(f"{run} is not the metrics.json or metrics.csv of a run.")
         return run
     if not run.is_dir():
-        msg = f"{run} is not there: give the folder of a run, such as results/UniAD/MVTecAD/latest."
-        raise MissingFileError(msg)
+        raise MissingFileError(f"{run} is not there: give the folder of a run, such as results/UniAD/MVTecAD/latest.")
     if found := _newest_in(run):
         return found
     below = [found for folder in sorted(run.iterdir()) if folder.is_dir() and (found := _newest_in(folder))]
@@ -110,25 +106,21 @@ def _read(file: Path) -> Run:
         with file.open(encoding="utf-8", newline="") as stream:
             run = _from_json(file, json.load(stream)) if file.suffix == ".json" else _from_csv(file, stream)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, csv.Error) as error:
-        msg = f"{file} is damaged: {error}."
-        raise InputError(msg) from error
+        raise InputError(f"{file} is damaged: {error}.") from error
     if not run.metrics or not run.categories:
-        msg = f"{file} has no {'categories' if run.metrics else 'metrics'}, so there is nothing to report."
-        raise InputError(msg)
+        raise InputError(f"{file} has no {'categories' if run.metrics else 'metrics'}, so there is nothing to report.")
     return run
 
 
 def _from_json(file: Path, content: Any) -> Run:
     def mapping(value: Any, where: str) -> dict[str, Any]:
         if not isinstance(value, dict):
-            msg = f"{file} is not the metrics.json of a run: {where} is {_short(value)}, not a mapping."
-            raise InputError(msg)
+            raise InputError(f"{file} is not the metrics.json of a run: {where} is {_short(value)}, not a mapping.")
         return value
 
     metrics = mapping(content, "the file").get("metrics")
     if not isinstance(metrics, list) or not metrics or not all(isinstance(name, str) for name in metrics):
-        msg = f"{file} is not the metrics.json of a run: metrics is {_short(metrics)}, not a list of names."
-        raise InputError(msg)
+        raise InputError(f"{file} is not the metrics.json of a run: metrics is {_short(metrics)}, not a list of names.")
     run = Run(file, metrics=list(dict.fromkeys(metrics)))
     for key, value in mapping(content.get("run", {}), "run").items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -159,8 +151,7 @@ def _from_csv(file: Path, stream: Iterable[str]) -> Run:
     rows = list(reader)
     # The row of the means is the last one; a category may be called "mean", and the row then something else.
     if not rows or rows[-1].get("kind", rows[-1]["category"]) != "mean" or None in rows[-1].values():
-        msg = f"{file} is damaged: its last row has to be the mean."
-        raise InputError(msg)
+        raise InputError(f"{file} is damaged: its last row has to be the mean.")
     about = [name for name in names[names.index("note") + 1 :] if name not in ("kind", *COUNTS)]
     run.about = {name: rows[-1][name] for name in about}
     for line, row in enumerate(rows[:-1], 2):
@@ -185,11 +176,9 @@ def _add(run: Run, metric: str, category: str, value: Any, where: str) -> None:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return
     if not _is_number(value) or not math.isfinite(value):
-        msg = f"{run.file} is damaged: {where} is {_short(value)}, not a number."
-        raise InputError(msg)
+        raise InputError(f"{run.file} is damaged: {where} is {_short(value)}, not a number.")
     if metric not in run.metrics:
-        msg = f"{run.file} is damaged: {where} is not one of its metrics ({', '.join(run.metrics)})."
-        raise InputError(msg)
+        raise InputError(f"{run.file} is damaged: {where} is not one of its metrics ({', '.join(run.metrics)}).")
     run.values[metric, category] = float(value)
 
 

@@ -56,16 +56,13 @@ def write_report(
 def check_output(output: Path, files: Sequence[Path], overwrite: bool) -> None:
     """Refuse a folder in which something would be lost."""
     if output.exists() and not output.is_dir():
-        msg = f"{output} is a file: give a folder as output."
-        raise ExistingFileError(msg)
+        raise ExistingFileError(f"{output} is a file: give a folder as output.")
     there = [file for file in files if file.exists() or file.is_symlink()]
     if there and not overwrite:
-        msg = (
+        raise ExistingFileError(
             f"{' and '.join(map(str, there))} would be overwritten: choose another output folder, "
             "or set overwrite to true."
         )
-        raise ExistingFileError(msg)
     for file in there:
         if file.is_dir():
-            msg = f"{file} is a folder: choose another output folder."
-            raise ExistingFileError(msg)
+            raise ExistingFileError(f"{file} is a folder: choose another output folder.")

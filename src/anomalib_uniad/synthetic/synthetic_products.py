@@ -64,8 +64,7 @@ class SyntheticProducts(MVTecAD):
         self, root: Path | str | None = "./datasets/SyntheticProducts", category: str = "blister", **kwargs: Any
     ) -> None:
         if category not in PRODUCTS:
-            msg = f"Unknown category {category!r}; there are {', '.join(CATEGORIES)}"
-            raise InputError(msg)
+            raise InputError(f"Unknown category {category!r}; there are {', '.join(CATEGORIES)}")
         check_loading(**kwargs)
         super().__init__(root=resolve_dataset_root(root, "SyntheticProducts"), category=category, **kwargs)
 
@@ -122,10 +121,9 @@ def _is_generated(folder: Path) -> bool:
     if all((folder / part).is_dir() for part in ("train/good", "test", "ground_truth")):
         return True
     if folder.exists():
-        msg = (
+        raise ExistingFileError(
             f"{folder} exists but has no train/good, test and ground_truth folders; move it away or choose another root"
         )
-        raise ExistingFileError(msg)
     return False
 
 

@@ -277,19 +277,17 @@ def _prepare(items: list[Any], transform: Callable[..., Any] | None, dataset: st
         image, mask = getattr(item, "image", None), getattr(item, "gt_mask", None)
         if not torch.is_tensor(image) or image.dim() != 3 or image.shape[0] != 3:
             found = tuple(image.shape) if torch.is_tensor(image) else type(image).__name__
-            msg = (
+            raise InputError(
                 f"The feature cache needs images of shape (3, H, W), but {dataset} gives {found}. "
                 "Train without the cache (feature_cache=off)."
             )
-            raise InputError(msg)
         if transform is not None:
             image, mask = named(item.image_path, transform, image, mask)
         images.append(image.as_subclass(torch.Tensor))
         masks.append(mask)
     sizes = {tuple(image.shape) for image in images}
     if len(sizes) > 1:
-        msg = f"Images have different sizes after the pre-processor: {sorted(sizes)}. Let it resize them."
-        raise InputError(msg)
+        raise InputError(f"Images have different sizes after the pre-processor: {sorted(sizes)}. Let it resize them.")
     size = tuple(images[0].shape[-2:])
     planes = np.full((len(items), *size), NO_MASK, dtype=np.uint8)
     for plane, mask in zip(planes, masks, strict=True):
@@ -304,11 +302,10 @@ def _extract(model: nn.Module, images: torch.Tensor, dtype: FeatureDtype) -> np.
         features = model.extract(images.to(weights[0] if weights else None)).float()  # type: ignore[operator]
     kept = features.to(getattr(torch, dtype))
     if dtype == "float16" and not bool(torch.isfinite(kept).all()):
-        msg = (
+        raise InputError(
             f"Features reach {features.abs().max().item():.3g}, more than float16 can hold (65504). "
             "Keep them in float32 (feature_cache_dtype=float32)."
         )
-        raise InputError(msg)
     return kept.cpu().numpy()
 
 

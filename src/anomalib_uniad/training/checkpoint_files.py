@@ -38,7 +38,6 @@ class WholeFileIO(CheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint under another name, and rename it once it is on the disk."""
-        del storage_options
         path = Path(path)
         content = io.BytesIO()  # torch's own errors do not say that a disk is full
         torch.save(checkpoint, content)
@@ -78,7 +77,6 @@ class CheckpointRescue(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Replace Lightning's or anomalib's plugin for the time of the training; one of the user stays."""
-        del pl_module
         plugin = trainer.strategy.checkpoint_io
         standard = getattr(type(plugin), "save_checkpoint", None) is TorchCheckpointIO.save_checkpoint
         if stage == "fit" and standard and "://" not in str(trainer.default_root_dir):
@@ -90,7 +88,6 @@ class CheckpointRescue(Callback):
         Raises:
             OSError: If there is such a checkpoint; the message says where it is now.
         """
-        del pl_module
         if trainer.strategy.broadcast(bool(self._io and self._io.failed)):
             raise DiskError(self._save_elsewhere(trainer))
 
@@ -103,7 +100,6 @@ class CheckpointRescue(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the trainer its plugin back."""
-        del pl_module, stage
         if self._io is not None:
             trainer.strategy.checkpoint_io = self._io.inner
             self._io = None

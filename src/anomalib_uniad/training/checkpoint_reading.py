@@ -38,8 +38,7 @@ def read_checkpoint(path: Path, safe_globals: Sequence[Any] = ()) -> dict[str, A
         with anomalib_safe_globals(safe_globals):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except PermissionError as error:
-        msg = f"The checkpoint {path} cannot be read: {error.strerror}."
-        raise DiskError(msg) from error
+        raise DiskError(f"The checkpoint {path} cannot be read: {error.strerror}.") from error
     except Exception as error:  # torch's readers raise all kinds on other files
         found = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if found:
@@ -53,8 +52,7 @@ def read_checkpoint(path: Path, safe_globals: Sequence[Any] = ()) -> dict[str, A
     if not isinstance(content, dict) or not {"state_dict", "pytorch-lightning_version"} <= content.keys():
         official = isinstance(content, dict) and "arch" in content
         hint = _IMPORT if official else "`anomalib train` writes one to weights/lightning."
-        msg = f"{path} is not a checkpoint of Lightning: {hint}"
-        raise InputError(msg)
+        raise InputError(f"{path} is not a checkpoint of Lightning: {hint}")
     return content
 
 
@@ -66,12 +64,10 @@ class UnreadableCheckpoint(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Expect a checkpoint."""
-        del trainer, pl_module, stage
         self._has_read = False
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note that it was read."""
-        del trainer, pl_module, checkpoint
         self._has_read = True
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

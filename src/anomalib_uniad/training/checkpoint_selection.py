@@ -54,16 +54,14 @@ class CheckpointSelection(Callback):
         checkpoints = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
         self._last = next((item for item in checkpoints if item.monitor is None and item.save_top_k == 1), None)
         if self._last is None:
-            msg = (
+            raise InputError(
                 "checkpoint_selection=best needs the trainer's own checkpoint callback, which keeps the last epoch; it "
                 f"is switched off, or replaced by another. {_LAST}"
             )
-            raise InputError(msg)
         self._path = checkpoint_path(trainer, "best.ckpt")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the epoch, if it is the best so far."""
-        del pl_module
         if self._path is None or trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         score = float(trainer.callback_metrics[MONITOR])
@@ -104,7 +102,6 @@ class CheckpointSelection(Callback):
         Raises:
             FileNotFoundError: If it is neither beside the checkpoint that is resumed nor where it was written.
         """
-        del pl_module
         if self._path is None or trainer.state.fn != TrainerFn.FITTING or trainer.ckpt_path is None:
             return
         state = checkpoint["callbacks"].get(self.state_key)
@@ -120,11 +117,10 @@ class CheckpointSelection(Callback):
         if state["step"] == checkpoint["global_step"]:
             sources.append(resumed)  # it has the same weights: model.ckpt of a complete training, for example
         if not sources:
-            msg = (
+            raise MissingFileError(
                 f"The best checkpoint so far ({MONITOR} {state['score']:.4f}) is not there any more: {state['path']}. "
                 f"Put it beside {trainer.ckpt_path}."
             )
-            raise MissingFileError(msg)
         if trainer.is_global_zero and sources[0].resolve() != self._path.resolve():
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self._path) as (part,):
@@ -135,24 +131,21 @@ def _check_images(trainer: Trainer) -> None:
     datamodule = trainer.datamodule  # type: ignore[attr-defined]
     where = describe_validation(datamodule)
     if not where or not trainer.enable_validation:
-        msg = (
+        raise InputError(
             "checkpoint_selection=best needs a datamodule with validation images; choose them with its val_split_mode, "
             f"for example from_test. {_LAST}"
         )
-        raise InputError(msg)
     if validates_test_images(datamodule):
-        msg = (
+        raise InputError(
             f"With checkpoint_selection=best, the checkpoint would be selected on test images: those of the validation "
             f"are {where}. Set some aside with the datamodule's val_split_mode, for example from_test. {_LAST}"
         )
-        raise InputError(msg)
     labels = datamodule.val_data.samples.get("label_index")
     if labels is None or set(labels) < {0, 1}:
-        msg = (
+        raise InputError(
             f"With checkpoint_selection=best, {MONITOR} needs normal and defective validation images, but there is "
             f"only one kind: {where}. Choose another val_split_mode of the datamodule. {_LAST}"
         )
-        raise InputError(msg)
     if drawn_without_seed(datamodule):
         rank_zero_warn(
             "The validation images are drawn without a seed: a later test would draw others, and test some that the "
@@ -163,5 +156,4 @@ def _check_images(trainer: Trainer) -> None:
 def _check_metric(pl_module: LightningModule) -> None:
     metrics: Any = getattr(getattr(pl_module, "evaluator", None), "val_metrics", ())
     if MONITOR not in [metric.name for metric in metrics]:
-        msg = f"checkpoint_selection=best needs {MONITOR} among the evaluator's val_metrics. {_LAST}"
-        raise InputError(msg)
+        raise InputError(f"checkpoint_selection=best needs {MONITOR} among the evaluator's val_metrics. {_LAST}")

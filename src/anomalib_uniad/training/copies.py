@@ -110,8 +110,7 @@ def _check_names(names: Any) -> list[str]:
         rotation = _ROTATION.fullmatch(str(name))
         known = str(name) in {"horizontal_flip", "vertical_flip"} or _SHIFT.fullmatch(str(name))
         if not known and (rotation is None or (rotation[1] != "any" and int(rotation[1]) >= 360)):
-            msg = f"feature_cache_copies has {name!r}, but the copies that there are are {_KNOWN}."
-            raise InputError(msg)
+            raise InputError(f"feature_cache_copies has {name!r}, but the copies that there are are {_KNOWN}.")
     return [str(name) for name in names]
 
 

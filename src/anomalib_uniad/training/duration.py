@@ -41,7 +41,6 @@ class TrainingDuration(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start anew."""
-        del trainer, pl_module
         self._steps.clear()
         self._skip, self._said, self._mark, self._validation, self._shown = _SKIPPED, False, None, None, 0.0
 
@@ -49,7 +48,6 @@ class TrainingDuration(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Time the step, and say what is known."""
-        del outputs, batch, batch_idx
         if not self._said and trainer.strategy.root_device.type != "cpu":
             torch.accelerator.synchronize()  # else it would be timed how fast work is handed to the device
         now = time.monotonic()
@@ -69,12 +67,10 @@ class TrainingDuration(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of the validation."""
-        del trainer, pl_module
         self._validation_start = time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop it, and leave the validation out of the step that it lies in."""
-        del trainer, pl_module
         self._validation = time.monotonic() - self._validation_start
         if self._mark is not None:
             self._mark += self._validation

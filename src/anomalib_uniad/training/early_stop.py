@@ -83,7 +83,6 @@ class EarlyStop(Callback):
         Raises:
             ValueError: If the datamodule has no training set that can be divided.
         """
-        del pl_module
         if stage != "fit":
             return
         self._restore(trainer)
@@ -136,7 +135,6 @@ class EarlyStop(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose when to look."""
-        del pl_module
         if self._images is not None:
             self._interval = max(1, _schedule(trainer).end // EVALUATIONS)
 
@@ -144,7 +142,6 @@ class EarlyStop(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Look, if it is time, and decide."""
-        del outputs, batch, batch_idx
         step = trainer.global_step
         if self._images is None or self._end is not None or step == self._last_step or step % self._interval:
             return
@@ -171,17 +168,14 @@ class EarlyStop(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave everything as it was before the training."""
-        del pl_module, stage
         self._restore(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave everything as it was before the training."""
-        del pl_module, exception
         self._restore(trainer)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take over the end that was decided before the training was resumed."""
-        del pl_module
         end = checkpoint["callbacks"].get(self.state_key, {}).get("end")
         if end is not None and trainer.state.fn == TrainerFn.FITTING:
             self._end_at(trainer, end)

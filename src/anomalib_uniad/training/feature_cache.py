@@ -106,11 +106,10 @@ class FeatureCache(Callback):
             return
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         if not hasattr(datamodule, "train_data"):
-            msg = (
+            raise InputError(
                 "The feature cache works with anomalib's datamodules: give the trainer one instead of dataloaders. "
                 f"{_OFF}"
             )
-            raise InputError(msg)
         check_model(pl_module.model)
         check_strategy(trainer)
         check_transfer(datamodule, pl_module)
@@ -147,22 +146,18 @@ class FeatureCache(Callback):
         Raises:
             RuntimeError: If they are not.
         """
-        del trainer
         if self._datasets and digest_weights(pl_module.model.backbone) != self._weights:  # type: ignore[union-attr, arg-type]
-            msg = (
+            raise RuntimeError(
                 "The backbone's weights changed after the features were computed. Load weights before the training "
                 f"starts. {_OFF}"
             )
-            raise RuntimeError(msg)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave everything as it was before the training."""
-        del trainer, pl_module, stage
         self._restore()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave everything as it was before the training."""
-        del trainer, pl_module, exception
         self._restore()
 
     def _replace(self, datamodule: Any, name: str, value: Any) -> None:
@@ -268,8 +263,7 @@ class FeatureCache(Callback):
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            msg = f"The disk of {str(self.store.directory)!r} became full. {_ADVICE}"
-            raise DiskError(msg) from error
+            raise DiskError(f"The disk of {str(self.store.directory)!r} became full. {_ADVICE}") from error
 
 
 class _Group(NamedTuple):
@@ -317,16 +311,14 @@ def check_model(model: Any) -> None:
         msg = f"The feature cache needs a model with `backbone` and `extract`; {type(model).__name__} has not. {_OFF}"
         raise InputError(msg)
     if any(parameter.requires_grad for parameter in model.backbone.parameters()):
-        msg = f"The backbone has trainable parameters, so its features change. Freeze it, or: {_OFF}"
-        raise InputError(msg)
+        raise InputError(f"The backbone has trainable parameters, so its features change. Freeze it, or: {_OFF}")
 
 
 def check_strategy(trainer: Trainer) -> None:
     """Refuse strategies that split a model over devices: no process could extract features alone."""
     if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
         name = type(trainer.strategy).__name__
-        msg = f"The feature cache works on one device and with DDP, not with {name}. {_OFF}"
-        raise InputError(msg)
+        raise InputError(f"The feature cache works on one device and with DDP, not with {name}. {_OFF}")
 
 
 def check_transfer(*owners: Any) -> None:
@@ -335,11 +327,10 @@ def check_transfer(*owners: Any) -> None:
         for hook in ("on_before_batch_transfer", "on_after_batch_transfer"):
             found = getattr(type(owner), hook, None)
             if found is not None and found is not getattr(DataHooks, hook):
-                msg = (
+                raise InputError(
                     f"{type(owner).__name__} has its own {hook}, which may change images in every epoch, and the "
                     f"feature cache would not see it. {_OFF}"
                 )
-                raise InputError(msg)
 
 
 def transform_of_images(trainer: Trainer, pl_module: LightningModule) -> Any:
@@ -351,8 +342,7 @@ def transform_of_images(trainer: Trainer, pl_module: LightningModule) -> Any:
     if found is None or all(item is not found for item in trainer.callbacks):  # type: ignore[attr-defined]
         return None
     if not isinstance(found, PreProcessor):
-        msg = f"The feature cache knows pre-processors of anomalib, not {type(found).__name__}. {_OFF}"
-        raise InputError(msg)
+        raise InputError(f"The feature cache knows pre-processors of anomalib, not {type(found).__name__}. {_OFF}")
     check_deterministic(found.transform, "pre_processor")
     geometry: Any = getattr(found, "geometry", None)
     height, width = (32, 32) if geometry is None else geometry.least
@@ -364,27 +354,24 @@ def transform_of_images(trainer: Trainer, pl_module: LightningModule) -> Any:
         for batch in (images, features):
             getattr(found, hook)(trainer, pl_module, batch, 0)
         if not images.image.equal(expected) or not features.image.equal(image):
-            msg = (
+            raise InputError(
                 f"The feature cache transforms images itself, once, but {hook} of {type(found).__name__} does "
                 f"something else with images, or does not leave batches that bring their features alone. {_OFF}"
             )
-            raise InputError(msg)
     return found.transform
 
 
 def check_dataset(dataset: Any, where: str) -> None:
     """Refuse datasets that give no images, or not always the same; ``where`` its augmentations come from."""
     if not isinstance(dataset, AnomalibDataset) or isinstance(dataset, (AnomalibDepthDataset, AnomalibVideoDataset)):
-        msg = f"The feature cache needs an image dataset of anomalib, not {type(dataset).__name__}. {_OFF}"
-        raise InputError(msg)
+        raise InputError(f"The feature cache needs an image dataset of anomalib, not {type(dataset).__name__}. {_OFF}")
     reader = next(cls for cls in type(dataset).__mro__ if {"__getitem__", "__getitems__"} & vars(cls).keys())
     if reader.__module__.split(".")[0] not in {"anomalib", "anomalib_uniad"} and not hasattr(dataset, "content_key"):
-        msg = (
+        raise InputError(
             f"{reader.__qualname__} reads its items itself (__getitem__), and the feature cache cannot see what they "
             "depend on. If they are always the same, give the dataset an attribute content_key, a string that changes "
             f"with their contents. {_OFF}"
         )
-        raise InputError(msg)
     for part in getattr(dataset, "parts", ()):  # which read the images
         check_dataset(part, where)
     check_deterministic(dataset.augmentations, where)
@@ -405,8 +392,7 @@ def check_loader(loader: Any, dataset: CachedDataset) -> None:
 def _check_collate(found: Any, expected: Any) -> None:
     if found != expected:
         name = getattr(found, "__name__", type(found).__name__)
-        msg = f"The dataloader has its own collate_fn ({name}), which the feature cache cannot call. {_OFF}"
-        raise InputError(msg)
+        raise InputError(f"The dataloader has its own collate_fn ({name}), which the feature cache cannot call. {_OFF}")
 
 
 def check_space(
@@ -437,8 +423,7 @@ def check_space(
     size = f"The features of {shape[0]} images, {'x'.join(map(str, shape[1:]))} {dtype}, need {gigabytes(needed)}"
     if free is not None and needed > free:
         beside = " beside the other files of the training" if reserved else ""
-        msg = f"{size} in {place}, but there are only {gigabytes(free)}{beside}. {advice}"
-        raise DiskError(msg)
+        raise DiskError(f"{size} in {place}, but there are only {gigabytes(free)}{beside}. {advice}")
     rank_zero_info(f"{size} in {place}{'' if free is None else f' (free: {gigabytes(free)})'}.")
 
 

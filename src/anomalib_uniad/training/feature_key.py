@@ -93,12 +93,11 @@ def describe_files(dataset: Any, masks: bool, rows: Sequence[int] | None = None)
         try:
             status = os.stat(path)  # noqa: PTH116 - Path.stat takes three times as long
         except OSError as error:
-            msg = (
+            raise InputError(
                 f"The feature cache cannot see whether {str(path)!r} has changed: {error.strerror or error}. If the "
                 "images are not files, give the dataset an attribute content_key, a string that changes with their "
                 "contents; or train without the cache (feature_cache=off)."
-            )
-            raise InputError(msg) from error
+            ) from error
         return [os.path.realpath(path), status.st_size, status.st_mtime_ns]
 
     labels = samples["label_index"] if "label_index" in samples else [None] * len(samples)
@@ -118,12 +117,11 @@ def check_deterministic(transform: Any, where: str) -> None:
         for part in _parts(transform):
             check_deterministic(part, where)
     elif transform is not None and type(transform) not in DETERMINISTIC:
-        msg = (
+        raise InputError(
             f"The feature cache computes the features of an image once, but {where} has {type(transform).__name__}, "
             "which is random or not known to be deterministic. Remove it, or train without the cache "
             "(feature_cache=off)."
         )
-        raise InputError(msg)
 
 
 def describe_transform(transform: Any) -> Any:

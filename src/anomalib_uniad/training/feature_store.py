@@ -195,8 +195,7 @@ class FeatureStore:
                 build(writer)
             arrays = self.open(key)
         if arrays is None:
-            msg = f"The feature cache {str(self.directory / key)!r} was changed while it was built."
-            raise DiskError(msg)
+            raise DiskError(f"The feature cache {str(self.directory / key)!r} was changed while it was built.")
         return arrays, "built now"
 
     @contextlib.contextmanager
@@ -211,11 +210,10 @@ class FeatureStore:
                 say(f"Another process builds the feature cache {self.directory / key}; waiting for it.")
                 lock.acquire()
         except OSError as error:
-            msg = (
+            raise DiskError(
                 f"The directory of the feature cache, {str(self.directory)!r}, cannot be written to: {error}. Choose "
                 "another one (feature_cache_dir), or keep the features in memory (feature_cache=memory)."
-            )
-            raise DiskError(msg) from error
+            ) from error
         try:
             yield
         finally:
@@ -303,20 +301,17 @@ def _map_arrays(folder: Path, key: str) -> dict[str, np.ndarray]:
     """Map the arrays of a cache into memory; a ValueError says what is wrong with the folder."""
     meta = _read_meta(folder)
     if meta.get("key") != key:
-        msg = f"{META} is missing, cannot be read or belongs to another cache."
-        raise InputError(msg)
+        raise InputError(f"{META} is missing, cannot be read or belongs to another cache.")
     try:
         # Private pages: torch warns about arrays that cannot be written to, and nothing goes back to the file.
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="c") for name in {*meta["arrays"], *REQUIRED}}
         for name, array in arrays.items():
             wanted = meta["arrays"][name]
             if list(array.shape) != wanted["shape"] or array.dtype.name != wanted["dtype"]:
-                msg = f"{name}.npy has {array.shape}, {array.dtype.name}; {META} says {wanted}."
-                raise InputError(msg)
+                raise InputError(f"{name}.npy has {array.shape}, {array.dtype.name}; {META} says {wanted}.")
     # Other errors of the system, for example too many open files, say nothing about the cache.
     except (FileNotFoundError, EOFError, KeyError, TypeError) as error:
-        msg = f"{type(error).__name__}: {error}"
-        raise InputError(msg) from error
+        raise InputError(f"{type(error).__name__}: {error}") from error
     return arrays
 
 

@@ -58,12 +58,10 @@ class FiniteTraining(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget an earlier training."""
-        del trainer, pl_module
         self._losses, self._steps, self._last = None, [], None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keep the learning rate of the step: schedules change it before the step's end is announced."""
-        del pl_module, batch, batch_idx
         self._learning_rate = max((float(g["lr"]) for item in trainer.optimizers for g in item.param_groups), default=0)
 
     def on_train_batch_end(
@@ -74,7 +72,6 @@ class FiniteTraining(Callback):
         Raises:
             ValueError: If it is time to look, and a loss is not finite.
         """
-        del pl_module, batch_idx
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if not torch.is_tensor(loss):  # the step was left out
             return

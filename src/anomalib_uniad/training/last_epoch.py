@@ -19,7 +19,6 @@ class LastEpochValidation(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate the epoch that begins, if it is the last one."""
-        del pl_module
         if trainer.current_epoch + 1 == trainer.max_epochs:
             self._validate_now(trainer)
 
@@ -31,7 +30,6 @@ class LastEpochValidation(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """The same if it was the last step, which may be within an epoch; Lightning validates where it is stopped."""
-        del pl_module, outputs, batch, batch_idx
         if 0 <= trainer.max_steps <= trainer.global_step:
             self._validate_now(trainer)
             trainer.should_stop = True
@@ -43,12 +41,10 @@ class LastEpochValidation(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the trainer its validation interval back."""
-        del pl_module
         if self._interval is not None:
             trainer.check_val_every_n_epoch = self._interval
             self._interval = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the trainer its validation interval back."""
-        del exception
         self.on_fit_end(trainer, pl_module)

@@ -98,8 +98,7 @@ class Muon(Optimizer):
         ]
         for parameter in groups[0]["params"]:
             if parameter.dim() != 2:
-                msg = f"Muon is for matrices, got a parameter of shape {tuple(parameter.shape)}."
-                raise ValueError(msg)
+                raise ValueError(f"Muon is for matrices, got a parameter of shape {tuple(parameter.shape)}.")
         super().__init__(groups, {"fused": fused})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -55,7 +55,6 @@ class EpochSeed(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Choose the seed, the same one in all processes."""
-        del pl_module
         if stage == "fit":
             drawn = int(torch.randint(2**62, ())) if self.seed is None else self.seed
             self._base_seed = trainer.strategy.broadcast(drawn)
@@ -68,17 +67,15 @@ class EpochSeed(Callback):
         Raises:
             ValueError: If the checkpoint is its ``resume.ckpt``; the message says what to do.
         """
-        del pl_module
         if trainer.state.fn != TrainerFn.FITTING:
             return
         loop = checkpoint["loops"]["fit_loop"]
         batches = loop["epoch_loop.batch_progress"]
         if "ExactResume" in checkpoint["callbacks"] and not batches["is_last_batch"]:
-            msg = (
+            raise InputError(
                 f"{trainer.ckpt_path} was written by anomalib-uniad 0.1.0 between two batches, where this version "
                 "cannot resume a training: resume it with 0.1.0, continue from a model.ckpt, or start again."
             )
-            raise InputError(msg)
         if trainer.max_steps != -1 and batches["is_last_batch"]:
             epochs = loop["epoch_progress"]
             if epochs["current"]["processed"] == epochs["current"]["started"]:
@@ -98,7 +95,6 @@ class EpochSeed(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Seed the epoch."""
-        del pl_module
         numbers = (self._base_seed, trainer.current_epoch, trainer.global_rank)
         seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
         torch.manual_seed(seed)
@@ -147,7 +143,6 @@ class ResumeCheckpoint(Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Choose the file."""
-        del pl_module
         if stage == "fit":
             others = [callback for callback in trainer.checkpoint_callbacks if callback is not self]
             wanted = self.interval_minutes > 0 and others and not trainer.fast_dev_run  # type: ignore[attr-defined]
@@ -156,7 +151,6 @@ class ResumeCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock, and copy the file from which training is resumed: it may be stopped before the next one."""
-        del pl_module
         self._training = True
         self._trained_step = trainer.global_step
         self._last_time = time.monotonic()
@@ -173,7 +167,6 @@ class ResumeCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file, if it is time."""
-        del pl_module
         # Lightning calls this once more for the epoch after which it resumes.
         if self._path is None or trainer.should_stop or trainer.global_step == self._trained_step:
             return
@@ -186,7 +179,6 @@ class ResumeCheckpoint(Checkpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say what was kept, and how to go on."""
-        del pl_module
         if not self._training:
             return
         self._training = False
@@ -199,7 +191,6 @@ class ResumeCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the file, as there is nothing left to resume."""
-        del pl_module
         self._training = False
         epochs, steps = trainer.max_epochs or -1, trainer.max_steps
         complete = 0 <= epochs <= trainer.current_epoch or 0 <= steps <= trainer.global_step
@@ -223,18 +214,15 @@ class TrainedWeights(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget earlier trainings."""
-        del trainer, pl_module
         if stage == "fit":
             self._outdated = None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember the checkpoint that is older than the model now."""
-        del pl_module
         self._outdated = Path(trainer.ckpt_path).resolve() if trainer.ckpt_path else None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """From the second test on, checkpoints are loaded as they are."""
-        del trainer, pl_module
         if stage != "fit":
             self._outdated = None
 

@@ -54,7 +54,6 @@ class RunFolder(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Remove the folder if nothing was trained."""
-        del exception
         if trainer.state.fn == "fit" and trainer.is_global_zero and not trainer.global_step:
             with contextlib.suppress(OSError):  # the error that ends the training matters more
                 _remove(Path(trainer.default_root_dir), type(pl_module).__name__)

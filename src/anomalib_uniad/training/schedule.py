@@ -120,10 +120,9 @@ def learning_rate_schedule(
         return {"scheduler": StepLR(optimizer, decay_epoch, decay_factor), "interval": "epoch"}
     total_steps = trainer.estimated_stepping_batches
     if schedule != "step" and math.isinf(total_steps):
-        msg = (
+        raise InputError(
             f"lr_schedule {schedule!r} needs to know where training ends: set trainer.max_epochs or trainer.max_steps."
         )
-        raise InputError(msg)
     trainer.fit_loop.setup_data()  # with max_steps alone, Lightning has not counted the batches yet
     steps_per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
     warmup_steps = round(warmup_epochs * steps_per_epoch)

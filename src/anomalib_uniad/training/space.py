@@ -35,11 +35,10 @@ class SpaceCheck(Callback):
             return
         free = trainer.strategy.broadcast(shutil.disk_usage(_existing(folder)).free)
         if needed > free:
-            msg = (
+            raise DiskError(
                 f"The training needs {gigabytes(needed)} in {folder} ({words}), but there are only {gigabytes(free)}: "
                 "make room, or choose a folder on another disk (default_root_dir)."
             )
-            raise DiskError(msg)
         rank_zero_info(
             f"The files of the training need up to {gigabytes(needed)} in {folder} (free: {gigabytes(free)})."
         )

@@ -112,11 +112,9 @@ def fake(function: object, arguments: dict, time_limit: float) -> dict:
     """Measurements without a process: scikit-learn takes 40 times as long, anomalib too long, another is killed."""
     name, images = arguments["method"], arguments["images"]
     if name == "anomalib":
-        msg = "takes more than 60 s"
-        raise TimeoutError(msg)
+        raise TimeoutError("takes more than 60 s")
     if name == "pooled":
-        msg = "was killed by signal 9, perhaps for want of memory"
-        raise ChildProcessError(msg)
+        raise ChildProcessError("was killed by signal 9, perhaps for want of memory")
     seconds = images / 100 * (40 if name == "sklearn" else 1)
     values = {"pixel_AUROC/a": 0.5 + (1e-9 if name == "sklearn" else 0), "pixel_AUPRO/a": 0.25}
     return {"seconds": seconds, "processor_seconds": seconds, "peak_memory_bytes": images * 2**20, "values": values}

@@ -149,8 +149,7 @@ def test_rows(files: Files, tmp_path: Path, monkeypatch) -> None:
             assert datamodule.name == "Products"
             assert size == (64, 64)
             if name == "broken":
-                msg = "no such thing"
-                raise RuntimeError(msg)
+                raise RuntimeError("no such thing")
             called.append(name)
             return model if name == "exact" else files.quantised(name)
 

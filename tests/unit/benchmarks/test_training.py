@@ -141,8 +141,7 @@ def test_without_a_gpu_that_part_is_left_out(tmp_path: Path, monkeypatch: pytest
 def test_a_case_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
     def measure(function: object, arguments: dict) -> dict:
         if arguments["batch_size"] == 1:
-            msg = "out of memory"
-            raise RuntimeError(msg)
+            raise RuntimeError("out of memory")
         return {"seconds_per_step": 1.0}
 
     monkeypatch.setattr(training, "apart", measure)

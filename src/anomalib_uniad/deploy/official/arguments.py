@@ -41,8 +41,7 @@ def arguments_of(
 
     for name, only in (("activation", "relu"), ("normalize_before", False)):
         if kwargs.get(name, only) != only:
-            msg = f"The checkpoint was trained with {name}={kwargs[name]!r}; only {only!r} is built here."
-            raise InputError(msg)
+            raise InputError(f"The checkpoint was trained with {name}={kwargs[name]!r}; only {only!r} is built here.")
 
     _check_backbone(backbone, arch, given)
     put("backbone", tensors=None if "backbone" in given else backbone)
@@ -91,8 +90,7 @@ def arguments_of(
     for name in (*whole, "dropout", "jitter_scale", "jitter_probability"):
         value = values[name]
         if isinstance(value, bool) or not isinstance(value, int if name in whole else (int, float)):
-            msg = f"{name} ({sources[name]}) is {value!r}, not a number."
-            raise InputError(msg)
+            raise InputError(f"{name} ({sources[name]}) is {value!r}, not a number.")
     return values, sources
 
 
@@ -138,16 +136,14 @@ def _check_channels(backbone: str, layers: list[Any], channels: int) -> None:
     names = [item["module"] for item in info]
     chosen = [names.index(layer) if layer in names else layer for layer in layers]
     if any(layer not in range(len(info)) for layer in chosen):
-        msg = f"{backbone} has no layers {layers}; it has {list(range(len(info)))}, which are {names}."
-        raise InputError(msg)
+        raise InputError(f"{backbone} has no layers {layers}; it has {list(range(len(info)))}, which are {names}.")
     total = sum(info[layer]["num_chs"] for layer in chosen)
     if total != channels:
         each = {index: item["num_chs"] for index, item in enumerate(info)}
-        msg = (
+        raise InputError(
             f"The transformer in the checkpoint takes {channels} channels, but layers {layers} of {backbone} have "
             f"{total}. Give the layers that it was trained on; their channels are {each}."
         )
-        raise InputError(msg)
 
 
 def _grid(
@@ -162,11 +158,10 @@ def _grid(
     else:
         grid = in_arch or [math.isqrt(tokens)] * 2
     if grid[0] * grid[1] != tokens:
-        msg = (
+        raise InputError(
             f"The queries of the checkpoint are of {tokens} tokens, which is no grid of {grid[0]} x {grid[1]}. Give "
             "image_size (height and width)."
         )
-        raise InputError(msg)
     return grid
 
 

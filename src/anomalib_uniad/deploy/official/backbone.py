@@ -43,11 +43,10 @@ def identify(state: Mapping[str, torch.Tensor]) -> tuple[str, dict[str, str]]:
         if not found[name]:
             return name, names
     closest = min(found, key=lambda name: len(found[name]))
-    msg = (
+    raise InputError(
         f"The backbone in the checkpoint is none of {', '.join(candidates)}. Of {closest}, "
         f"{len(found[closest])} tensors differ: {', '.join(found[closest][:6])}."
     )
-    raise InputError(msg)
 
 
 def names_in_timm(name: str, keys: Iterable[str]) -> dict[str, str]:

@@ -79,8 +79,7 @@ class OfficialCheckpoint:
         try:
             transformer.load_state_dict(self.transformer)
         except RuntimeError as error:  # lists what is missing, unknown or of another shape
-            msg = f"{str(self.path)!r} does not fit the model. {error}"
-            raise InputError(msg) from error
+            raise InputError(f"{str(self.path)!r} does not fit the model. {error}") from error
         wanted = backbone.state_dict()
         needed = {name: tensor for name, tensor in self.backbone.items() if name in wanted}
         backbone.load_state_dict(needed, strict=False)  # only counters of batches may be missing
@@ -123,14 +122,12 @@ def load_official(path: Path, given: Mapping[str, Any]) -> OfficialCheckpoint:
         backbone, names = identify(parts["backbone"])
         arguments, sources = arguments_of(parts["reconstruction"], content.arch, backbone, given)
     except ValueError as error:
-        msg = f"{str(path)!r}: {error}"
-        raise InputError(msg) from error
+        raise InputError(f"{str(path)!r}: {error}") from error
     except (AttributeError, IndexError, KeyError, TypeError) as error:
-        msg = (
+        raise InputError(
             f"{str(path)!r}: tensors or config (arch) are not as the authors' code writes them "
             f"({type(error).__name__}: {error})."
-        )
-        raise InputError(msg) from error
+        ) from error
     return OfficialCheckpoint(
         path=path,
         arguments=arguments,

@@ -33,15 +33,12 @@ def read_official(path: Path) -> OfficialFile:
     which are never built.
     """
     if not path.is_file():
-        msg = f"There is no checkpoint {str(path)!r}."
-        raise MissingFileError(msg)
+        raise MissingFileError(f"There is no checkpoint {str(path)!r}.")
     content = _load(path)
     if not isinstance(content, Mapping):
-        msg = f"{str(path)!r} holds a {type(content).__name__}, not a checkpoint with a state_dict."
-        raise InputError(msg)
+        raise InputError(f"{str(path)!r} holds a {type(content).__name__}, not a checkpoint with a state_dict.")
     if "pytorch-lightning_version" in content:
-        msg = f"{str(path)!r} is a Lightning checkpoint already; use it with --ckpt_path as it is."
-        raise InputError(msg)
+        raise InputError(f"{str(path)!r} is a Lightning checkpoint already; use it with --ckpt_path as it is.")
     if "state_dict" not in content:
         content = {"state_dict": content}
     state = content["state_dict"]
@@ -52,8 +49,7 @@ def read_official(path: Path) -> OfficialFile:
     broken = [str(key) for key, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
         names = ", ".join(broken[:_SHOWN])
-        msg = f"{str(path)!r} is damaged: values of {names} are not finite ({len(broken)} tensors)."
-        raise InputError(msg)
+        raise InputError(f"{str(path)!r} is damaged: values of {names} are not finite ({len(broken)} tensors).")
     epoch = content.get("epoch")
     return OfficialFile(
         state={str(key).removeprefix("module."): tensor for key, tensor in state.items()},
@@ -101,12 +97,10 @@ def _parts(arch: Any, path: Path) -> dict[str, dict[str, Any]]:
     if arch is None:
         return {}
     if not isinstance(arch, list) or not all(isinstance(p, dict) and isinstance(p.get("name"), str) for p in arch):
-        msg = f"arch in {str(path)!r} is not the authors' list of parts with names."
-        raise InputError(msg)
+        raise InputError(f"arch in {str(path)!r} is not the authors' list of parts with names.")
     for part in arch:
         if not isinstance(part.get("kwargs") or {}, dict):
-            msg = f"arch in {str(path)!r}: the kwargs of {part['name']} are {part['kwargs']!r}, not a dict."
-            raise InputError(msg)
+            raise InputError(f"arch in {str(path)!r}: the kwargs of {part['name']} are {part['kwargs']!r}, not a dict.")
     return {part["name"]: {"type": part.get("type", ""), "kwargs": part.get("kwargs") or {}} for part in arch}
 
 

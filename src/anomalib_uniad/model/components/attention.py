@@ -35,20 +35,18 @@ def neighbor_mask(grid_size: tuple[int, int], neighbor_size: tuple[int, int]) ->
     """
     (height, width), (window_height, window_width) = grid_size, neighbor_size
     if min(window_height, window_width) < 1:
-        msg = f"neighbor_size must be positive, got {tuple(neighbor_size)}."
-        raise InputError(msg)
+        raise InputError(f"neighbor_size must be positive, got {tuple(neighbor_size)}.")
     rows, columns = torch.arange(height), torch.arange(width)
     near_row = (rows[:, None] - rows[None]).abs() <= window_height // 2  # (h, h)
     near_column = (columns[:, None] - columns[None]).abs() <= window_width // 2  # (w, w)
     hidden = near_row[:, None, :, None] & near_column[None, :, None, :]  # (h, w, h, w)
     visible = ~hidden.reshape(height * width, height * width)
     if not visible.any(dim=1).all():
-        msg = (
+        raise InputError(
             f"neighbor_size {tuple(neighbor_size)} hides the whole {height} x {width} grid from at least one "
             "token, which leaves it nothing to attend to. Use a smaller neighbor_size, a larger image_size or "
             "a smaller feature_stride."
         )
-        raise InputError(msg)
     return visible
 
 
@@ -84,8 +82,7 @@ class NeighborMaskedAttention(nn.Module):
     ) -> None:
         super().__init__()
         if num_heads < 1 or hidden_dim % num_heads:
-            msg = f"hidden_dim ({hidden_dim}) must be a multiple of num_heads ({num_heads})."
-            raise InputError(msg)
+            raise InputError(f"hidden_dim ({hidden_dim}) must be a multiple of num_heads ({num_heads}).")
         self.num_heads = num_heads
         self.dropout = dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * hidden_dim, hidden_dim))

@@ -116,16 +116,14 @@ class Backbone(nn.Module):
         patch = patches.patch_size
         if any(side % step for side, step in zip(image_size, patch, strict=True)):
             near = [max(1, round(side / step)) * step for side, step in zip(image_size, patch, strict=True)]
-            msg = (
+            raise InputError(
                 f"The backbone {self.name!r} has patches of {patch[0]}x{patch[1]} pixels: image_size must be a "
                 f"multiple of that, got {image_size}; {tuple(near)} is near, with a feature_stride that divides it."
             )
-            raise InputError(msg)
         try:
             transformer.set_input_size(img_size=image_size)
         except (RuntimeError, AssertionError, ValueError) as error:
-            msg = f"The backbone {self.name!r} cannot take images of {image_size}: {error}"
-            raise InputError(msg) from error
+            raise InputError(f"The backbone {self.name!r} cannot take images of {image_size}: {error}") from error
         self.requires_grad_(requires_grad=False)
 
     def _set_padding(self, image_size: tuple[int, int]) -> None:
@@ -136,14 +134,12 @@ class Backbone(nn.Module):
             if self.padding == "static":
                 size = native_size(self.features)
         if size is None:
-            msg = (
+            raise InputError(
                 f"timm does not tell the resolution that the backbone {self.name!r} was made for, which "
                 "backbone_padding='static' needs; use 'timm'."
             )
-            raise InputError(msg)
         if not set_padding(self.features, size, self.padding_mode) and self.padding_mode == "reflect":
-            msg = f"The backbone {self.name!r} pads nothing; leave backbone_padding_mode at 'zeros'."
-            raise InputError(msg)
+            raise InputError(f"The backbone {self.name!r} pads nothing; leave backbone_padding_mode at 'zeros'.")
 
     def _check_maps(self, sample: torch.Tensor) -> None:
         image_size = tuple(sample.shape[-2:])
@@ -151,14 +147,12 @@ class Backbone(nn.Module):
             with torch.no_grad():
                 maps = self.features(sample)
         except (RuntimeError, AssertionError, ValueError) as error:
-            msg = f"The backbone {self.name!r} cannot take images of {image_size}: {error}"
-            raise InputError(msg) from error
+            raise InputError(f"The backbone {self.name!r} cannot take images of {image_size}: {error}") from error
         shapes = [tuple(x.shape) for x in maps]
         channels_first = all(len(s) == 4 and s[1] == c for s, c in zip(shapes, self.channels, strict=True))
         channels_last = all(len(s) == 4 and s[3] == c for s, c in zip(shapes, self.channels, strict=True))
         if not channels_first and not channels_last:
-            msg = f"The backbone {self.name!r} gives maps of {shapes}, not (B, C, H, W)."
-            raise InputError(msg)
+            raise InputError(f"The backbone {self.name!r} gives maps of {shapes}, not (B, C, H, W).")
         self.channels_last = not channels_first  # some transformers (Swin) give (B, H, W, C)
         self._drop_unused_blocks(sample, maps)
 
@@ -184,8 +178,8 @@ class Backbone(nn.Module):
                 del state_dict[key]
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def train(self, mode: bool = True) -> "Backbone":  # noqa: ARG002 - frozen whatever is asked
-        """Stay in evaluation mode."""
+    def train(self, mode: bool = True) -> "Backbone":
+        """Stay in evaluation mode, whatever is asked: the backbone is frozen."""
         return super().train(mode=False)
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
@@ -217,13 +211,11 @@ def _out_indices(name: str, layers: Sequence[int] | Sequence[str]) -> list[int]:
         names = [info["module"] for info in _create(name, pretrained=False).feature_info.info]
     has = f"it has {list(range(len(names)))}, which are {names}"
     if not layers:
-        msg = f"layers must choose at least one map of the backbone {name!r}; {has}."
-        raise InputError(msg)
+        raise InputError(f"layers must choose at least one map of the backbone {name!r}; {has}.")
     indices = [names.index(layer) if layer in names else layer for layer in layers]
     unknown = [layer for layer in indices if layer not in range(len(names))]
     if unknown:
-        msg = f"The backbone {name!r} has no layers {unknown}; {has}."
-        raise InputError(msg)
+        raise InputError(f"The backbone {name!r} has no layers {unknown}; {has}.")
     if indices != sorted(set(indices)):
         msg = f"layers must be in the order of the backbone and without repetition, got {list(layers)}; {has}."
         raise InputError(msg)

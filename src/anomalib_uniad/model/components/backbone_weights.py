@@ -26,15 +26,13 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         ValueError: If it cannot be read.
     """
     if not path.is_file():
-        msg = f"backbone_weights: there is no file {str(path)!r}."
-        raise MissingFileError(msg)
+        raise MissingFileError(f"backbone_weights: there is no file {str(path)!r}.")
     try:
         state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
         if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
             state = state["state_dict"]
         if not isinstance(state, dict) or not state or not all(isinstance(x, torch.Tensor) for x in state.values()):
-            msg = "it does not hold a mapping of names to tensors"
-            raise TypeError(msg)
+            raise TypeError("it does not hold a mapping of names to tensors")
     except Exception as error:  # of pickle, zipfile, safetensors and torch
         msg = f"backbone_weights: {str(path)!r} cannot be read as safetensors or torch weights: {error}"
         raise InputError(msg) from error
@@ -73,8 +71,7 @@ def load_weights(features: nn.Module, state: dict[str, torch.Tensor], name: str,
         if keys
     ]
     if problems:
-        msg = f"backbone_weights: {str(path)!r} does not fit the backbone {name!r}. {'; '.join(problems)}."
-        raise InputError(msg)
+        raise InputError(f"backbone_weights: {str(path)!r} does not fit the backbone {name!r}. {'; '.join(problems)}.")
     features.load_state_dict({key: state.get(source[key], tensor) for key, tensor in wanted.items()})
 
 

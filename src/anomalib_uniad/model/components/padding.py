@@ -116,11 +116,10 @@ def set_padding(features: nn.Module, size: tuple[int, int], mode: PaddingMode) -
                 _replace(layer, _DYNAMIC[type(layer)], amounts, mode)
                 changed = True
         elif getattr(layer, "dynamic_padding", False) or (mode == "reflect" and _is_unknown_convolution(layer)):
-            msg = (
+            raise InputError(
                 f"The padding of {type(layer).__name__} ({name}) cannot be changed; use backbone_padding='timm' with "
                 "backbone_padding_mode='zeros'."
             )
-            raise InputError(msg)
         elif mode == "reflect" and type(layer) in _FIXED and cast("Any", layer).padding_mode == "zeros":
             amounts = list(cast("Any", layer)._reversed_padding_repeated_twice)  # also if it is given in words
             if any(amounts):
@@ -165,12 +164,11 @@ def reflection_checked(features: nn.Module) -> Iterator[None]:
         height, width = x.shape[-2:]
         left, right, top, bottom = layer.amounts if isinstance(layer, _Padded) else layer.padding
         if max(left, right) >= width or max(top, bottom) >= height:
-            msg = (
+            raise InputError(
                 f"backbone_padding_mode='reflect' needs maps larger than their padding, but {name} pads a map of "
                 f"{height}x{width} by {max(left, right, top, bottom)}. Use a larger image_size, only shallower "
                 "layers, or backbone_padding_mode='zeros'."
             )
-            raise InputError(msg)
 
     reflecting = [
         (name, layer)

@@ -85,8 +85,7 @@ def size_of_tiles(tile_size: tuple[int, int], count: tuple[int, int], overlap: f
     """Height and width of what tiles make together; arguments and errors as of :class:`Tiles`."""
     check_at_least("tiles", min(count), 1)
     if not 0 <= overlap <= 0.5:
-        msg = f"tile_overlap must lie in [0, 0.5], got {overlap}."
-        raise InputError(msg)
+        raise InputError(f"tile_overlap must lie in [0, 0.5], got {overlap}.")
     height, width = ((n - 1) * _step(side, overlap) + side for n, side in zip(count, tile_size, strict=True))
     return height, width
 
