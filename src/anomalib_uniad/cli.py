@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from anomalib_uniad.errors import InputError, UserError
+from anomalib_uniad.files import check_output
 from anomalib_uniad.inference import predict  # light: the rest is imported when it runs
 from anomalib_uniad.messages import wants_traceback
 
@@ -217,7 +218,7 @@ def check(
         source = read_config(folder)
     else:
         source = read_folder(folder, **arguments)
-    checking.check_output(output, [product.name for product in source.products], overwrite)
+    check_output(output, checking.output_files(output, [product.name for product in source.products]), overwrite)
     found = checking.inspect(source, backbone if features else None)
     show(found, checking.write(found, output))
     if found.stops:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from anomalib_uniad.errors import ExistingFileError
+
 _LONGEST = 100  # characters; file systems take 255 bytes
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")  # by Windows
 
@@ -18,6 +20,30 @@ def version_of(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def check_output(folder: Path, files: Sequence[Path] = (), overwrite: bool = False) -> None:
+    """Refuse a folder for results in which something would be lost, before any work.
+
+    Args:
+        folder (Path): The folder; it need not be there.
+        files (Sequence[Path]): The files that will be written. Defaults to ``()``.
+        overwrite (bool): Whether these may be replaced. Defaults to ``False``.
+
+    Raises:
+        FileExistsError: If the folder is a file, one of the files a folder, or one is there that must not be replaced.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ExistingFileError(f"{folder} is a file: give a folder as output.")
+    there = [file for file in files if file.exists() or file.is_symlink()]
+    if there and not overwrite:
+        more = f" (and {len(there) - 1} more)" if len(there) > 1 else ""
+        raise ExistingFileError(
+            f"{there[0]}{more} would be overwritten: choose another output folder, or set overwrite to true."
+        )
+    for file in there:
+        if file.is_dir():
+            raise ExistingFileError(f"{file} is a folder: choose another output folder.")
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from anomalib_uniad.checks import check_at_least
-from anomalib_uniad.errors import ExistingFileError
+from anomalib_uniad.files import check_output
 
 from .config import read_config
 from .machine import cores
@@ -42,8 +42,7 @@ def benchmark(
     """
     config = read_config(file)
     folder = (output or config.output or Path("runs", "benchmark", file.stem)).absolute()
-    if folder.exists() and not folder.is_dir():
-        raise ExistingFileError(f"{folder} is a file: give a folder as output.")
+    check_output(folder)
     if jobs is not None:
         check_at_least("jobs", jobs, 1)
     from . import results  # what takes seconds, after the first mistakes are found

@@ -14,7 +14,6 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from tqdm import tqdm
 
 from anomalib_uniad.data.image_checks import read_mask_file
-from anomalib_uniad.errors import ExistingFileError
 from anomalib_uniad.files import file_names, replacing
 
 from .contact_sheet import draw
@@ -74,25 +73,9 @@ class Checked:
             yield {"stops": stops, "product": product, "kind": kind, "count": len(found), "texts": texts, "more": more}
 
 
-def check_output(output: Path, names: Sequence[str], overwrite: bool) -> None:
-    """Refuse a folder in which something would be lost.
-
-    Args:
-        output (Path): The folder.
-        names (Sequence[str]): Names of the products.
-        overwrite (bool): Replace what is there.
-
-    Raises:
-        FileExistsError: If something is there that must not be replaced.
-    """
-    if output.exists() and not output.is_dir():
-        raise ExistingFileError(f"{output} is a file: give a folder as output.")
-    files = [output / name for name in (*_NAMES, *_sheets(names).values())]
-    there = [file for file in files if file.exists() or file.is_symlink()]
-    if there and not overwrite:
-        more = f" (and {len(there) - 1} more)" if len(there) > 1 else ""
-        msg = f"{there[0]}{more} would be overwritten: choose another output folder, or set overwrite to true."
-        raise ExistingFileError(msg)
+def output_files(output: Path, names: Sequence[str]) -> list[Path]:
+    """Files of the results for the products of these names."""
+    return [output / name for name in (*_NAMES, *_sheets(names).values())]
 
 
 def inspect(source: Source, backbone: str | None) -> Checked:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from anomalib_uniad.data.records import Record
-from anomalib_uniad.image_files import read_image
+from anomalib_uniad.image_files import read_image, read_mask
 
 from .features import FEWEST
 from .findings import Inspected
@@ -112,8 +112,7 @@ def _tile(record: Record, value_range: tuple[float, float] | None) -> Image.Imag
 
 def _mask(path: str, size: tuple[int, int]) -> np.ndarray | None:
     try:
-        with Image.open(path) as image:
-            marked = np.asarray(image.convert("L")) > 0
+        marked = read_mask(path)
     except Exception:  # it is in the list of problems
         return None
     # Thin defects stay when a mask is made smaller.

@@ -2,60 +2,13 @@
 """Datamodule classes with an argument ``category``, and the categories that they have."""
 
 import inspect
-from collections.abc import Sequence
 from importlib import import_module
 
 import anomalib.data
-from anomalib.data import (
-    ADAM3D,
-    BMAD,
-    MPDD,
-    VAD,
-    AnomalibDataModule,
-    AutoVI,
-    BTech,
-    Kaputt,
-    MVTec3D,
-    MVTecAD,
-    MVTecAD2,
-    MVTecLOCO,
-    RealIAD,
-    Visa,
-)
+from anomalib.data import AnomalibDataModule
 from anomalib.data.datamodules.base.video import AnomalibVideoDataModule
-from anomalib.data.datasets.depth import adam_3d, mvtec_3d
-from anomalib.data.datasets.image import (
-    autovi,
-    bmad,
-    btech,
-    kaputt,
-    mpdd,
-    mvtec_loco,
-    mvtecad,
-    mvtecad2,
-    realiad,
-    vad,
-    visa,
-)
 
 from anomalib_uniad.errors import InputError
-
-# Categories of anomalib's datasets, which are needed when the dataset is not there yet.
-_CATEGORIES: dict[type[AnomalibDataModule], Sequence[str]] = {
-    ADAM3D: adam_3d.CATEGORIES,
-    AutoVI: autovi.CATEGORIES,
-    BMAD: bmad.CATEGORIES,
-    BTech: btech.CATEGORIES,
-    Kaputt: kaputt.CATEGORIES,
-    MPDD: mpdd.CATEGORIES,
-    MVTec3D: mvtec_3d.CATEGORIES,
-    MVTecAD: mvtecad.CATEGORIES,
-    MVTecAD2: mvtecad2.CATEGORIES,
-    MVTecLOCO: mvtec_loco.CATEGORIES,
-    RealIAD: realiad.CATEGORIES,
-    VAD: vad.CATEGORIES,
-    Visa: visa.CATEGORIES,
-}
 
 
 def source_class(source: str) -> type[AnomalibDataModule]:
@@ -80,8 +33,7 @@ def source_class(source: str) -> type[AnomalibDataModule]:
     if issubclass(found, AnomalibVideoDataModule):
         raise InputError(f"The source {source!r} is made of videos; MultiCategory joins images. {_usable()}")
     if "category" not in arguments_of(found):
-        msg = f"The source {source!r} has no argument `category`, so it has no categories to join. {_usable()}"
-        raise InputError(msg)
+        raise InputError(f"The source {source!r} has no argument `category`, so no categories to join. {_usable()}")
     return found
 
 
@@ -108,8 +60,12 @@ def listed_categories(cls: type[AnomalibDataModule]) -> list[str]:
             others are there already.
     """
     for base in cls.__mro__:
-        if listed := vars(base).get("available_categories") or _CATEGORIES.get(base):
+        if listed := vars(base).get("available_categories"):
             return sorted(listed)
+        if base.__module__.startswith("anomalib.data.datamodules."):  # its datasets know, before they are there
+            dataset = import_module(base.__module__.replace(".datamodules.", ".datasets."))
+            if listed := getattr(dataset, "CATEGORIES", None):
+                return sorted(listed)
     return []
 
 

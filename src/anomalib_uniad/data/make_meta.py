@@ -10,8 +10,8 @@ from anomalib.data.utils import Split
 
 from anomalib_uniad.data.layouts import Dirs, raise_product_problems, read_products, set_test_images_aside
 from anomalib_uniad.data.records import Record
-from anomalib_uniad.errors import ExistingFileError, InputError
-from anomalib_uniad.files import replacing
+from anomalib_uniad.errors import InputError
+from anomalib_uniad.files import check_output, replacing
 from anomalib_uniad.splits import MIXED_RATIO, check_ratios
 
 
@@ -59,10 +59,7 @@ def make_meta(
     folder = folder.expanduser().resolve()
     output = folder if output is None else output.expanduser()
     files = [output / "train.json", output / "test.json"]
-    there = [str(file) for file in files if file.exists() or file.is_symlink()]
-    if there and not overwrite:
-        msg = f"{' and '.join(there)} would be overwritten: choose another output folder, or set overwrite to true."
-        raise ExistingFileError(msg)
+    check_output(output, files, overwrite)
     check_ratios(normal_split_ratio=normal_split_ratio)
     products = read_products(
         folder,

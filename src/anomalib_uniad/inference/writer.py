@@ -11,6 +11,7 @@ from types import TracebackType
 import numpy as np
 
 from anomalib_uniad.errors import ExistingFileError
+from anomalib_uniad.files import check_output
 from anomalib_uniad.geometry import Geometry
 
 from .decision import Decision
@@ -43,8 +44,6 @@ class Writer:
         overwrite: bool = False,
         geometry: Geometry | None = None,
     ) -> None:
-        if output.exists() and not output.is_dir():
-            raise ExistingFileError(f"The output {output} is a file: give a folder.")
         self.table = output / TABLE
         names = heatmap_names([file.name for file in files])
         paths = {file: output / HEATMAPS / name for file, name in zip(files, names, strict=True)}
@@ -54,11 +53,7 @@ class Writer:
         if heatmaps and (output / HEATMAPS).exists() and not (output / HEATMAPS).is_dir():
             msg = f"{output / HEATMAPS} is a file, but the heatmaps need a folder there: give another output folder."
             raise ExistingFileError(msg)
-        there = [path for path in (self.table, *self._heatmaps.values()) if path.exists()]
-        if there and not overwrite:
-            more = f" and {len(there) - 1} more of the files to write are" if len(there) > 1 else " is"
-            msg = f"{there[0]}{more} there already: give another folder, or --overwrite true to replace them."
-            raise ExistingFileError(msg)
+        check_output(output, [self.table, *self._heatmaps.values()], overwrite)
         (output / HEATMAPS if heatmaps else output).mkdir(parents=True, exist_ok=True)
         # File names need not be valid text: their bytes are written unchanged.
         mode = "w" if overwrite else "x"

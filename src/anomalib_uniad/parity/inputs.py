@@ -13,7 +13,8 @@ from anomalib.deploy import CompressionType, TorchInferencer
 
 import anomalib_uniad.data
 from anomalib_uniad.checks import check_at_least
-from anomalib_uniad.errors import ExistingFileError, InputError, MissingFileError
+from anomalib_uniad.errors import InputError, MissingFileError
+from anomalib_uniad.files import check_output
 from anomalib_uniad.image_files import check_samples
 from anomalib_uniad.model import UniAD
 
@@ -51,12 +52,7 @@ def check(
         raise InputError("The folder of the test images is missing: give it with --data FOLDER.")
     if not data.is_dir():
         raise MissingFileError(f"There is no folder {data}.")
-    if output.exists() and not output.is_dir():
-        raise ExistingFileError(f"The output {output} is a file: give a folder.")
-    there = [path for path in (output / "parity.csv", output / "parity.md") if path.exists()]
-    if there and not overwrite:
-        msg = f"{there[0]} is there already: give another folder with --output, or --overwrite true to replace it."
-        raise ExistingFileError(msg)
+    check_output(output, [output / "parity.csv", output / "parity.md"], overwrite)
 
 
 def load(ckpt: Path) -> UniAD:

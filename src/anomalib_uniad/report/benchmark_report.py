@@ -12,12 +12,12 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from anomalib_uniad.files import file_names, replacing
+from anomalib_uniad.files import check_output, file_names, replacing
 
 from .benchmark import ABOUT, Benchmark, over_seeds, read_benchmark
 from .columns import MODES
 from .text import escape, markdown_table
-from .write import NAMES, check_output
+from .write import NAMES
 
 # Column -> heading, and how its values are written.
 _COSTS: dict[str, tuple[str, Callable[[float], str]]] = {

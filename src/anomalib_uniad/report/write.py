@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anomalib_uniad.checks import check_at_least
-from anomalib_uniad.errors import ExistingFileError
-from anomalib_uniad.files import replacing
+from anomalib_uniad.files import check_output, replacing
 
 from .comparison import Comparison, compare
 from .html import to_html
@@ -51,18 +50,3 @@ def write_report(
         for path, text in zip(partial, texts, strict=True):
             path.write_text(text, encoding="utf-8", newline="")  # line ends as they are, since csv brings its own
     return comparison, files
-
-
-def check_output(output: Path, files: Sequence[Path], overwrite: bool) -> None:
-    """Refuse a folder in which something would be lost."""
-    if output.exists() and not output.is_dir():
-        raise ExistingFileError(f"{output} is a file: give a folder as output.")
-    there = [file for file in files if file.exists() or file.is_symlink()]
-    if there and not overwrite:
-        raise ExistingFileError(
-            f"{' and '.join(map(str, there))} would be overwritten: choose another output folder, "
-            "or set overwrite to true."
-        )
-    for file in there:
-        if file.is_dir():
-            raise ExistingFileError(f"{file} is a folder: choose another output folder.")

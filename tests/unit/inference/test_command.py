@@ -100,7 +100,7 @@ def test_without_thresholds(folder: Path, capsys) -> None:
         (["gone.xml", "images"], "There is no model gone.xml"),
         (["model.xml", "gone"], "There is no file or folder gone"),
         (["model.xml", "empty"], "The folder empty has no images"),
-        (["model.xml", "images", "--output", "model.xml"], "The output model.xml is a file"),
+        (["model.xml", "images", "--output", "model.xml"], "model.xml is a file: give a folder"),
         (["model.xml", "images", "--device", "TPU"], "There is no device 'TPU'"),
         (
             ["model.xml", "images", "--category", "nut"],

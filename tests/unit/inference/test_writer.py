@@ -89,12 +89,12 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "heatmaps").mkdir()
     for name in ("a.png", "b.png"):
         (tmp_path / "heatmaps" / name).write_text("mine")
-    with pytest.raises(FileExistsError, match=r"heatmaps/a.png and 1 more of the files to write are there already"):
+    with pytest.raises(FileExistsError, match=r"heatmaps/a.png \(and 1 more\) would be overwritten"):
         Writer(tmp_path, images)
     assert not (tmp_path / "predictions.csv").exists()
     with Writer(tmp_path, images, heatmaps=False) as writer:
         writer.row(images[0], Decision())
-    with pytest.raises(FileExistsError, match=r"predictions.csv is there already: give another folder, or --overwrite"):
+    with pytest.raises(FileExistsError, match=r"predictions.csv would be overwritten: choose another"):
         Writer(tmp_path, images, heatmaps=False)
     assert len(writer.table.read_text().splitlines()) == 2
     with Writer(tmp_path, images, overwrite=True) as writer:

@@ -50,7 +50,7 @@ def test_nothing_is_overwritten(runs: list[str], tmp_path: Path) -> None:
     main(["report", *runs])
     (tmp_path / "report" / "report.html").unlink()
     (tmp_path / "report" / "report.md").write_text("mine")
-    with pytest.raises(SystemExit, match=r"error: report/report.md and report/report.csv would be overwritten"):
+    with pytest.raises(SystemExit, match=r"error: report/report.md \(and 1 more\) would be overwritten"):
         main(["report", *runs])
     assert (tmp_path / "report" / "report.md").read_text() == "mine"
     assert not (tmp_path / "report" / "report.html").exists()
