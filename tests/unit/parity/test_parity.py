@@ -116,7 +116,7 @@ def test_comparison(files: dict[str, Path], model: UniAD, data: Path, tmp_path: 
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert any(line.startswith("| f16.xml | FP16 | f32 | ") for line in lines)
     assert "Wrote" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match=r"parity\.csv would be overwritten"):
+    with pytest.raises(SystemExit, match=r"parity\.csv \(and 1 more\) would be overwritten"):
         main(["parity", str(files["model.ckpt"]), *given, "--data", str(data), "--output", str(output)])
 
 
