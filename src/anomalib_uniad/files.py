@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of files for categories, writing files as a whole, versions of packages: shared by all rooms, no torch."""
+"""Names of files, folders of results, files written as a whole, versions of packages: for all rooms, no torch."""
 
 import re
 import secrets

@@ -8,7 +8,7 @@ from typing import Any
 
 from anomalib.data.utils import Split
 
-from anomalib_uniad.data.layouts import Dirs, raise_product_problems, read_products, set_test_images_aside
+from anomalib_uniad.data.layouts import Dirs, find_root, raise_product_problems, read_products, set_test_images_aside
 from anomalib_uniad.data.records import Record
 from anomalib_uniad.errors import InputError
 from anomalib_uniad.files import check_output, replacing
@@ -56,7 +56,7 @@ def make_meta(
         FileExistsError: If one of the files is there.
         ValueError: If the folder has no products, or something is wrong in one of them.
     """
-    folder = folder.expanduser().resolve()
+    folder = find_root(folder)
     output = folder if output is None else output.expanduser()
     files = [output / "train.json", output / "test.json"]
     check_output(output, files, overwrite)

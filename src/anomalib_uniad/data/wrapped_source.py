@@ -102,7 +102,7 @@ class WrappedSource:
         self.check()
 
     def check(self, datamodule: AnomalibDataModule | None = None) -> None:
-        """Refuse categories that are not on disk, or not as the class reads them."""
+        """Refuse categories that are not on disk, or not as the class reads them; files are looked at later."""
         if self._checked:
             return
         found = self._folders()

@@ -103,6 +103,11 @@ def test_layout_is_checked(root: Path) -> None:
         make_meta(root)
 
 
+def test_a_file_is_no_folder_of_products(root: Path) -> None:
+    with pytest.raises(ValueError, match=r"The root .*is a file: set root to the folder with the products"):
+        make_meta(next(root.rglob("*.png")))
+
+
 def test_nothing_to_test(tmp_path: Path) -> None:
     write_image(tmp_path / "nut" / "good" / "1.png", (16, 16))
     with pytest.raises(ValueError, match="has no images for testing, so nothing is written"):

@@ -94,7 +94,9 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert not (tmp_path / "predictions.csv").exists()
     with Writer(tmp_path, images, heatmaps=False) as writer:
         writer.row(images[0], Decision())
-    with pytest.raises(FileExistsError, match=r"predictions.csv would be overwritten: choose another"):
+    with pytest.raises(
+        FileExistsError, match=r"predictions.csv would be overwritten: choose another output folder, or set"
+    ):
         Writer(tmp_path, images, heatmaps=False)
     assert len(writer.table.read_text().splitlines()) == 2
     with Writer(tmp_path, images, overwrite=True) as writer:
