@@ -7,7 +7,7 @@ python benchmarks/equal_loss.py --quick true                     # generated pro
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +79,14 @@ def equal_loss(
         ("paper", paper, "bf16-mixed" if where.type == "cuda" else "32-true", 60 * paper_minutes),
     ):
         model = UniAD(**{**arguments, **common, "pre_processor": False, "evaluator": False})
-        rows = train_and_measure(
-            model, train, held_out, batch_size, where, precision, limit, epochs if name == "fast" else 1000
-        )
         about = {"recipe": name, "images": images, "batch_size": batch_size, "data": data.name if data else "generated"}
-        add_rows(path, [{**about, **row, **origin(where, seed)} for row in rows], ("device", "recipe", "data"))
+        about |= origin(where, seed)
+
+        def keep(rows: list[dict[str, Any]], about: dict[str, Any] = about) -> None:
+            add_rows(path, [{**about, **row} for row in rows], ("device", "recipe", "data"))
+
+        measure = Measure(held_out, limit, keep)
+        train_and_measure(model, train, measure, batch_size, where, precision, epochs if name == "fast" else 1000)
     show(path, ("recipe", "epoch", "seconds", "unexplained"))
     summarise(pd.read_csv(path))
 
@@ -106,8 +109,8 @@ def features_of(model: UniAD, data: Path | None, device: torch.device, seed: int
 class Measure(Callback):
     """Measures after each epoch, outside of the time that is counted; ends the training after so many seconds."""
 
-    def __init__(self, held_out: torch.Tensor, limit: float) -> None:
-        self.held_out, self.limit = held_out, limit
+    def __init__(self, held_out: torch.Tensor, limit: float, keep: Callable[[list[dict[str, Any]]], None]) -> None:
+        self.held_out, self.limit, self.keep = held_out, limit, keep  # what is kept at once outlasts an interruption
         self.rows: list[dict[str, Any]] = []
         self.seconds = 0.0
 
@@ -121,6 +124,7 @@ class Measure(Callback):
         self.seconds += time.perf_counter() - self.start
         row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "seconds": self.seconds}
         self.rows.append({**row, "unexplained": unexplained(pl_module, self.held_out)})
+        self.keep(self.rows)
         trainer.should_stop = self.seconds > self.limit
 
 
@@ -139,15 +143,13 @@ def unexplained(model: UniAD, features: torch.Tensor) -> float:
 def train_and_measure(
     model: UniAD,
     features: torch.Tensor,
-    held_out: torch.Tensor,
+    measure: Measure,
     batch_size: int,
     device: torch.device,
     precision: Any,
-    limit: float,
     epochs: int,
-) -> list[dict[str, Any]]:
-    """Train on features; a row per epoch."""
-    measure = Measure(held_out, limit)
+) -> None:
+    """Train on features, and measure after each epoch."""
     with quiet():
         trainer = Trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
@@ -163,7 +165,6 @@ def train_and_measure(
             **model.trainer_arguments,
         )
         trainer.fit(model, datamodule=FeatureBatches(features, batch_size))
-    return measure.rows
 
 
 def summarise(frame: pd.DataFrame) -> None:

@@ -135,7 +135,8 @@ def metrics(model: UniAD, inputs: torch.Tensor, targets: torch.Tensor, images: F
 def optimizers(seeds: Sequence[int] = (0, 1, 2), output_dir: Path = RESULTS) -> None:
     """Train with each optimizer, on features that are standardised, raw or white; ``optimizers.csv`` and ``.png``.
 
-    The images looked at are those that the quickstart sets aside for thresholds, not its test images.
+    The images looked at are those that the quickstart sets aside for thresholds, not its test images. Trainings whose
+    rows are in the file are not repeated.
 
     Args:
         seeds: Seeds of weights, order of images and jitter.
@@ -157,8 +158,12 @@ def optimizers(seeds: Sequence[int] = (0, 1, 2), output_dir: Path = RESULTS) -> 
         ("AdamW, learning rate 0.001, raw features", adamw(1e-3), "raw"),
     ]
     path = output_dir / "optimizers.csv"
+    columns = ["optimizer", "seed"]
+    there = set(pd.read_csv(path)[columns].itertuples(index=False, name=None)) if path.is_file() else set()
     for seed in seeds:
         for name, make_optimizer, how in variants:
+            if (name, seed) in there:
+                continue
             torch.manual_seed(seed)
             model = UniAD(**{**recipe.hparams, "seed": seed, "feature_norm": "none"})
             inputs, shown = (prepare(part, of_training, how) for part in (of_training, held_out.features))
@@ -180,7 +185,7 @@ def optimizers(seeds: Sequence[int] = (0, 1, 2), output_dir: Path = RESULTS) -> 
                 seed,
             )
             about = {"optimizer": name, "condition": condition(inputs), "rank": rank, **origin(CPU, seed)}
-            add_rows(path, [{**row, **about} for row in course], ("optimizer", "seed"))
+            add_rows(path, [{**row, **about} for row in course], columns)
     draw(pd.read_csv(path), output_dir / "optimizers.png")
     show(path, ("optimizer", "seed", "epoch", "train_loss", "image_AUROC", "pixel_AUROC", "condition", "rank"))
 

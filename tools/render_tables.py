@@ -157,7 +157,8 @@ def per_device(rows: pd.DataFrame, render_one: Callable[[pd.DataFrame], str]) ->
 
 def auroc_pair(rows: pd.DataFrame) -> str:
     """Image / pixel AUROC in percent, mean over seeds."""
-    return f"{100 * rows['image_AUROC'].mean():.1f} / {100 * rows['pixel_AUROC'].mean():.1f}"
+    means = 100 * rows[["image_AUROC", "pixel_AUROC"]].mean()
+    return " / ".join("no masks" if pd.isna(value) else f"{value:.1f}" for value in means)
 
 
 FOUND = ("image_TPR@FPR2", "image_TPR@FPR5")
@@ -255,10 +256,10 @@ def elpv(rows: pd.DataFrame) -> str:
         "defects found": [f"{value:.1%}" for value in 1 - counted["missed"] / defective],
         "false alarms": [f"{value:.1%}" for value in counted["false_alarms"] / (tested - defective)],
     }
-    first = rows.iloc[0]
+    mean = means_of(rows).iloc[0]
     return (
-        f"{markdown(columns)}\n\n{first['epochs']:.0f} epochs, seed {first['seed']:.0f}, {first['seconds']:.0f} "
-        f"seconds from start to end. Thresholds from {first['thresholds']}, decisions by the {first['decisions']} one. "
+        f"{markdown(columns)}\n\n{mean['epochs']:.0f} epochs, seed {mean['seed']:.0f}, {mean['seconds']:.0f} "
+        f"seconds from start to end. Thresholds from {mean['thresholds']}, decisions by the {mean['decisions']} one. "
         f"AUROC and AP of both are means. {why_empty(rows)}"
     ).rstrip()
 
@@ -441,17 +442,30 @@ def products_alike(rows: pd.DataFrame) -> str:
     return by_category(rows[kept & (rows["kind"] == "category")], "data")
 
 
-@once_measured
-def seven(rows: pd.DataFrame) -> str:
+def with_first(results: Path, name: str, other: str, query: str, called: str) -> pd.DataFrame | None:
+    """Rows of a benchmark after those of the training of another one to which it compares, if both are there."""
+    if not all((results / f"{stem}.csv").is_file() for stem in (name, other)):
+        return None
+    return pd.concat([read(results, other).query(query).assign(method=called), read(results, name)])
+
+
+def seven(results: Path) -> str:
     """Variants of one model for seven products."""
+    rows = with_first(results, "seven", "products", "data == '7 products'", "fast recipe, 1,000 steps")
+    if rows is None:
+        return NOT_YET
     means = means_of(rows)
     return f"{by_category(rows, 'method')}\n\n{how_measured(rows)}\n\n{markdown({'': means['method'], **costs(means)})}"
 
 
-@once_measured
-def copies(rows: pd.DataFrame) -> str:
+def copies(results: Path) -> str:
     """Copies of one product's images, and what they do to all."""
-    return f"{by_category(rows, 'method', across=False)}\n\n{how_measured(rows)}"
+    query = "mode == 'unified' and method == 'UniAD, 1,000 steps'"
+    rows = with_first(results, "copies", "modes", query, "no copies")
+    return NOT_YET if rows is None else f"{by_category(rows, 'method', across=False)}\n\n{how_measured(rows)}"
+
+
+TABLES |= {"seven": seven, "copies": copies}
 
 
 def added(results: Path) -> str:
