@@ -2,9 +2,9 @@
 """Metadata and input size of exported ONNX files."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from anomalib.models.components.base.export_mixin.utils import get_dynamic_shapes_from_axes, get_example_input
@@ -19,6 +19,31 @@ OPSET = 18  # what torch's exporter writes; for anomalib's default it would try 
 OUTPUTS = ("pred_score", "pred_label", "anomaly_map", "pred_mask")
 
 
+class WithProduct(NamedTuple):
+    """anomalib's outputs for B images, and what a model that recognises products knows besides.
+
+    anomalib's inferencers and OpenVINO's Model API refuse files with outputs that they do not know. So the last three
+    are inner tensors of the files, which keep their names.
+
+    Attributes:
+        pred_score (torch.Tensor): ``(B,)``.
+        pred_label (torch.Tensor | None): ``(B,)``.
+        anomaly_map (torch.Tensor): ``(B, 1, H, W)``.
+        pred_mask (torch.Tensor | None): ``(B, 1, H, W)``.
+        product (torch.Tensor): Number of the product ``(B,)``.
+        unknown_product (torch.Tensor): Whether it is of none of the known ones ``(B,)``.
+        uncalibrated_score (torch.Tensor): ``(B,)``.
+    """
+
+    pred_score: torch.Tensor
+    pred_label: torch.Tensor | None
+    anomaly_map: torch.Tensor
+    pred_mask: torch.Tensor | None
+    product: torch.Tensor
+    unknown_product: torch.Tensor
+    uncalibrated_score: torch.Tensor
+
+
 def metadata_of(
     model: str,
     image_size: tuple[int, int] | None,
@@ -27,6 +52,8 @@ def metadata_of(
     training_summary: Mapping[str, Any],
     value_range: tuple[float, float] | None = None,
     geometry: Geometry | None = None,
+    products: Sequence[str] = (),
+    typical_scores: Sequence[float] = (),
 ) -> ModelMetadata:
     """Collect the metadata of a model for its exported file, without values that are unknown or not learned yet.
 
@@ -39,6 +66,8 @@ def metadata_of(
         value_range (tuple[float, float] | None): Pixel values that are black and white in images of more than 8 bits.
             Defaults to ``None``.
         geometry (Geometry | None): Crop and padding. Defaults to ``None``, neither.
+        products (Sequence[str]): Names of the products that it recognises. Defaults to ``()``.
+        typical_scores (Sequence[float]): Typical score of a good image of each. Defaults to ``()``.
 
     Returns:
         ModelMetadata: The metadata, without the precision.
@@ -69,11 +98,15 @@ def metadata_of(
         normalization=normalization,
         training=training,
         value_range=value_range,
+        products=tuple(products),
+        typical_scores=_finite(dict(zip(products, typical_scores, strict=True))),
     )
 
 
 def write_metadata(file: Path, metadata: ModelMetadata) -> None:
     """Write metadata into the ``metadata_props`` of an ONNX file, from where OpenVINO takes them over.
+
+    Outputs that anomalib does not know become inner tensors.
 
     Args:
         file (Path): The file.
@@ -83,6 +116,9 @@ def write_metadata(file: Path, metadata: ModelMetadata) -> None:
 
     model = onnx.load(file, load_external_data=False)  # weights in a file of their own stay there
     onnx.helper.set_model_props(model, metadata.to_properties())
+    for output in [output for output in model.graph.output if output.name not in OUTPUTS]:
+        model.graph.output.remove(output)
+        model.graph.value_info.append(output)
     onnx.save(model, file)
 
 

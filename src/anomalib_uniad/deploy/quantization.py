@@ -38,9 +38,10 @@ CALIBRATION_IMAGES = 300
 # Parts that stay in float32, and what else is done for accuracy.
 PIXELS, DEPTHWISE = "float32 before the backbone", "float32 depthwise convolutions"
 MAPS, ERROR = "float32 resize of maps", "float32 from the error on"
+PRODUCTS = "float32 recognition of products"
 OVERFLOW, RANGES = "overflow fix", "largest ranges"
 RECTANGLES, TRANSFORMER = "painted rectangles", "transformer type (SmoothQuant)"
-CHOICES = (OVERFLOW, RANGES, RECTANGLES, TRANSFORMER, PIXELS, DEPTHWISE, MAPS, ERROR)
+CHOICES = (OVERFLOW, RANGES, RECTANGLES, TRANSFORMER, PIXELS, DEPTHWISE, MAPS, PRODUCTS, ERROR)
 
 
 def check_quantization(
@@ -210,7 +211,8 @@ def sensitive_operations(model: "openvino.Model", without: Collection[str] = ())
     """Names of the operations that stay in float32, because they are sensitive and cost little time.
 
     These are what comes before the backbone, its depthwise convolutions, the resize of its maps, which are the target
-    of the reconstruction, and everything from the reconstruction error on, a difference of similar features.
+    of the reconstruction, the recognition of products, and everything from the reconstruction error on, a difference of
+    similar features.
 
     Args:
         model (openvino.Model): The exported model.
@@ -227,6 +229,9 @@ def sensitive_operations(model: "openvino.Model", without: Collection[str] = ())
         PIXELS: _reachable([first.input_value(0).get_node()], _inputs),
         DEPTHWISE: _of_type(operations, "GroupConvolution"),
         MAPS: _of_type(operations, "Interpolate"),
+        PRODUCTS: _reachable(
+            [op for op in operations for port in op.outputs() if "product" in port.names], _until_mean
+        ),
         ERROR: errors | _reachable(norms, _consumers),
     }
     return sorted({name for part, names in kept.items() if part not in without for name in names})
@@ -238,6 +243,11 @@ def _of_type(operations: Iterable[Any], kind: str) -> list[str]:
 
 def _inputs(op: Any) -> list[Any]:
     return [port.get_node() for port in op.input_values()]
+
+
+def _until_mean(op: Any) -> list[Any]:
+    """Inputs, back to the mean of each channel by which products are recognised."""
+    return [] if op.get_type_name() == "ReduceMean" else _inputs(op)
 
 
 def _consumers(op: Any) -> list[Any]:

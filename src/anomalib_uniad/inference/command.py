@@ -128,10 +128,12 @@ def _run(
                 counts["failed"] += 1
                 progress.console.print(output.error, soft_wrap=True, markup=False)
             else:
-                counts[{True: "anomalous", False: "normal", None: "undecided"}[decision.anomalous]] += 1
+                word = {True: "anomalous", False: "normal", None: "undecided"}[decision.anomalous]
+                counts["unknown" if decision.unknown else word] += 1
     seconds = time.perf_counter() - start
     words = (
         f"{counts['anomalous']} anomalous, {counts['normal']} normal",
+        f"{counts['unknown']} of unknown products" if counts["unknown"] else "",
         f"{counts['undecided']} without a decision, because the model has no threshold" if counts["undecided"] else "",
         f"{counts['failed']} failed" if counts["failed"] else "",
     )

@@ -17,6 +17,9 @@ from .metadata import ModelMetadata
 
 PrecisionHint = Literal["f32", "bf16", "auto"]
 
+PRODUCT_TENSORS = ("product", "unknown_product", "uncalibrated_score")
+"""Inner tensors of files of models that recognise products."""
+
 _VIRTUAL_DEVICES = {"AUTO", "BATCH", "HETERO", "MULTI"}
 
 
@@ -28,7 +31,8 @@ class Compiled:
         model (ov.CompiledModel): The model.
         batch_size (int): Images per request.
         size (tuple[int, int] | None): Height and width of images; ``None`` for images of any size.
-        outputs (dict[str, int]): Position of each output by name: ``pred_score``, ``anomaly_map`` and others.
+        outputs (dict[str, int]): Position of each output by name: ``pred_score``, ``anomaly_map`` and others; of models
+            that recognise products also ``product``, ``unknown_product`` and ``uncalibrated_score``.
         raw_outputs (dict[str, int]): Position of the raw values of outputs that are cut to [0, 1], by name.
         metadata (ModelMetadata): Metadata of the file.
     """
@@ -104,6 +108,10 @@ def compile_file(
     outputs = {name: index for index, output in enumerate(model.outputs) for name in output.names}
     _check_ports(file, model, outputs)
     raw = {name: raw_values_of(model.output(name)) for name in ("pred_score", "anomaly_map") if name in outputs}
+    if metadata.products:  # whose own tensor has the score from before the calibration
+        raw = {}
+        outputs |= {name: len(model.outputs) + index for index, name in enumerate(PRODUCT_TENSORS)}
+        model.add_outputs(list(PRODUCT_TENSORS))
     cut = {name: port for name, port in raw.items() if port is not None}
     raw_outputs = {name: len(model.outputs) + index for index, name in enumerate(cut)}
     if cut:

@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import Any
 
 import numpy as np
 
@@ -20,12 +21,13 @@ class Decision:
     """Scores and decision of one image; unknown values are ``None``.
 
     Args:
-        category (str): Its category; empty if none was chosen.
+        category (str): Its category, as it was given or as the model recognises it; empty if neither.
         raw_score (float | None): The score as trained, without upper limit.
         normalised_score (float | None): The score in [0, 1]; 0.5 is the threshold that was learned.
         threshold (float | None): Of the raw score, or of the normalised one where the raw one is unknown; scores above
             it are anomalous.
         anomalous (bool | None): The decision.
+        unknown (bool): Whether it is of a product that the model does not know.
     """
 
     category: str = ""
@@ -33,6 +35,7 @@ class Decision:
     normalised_score: float | None = None
     threshold: float | None = None
     anomalous: bool | None = None
+    unknown: bool = False
 
 
 class Decider:
@@ -58,7 +61,7 @@ class Decider:
         self._width, self._center = metadata.range_of("image"), metadata.center_of("image")
         self.known = self._width is not None
         self.normalised = self.known or (metadata.model is None and decides)
-        self._has_raw_score = has_raw_score
+        self._has_raw_score = has_raw_score or bool(metadata.products)
         if category and category != AUTO:
             self._threshold_of(category)
 
@@ -102,6 +105,8 @@ class Decider:
         category = self.category_of(output.file.path)
         if output.score is None:
             return Decision(category)
+        if output.product is not None:
+            return self._of_product(output, output.product, category)
         raw, normalised, threshold, anomalous = self._of_model(output)
         if category:
             threshold = self._threshold_of(category)
@@ -125,6 +130,10 @@ class Decider:
         shown, metadata = output.anomaly_map, self._metadata
         if shown is None:
             raise InputError(f"There is no anomaly map of {output.file.path}.")
+        if output.product is not None:
+            return self._map_of_product(
+                shown, self._metadata.products[output.product], self.category_of(output.file.path)
+            )
         of_category = metadata.category_thresholds.get(self.category_of(output.file.path), {}).get("pixel")
         if self.normalised and shown.min() >= 0 and shown.max() <= 1:
             width = metadata.range_of("pixel")
@@ -135,6 +144,30 @@ class Decider:
         if threshold:
             return np.clip(shown / (2 * threshold), 0, 1)
         return (shown - shown.min()) / (np.ptp(shown) or 1)
+
+    def _of_product(self, output: Output, product: int, category: str) -> Decision:
+        """Decide by the scale of all products; as of the product that was given, if one was."""
+        raw, normalised, metadata = output.raw_score, output.score, self._metadata
+        if not category and output.unknown:
+            return Decision("", raw, normalised, None, True, unknown=True)
+        name = category or metadata.products[product]
+        threshold = metadata.category_thresholds.get(name, {}).get("image")
+        if threshold is None or raw is None:
+            return Decision(name, raw)
+        anomalous = output.label
+        if category:
+            normalised = float(_normalised(raw, threshold, metadata.typical_scores[name]))
+            anomalous = normalised > 1 - metadata.normalization.get("image_sensitivity", 0.5)
+        return Decision(name, raw, normalised, threshold, anomalous)
+
+    def _map_of_product(self, shown: np.ndarray, own: str, given: str) -> np.ndarray:
+        """A map that was made by the threshold of a product, by that of the one that was given."""
+        old, new = (self._metadata.category_thresholds.get(name, {}).get("pixel") for name in (own, given))
+        if old is None or new is None or old == new:
+            return shown
+        scaled = 2.0 * shown - 1  # from -1 to 1
+        raw = old * (1 + scaled / np.maximum(1 - np.abs(scaled), 1e-6))
+        return np.asarray(_normalised(raw, new, 0.0), shown.dtype)
 
     def _of_model(self, output: Output) -> tuple[float | None, float | None, float | None, bool | None]:
         """Raw and normalised score, threshold and decision of the model, without a category."""
@@ -187,3 +220,9 @@ class Decider:
                     f"can tell apart, {low:g} to {high:g}."
                 )
         return threshold
+
+
+def _normalised(raw: Any, threshold: float, typical: float) -> Any:
+    """A raw value as models that recognise products put it out: 0.5 at the threshold, 0.25 where it is typical."""
+    beyond = (raw - threshold) / (threshold - typical)
+    return 0.5 + 0.5 * beyond / (1 + np.abs(beyond))

@@ -50,6 +50,10 @@ class ModelMetadata:
         value_range (tuple[float, float] | None): Pixel values that are black and white in images of more than 8 bits;
             such images are refused without it. Defaults to ``None``.
         precision (str | None): For example ``"FP32"`` or ``"INT8"``. Defaults to ``None``.
+        products (tuple[str, ...]): Names of the products that the model recognises, in the order of the numbers in its
+            inner tensor ``product``; scores and maps are then on one scale for all of them, with thresholds at 0.
+            Defaults to ``()``, it recognises none.
+        typical_scores (dict[str, float]): Typical raw score of a good image of each product. Defaults to ``{}``.
 
     Examples:
         >>> metadata = ModelMetadata(model="UniAD", image_size=(224, 224), thresholds={"image": 12.5})
@@ -71,6 +75,8 @@ class ModelMetadata:
     training: dict[str, Any] = field(default_factory=dict)
     value_range: tuple[float, float] | None = None
     precision: str | None = None
+    products: tuple[str, ...] = ()
+    typical_scores: dict[str, float] = field(default_factory=dict)
 
     def to_properties(self) -> dict[str, str]:
         """Return the known values as text, as they are written into a file.
@@ -226,6 +232,10 @@ def _thresholds_of(category: str, value: Any) -> dict[str, float]:
         raise InputError(f"{category!r}: {error}") from error
 
 
+def _typical_scores(value: Any) -> dict[str, float]:
+    return _numbers(value, tuple(_mapping(value)))
+
+
 def _normalization(value: Any) -> dict[str, float]:
     numbers = _numbers(value, _RANGE + _SENSITIVITY)
     for level in ("image", "pixel"):
@@ -245,4 +255,6 @@ _READERS = {
     "normalization": _normalization,
     "training": _mapping,
     "value_range": check_value_range,
+    "products": _names,
+    "typical_scores": _typical_scores,
 }

@@ -25,6 +25,8 @@ class Output:
         file (ImageFile): The image.
         score (float | None): Its score, normalised to [0, 1] if the model does that, else raw.
         raw_score (float | None): Its raw score, if the model normalises and the file has the raw one too.
+        product (int | None): Number of the product that it looks most like, if the model recognises products.
+        unknown (bool): Whether it is of none of those.
         label (bool | None): Whether the model itself calls it anomalous, if it decides.
         anomaly_map (np.ndarray | None): ``(H, W)``, of the model's size.
         raw_map (np.ndarray | None): The raw map, if the model normalises and the file has the raw one too; only while
@@ -37,6 +39,8 @@ class Output:
     file: ImageFile
     score: float | None = None
     raw_score: float | None = None
+    product: int | None = None
+    unknown: bool = False
     label: bool | None = None
     anomaly_map: np.ndarray | None = field(default=None, repr=False)
     raw_map: np.ndarray | None = field(default=None, repr=False)
@@ -137,6 +141,10 @@ class Predictor:
             output.score = float(named["pred_score"].reshape(-1)[index])
             if "pred_score" in raw:
                 output.raw_score = float(raw["pred_score"].reshape(-1)[index])
+            if "product" in named:
+                output.raw_score = float(named["uncalibrated_score"].reshape(-1)[index])
+                output.product = int(named["product"].reshape(-1)[index])
+                output.unknown = bool(named["unknown_product"].reshape(-1)[index])
             if not all(math.isfinite(score) for score in (output.score, output.raw_score or 0.0)):
                 output.score = output.raw_score = None
                 output.error = f"{output.file.path} has a score that is not a number: the model is damaged."

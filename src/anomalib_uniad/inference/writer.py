@@ -80,7 +80,8 @@ class Writer:
         numbers = (decision.raw_score, decision.normalised_score, decision.threshold)
         texts = ("" if number is None else f"{number:.7g}" for number in numbers)
         heatmap = self._written.get(file, "")
-        self._row((str(file.path), decision.category, *texts, _WORDS[decision.anomalous], heatmap, error))
+        word = "unknown" if decision.unknown else _WORDS[decision.anomalous]
+        self._row((str(file.path), decision.category, *texts, word, heatmap, error))
 
     def __enter__(self) -> "Writer":
         return self

@@ -97,6 +97,7 @@ class RawOutputs(Callback):
     ) -> None:
         """Keep the tensors: the post-processor puts others in their place, and does not change them."""
         source = outputs if hasattr(outputs, "pred_score") else batch
+        source = getattr(source, "uncalibrated", source)
         self._last = InferenceBatch(pred_score=source.pred_score, anomaly_map=source.anomaly_map)
 
     on_predict_batch_end = on_test_batch_end
@@ -515,6 +516,9 @@ class PerCategoryEvaluator(Evaluator):
     def _choose_thresholds(self, pl_module: LightningModule) -> None:
         post_processor = getattr(pl_module, "post_processor", None)
         self._global_threshold = global_thresholds(post_processor)["image"]
+        if getattr(pl_module, "products", None):  # each is decided about by its own, as the model recognises it
+            self._global_threshold, self._decided_by = float("nan"), self.category_thresholds
+            return
         if self.thresholds == "global":
             return
         if not self.category_thresholds:

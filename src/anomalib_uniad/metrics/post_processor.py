@@ -93,3 +93,26 @@ class LearnedPostProcessor(PostProcessor):
         super().threshold_batch(batch)
         for name, decision in own.items():
             setattr(batch, name, decision)
+
+
+class CalibratedPostProcessor(LearnedPostProcessor):
+    """The post-processor of a model that puts the thresholds of all products at 0 of a scale from -1 to 1.
+
+    It learns nothing from a validation. All else is as in :class:`LearnedPostProcessor`, sensitivities included.
+
+    Args:
+        **kwargs (Any): Arguments of anomalib's ``PostProcessor``.
+    """
+
+    def calibrated(self) -> None:
+        """Decide from now on."""
+        for level in ("image", "pixel"):
+            for name, value in ((f"_{level}_threshold", 0.0), (f"{level}_min", -1.0), (f"{level}_max", 1.0)):
+                getattr(self, name).fill_(value)
+        _ = self.learned
+
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Learn nothing."""
+
+    def on_validation_epoch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Learn nothing."""

@@ -33,17 +33,30 @@ from anomalib_uniad.metrics.thresholds import Thresholds
 _ODD: Literal["backslashreplace"] = "backslashreplace"  # names of files need not be text
 NO_SCORE = "the score is not a number"
 _LABELS = ("normal", "anomalous")
+UNKNOWN_PRODUCT = "unknown"
+"""Decision about an image of a product that the model does not know."""
 COUNTS = ("training_images", "validation_images", "test_images", "defective", "missed", "false_alarms", "undecided")
-_PREDICTIONS = ["path", "category", "label", "raw_score", "normalised_score", "threshold", "decision", "error"]
+_PREDICTIONS = [
+    "path",
+    "category",
+    "label",
+    "product",
+    "raw_score",
+    "normalised_score",
+    "threshold",
+    "decision",
+    "error",
+]
 
 
 class Predictions:
     """Collects the rows of ``predictions.csv``, one per image of a test or prediction.
 
-    The columns are ``path``, ``category``, ``label`` (``normal`` or ``anomalous``), ``raw_score`` as the model returns
-    it, ``normalised_score`` from 0 to 1 with the threshold at 0.5 (unless anomalib's sensitivity moves it),
-    ``threshold`` in raw scores, ``decision`` and ``error``. Cells are empty where something is unknown; an image whose
-    score is not a number has an error instead of a decision.
+    The columns are ``path``, ``category``, ``label`` (``normal`` or ``anomalous``), ``product`` as recognised by a
+    model that does so, ``raw_score`` as the model returns it, ``normalised_score`` from 0 to 1 with the threshold at 0.5
+    (unless anomalib's sensitivity moves it), ``threshold`` in raw scores, ``decision`` (``normal``, ``anomalous`` or
+    ``unknown``, of a product that the model does not know) and ``error``. Cells are empty where something is not known;
+    an image whose score is not a number has an error instead of a decision.
     """
 
     def __init__(self) -> None:
@@ -67,20 +80,24 @@ class Predictions:
             category_thresholds (Thresholds): Thresholds that are used in its place.
         """
         count = len(batch)
+        products = getattr(batch, "product", None)
         columns = (
             paths_of(batch),
             _labels(batch.gt_label, count),
+            [None] * count if products is None else products,
             _numbers(raw_scores, count),
             _numbers(batch.pred_score, count),
             _labels(batch.pred_label, count),
             [False] * count if (wrong := without_score(batch, raw_scores)) is None else wrong.tolist(),
         )
-        for category, (path, label, raw, score, decision, bad) in zip(
+        for category, (path, label, product, raw, score, decision, bad) in zip(
             categories, zip(*columns, strict=True), strict=False
         ):
-            used = category_thresholds.get(category, {}).get("image", threshold)
+            used = category_thresholds.get(category if product is None else product, {}).get("image", threshold)
+            if product is not None:
+                decision = UNKNOWN_PRODUCT if not product else "" if math.isnan(used) else decision
             end = ("", NO_SCORE) if bad else (decision, "")
-            self._rows.append((str(path or ""), category, label, raw, score, used, *end))
+            self._rows.append((str(path or ""), category, label, product or "", raw, score, used, *end))
 
     def table(self) -> pd.DataFrame:
         """Return the rows of all processes, each of which must call this; by path if there are several processes."""
@@ -91,7 +108,7 @@ class Predictions:
 
     def scores(self, category: str) -> tuple[Floats, Floats]:
         """Return the raw scores of a category, as far as they are known here: normal images, then defective ones."""
-        rows = [(row[2], row[3]) for row in self._rows if row[1] == category and not math.isnan(row[3])]
+        rows = [(row[2], row[4]) for row in self._rows if row[1] == category and not math.isnan(row[4])]
         normal, defective = (np.array([score for label, score in rows if label == kind]) for kind in _LABELS)
         return normal, defective
 
@@ -230,13 +247,15 @@ def count(
         found = Counter(zip(predictions.category, predictions.label, predictions.decision, strict=True))
         for row in rows:
             normal, defective = (
-                {word: found[row["category"], label, word] for word in ("", *_LABELS)} for label in _LABELS
+                {word: found[row["category"], label, word] for word in ("", UNKNOWN_PRODUCT, *_LABELS)}
+                for label in _LABELS
             )
             if total := sum(normal.values()) + sum(defective.values()):
                 undecided = normal[""] + defective[""]
                 row["defective"], row["undecided"] = sum(defective.values()), undecided
                 if undecided < total:
-                    row["missed"], row["false_alarms"] = defective["normal"], normal["anomalous"]
+                    row["missed"] = defective["normal"]
+                    row["false_alarms"] = normal["anomalous"] + normal[UNKNOWN_PRODUCT]
     frame = pd.DataFrame(rows, columns=["category", *COUNTS]).astype(dict.fromkeys(COUNTS, "Int64"))
     sums = frame[list(COUNTS)].sum(min_count=1)
     frame.loc[len(frame)] = [summary_label("all", categories), *sums]

@@ -27,7 +27,7 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_uniad.category import known_categories
 from anomalib_uniad.checks import check_at_least, check_choice, check_fraction, check_value_range, repeat
-from anomalib_uniad.deploy.export import OPSET, any_size, fixes_size, metadata_of, write_metadata
+from anomalib_uniad.deploy.export import OPSET, WithProduct, any_size, fixes_size, metadata_of, write_metadata
 from anomalib_uniad.deploy.official import OfficialCheckpoint, load_official
 from anomalib_uniad.deploy.pre_processor import AntialiasedPreProcessor
 from anomalib_uniad.deploy.quantization import (
@@ -43,7 +43,7 @@ from anomalib_uniad.inference.metadata import Level, ModelMetadata
 from anomalib_uniad.metrics import PerCategoryEvaluator
 from anomalib_uniad.metrics.batches import flat, refuse_deep
 from anomalib_uniad.metrics.functional import Floats, auroc, rank, tpr_at_fpr
-from anomalib_uniad.metrics.post_processor import LearnedPostProcessor
+from anomalib_uniad.metrics.post_processor import CalibratedPostProcessor, LearnedPostProcessor
 from anomalib_uniad.training.checkpoint_files import CheckpointRescue
 from anomalib_uniad.training.checkpoint_reading import UnreadableCheckpoint, read_checkpoint
 from anomalib_uniad.training.checkpoint_selection import CheckpointChoice, CheckpointSelection
@@ -64,6 +64,7 @@ from anomalib_uniad.training.space import SpaceCheck
 from anomalib_uniad.transforms import CropAndPad
 
 from .anomaly_map import ImageScore
+from .calibration import ProductCalibration
 from .components.neck import FeatureResize
 from .components.padding import BackbonePadding, PaddingMode
 from .components.tiles import size_of_tiles
@@ -102,6 +103,7 @@ _SAME_IN_CHECKPOINT = (
     "crop",
     "tiles",
     "tile_overlap",
+    "product_calibration",
 )
 # What checkpoints have that were written before these arguments.
 _BEFORE = {
@@ -111,6 +113,7 @@ _BEFORE = {
     "resize_mode": "stretch",
     "crop": None,
     "tiles": (1, 1),
+    "product_calibration": False,
     "optimizer": "adamw",
     "lr_schedule": "step",
 }
@@ -183,6 +186,12 @@ class UniAD(AnomalibModule):
             defects of large images are not lost: it is resized to what the tiles make together, the model sees each
             tile alone, and their maps are joined. One number is for both. Defaults to ``1``.
         tile_overlap (float): Part of a tile that it shares with the next one, from 0 to 0.5. Defaults to ``0.125``.
+        product_calibration (bool): Learn at each validation what products look like and up to which score each is good,
+            from good images alone where there are no others. The model then recognises the product of an image, and
+            scores and maps of all products are on one scale, so that one threshold decides about all; an image of a
+            product that it does not know is anomalous. Defaults to ``False``.
+        false_alarm_rate (float): With ``product_calibration``, the share of good images that may be called anomalous
+            where no defective ones are known, between 0 and 1. Defaults to ``0.01``.
         optimizer (str): ``"adamw"``, as in the paper, or ``"muon"``: Muon (https://kellerjordan.github.io/posts/muon/)
             for the matrices inside the layers of encoder and decoder, AdamW for everything else.
             Defaults to ``"adamw"``.
@@ -239,6 +248,9 @@ class UniAD(AnomalibModule):
 
     Attributes:
         official (OfficialCheckpoint | None): The checkpoint of the authors' code that the weights are from.
+        products (list[str]): With ``product_calibration``, names of the products that it recognises, in the order of
+            their numbers. Kept in checkpoints and exported files.
+        threshold_rules (dict[str, str]): How the threshold of each was found, and by how many images.
         value_range (tuple[float, float] | None): Pixel values that are black and white in images of more than 8 bits,
             those of the datamodule of the training. Kept in checkpoints and exported files.
         training_summary (dict[str, Any]): ``dataset``, ``images``, ``categories``, ``epochs`` and ``seed`` of the
@@ -295,6 +307,8 @@ class UniAD(AnomalibModule):
         crop: Sequence[int] | None = None,
         tiles: int | Sequence[int] = 1,
         tile_overlap: float = 0.125,
+        product_calibration: bool = False,
+        false_alarm_rate: float = 0.01,
         optimizer: OptimizerName = "adamw",
         learning_rate: float = 1e-4,
         weight_decay: float = 1e-4,
@@ -345,6 +359,8 @@ class UniAD(AnomalibModule):
         own = pre_processor is not True and pre_processor
         if type(own) is PreProcessor:  # anomalib's would transform cached features and export another resize
             own = AntialiasedPreProcessor(own.transform)
+        if product_calibration:
+            post_processor = _for_calibration(post_processor)
         super().__init__(
             pre_processor=own,
             post_processor=post_processor,
@@ -400,12 +416,16 @@ class UniAD(AnomalibModule):
                 score_top_fraction=score_top_fraction,
                 tiles=tiles,
                 tile_overlap=tile_overlap,
+                product_calibration=product_calibration,
             )
         if pre_processor is True:
             self.pre_processor = _pre_processor_of(geometry, self.model.backbone.mean, self.model.backbone.std)
         self.loss = ReconstructionLoss()
         self.training_summary: dict[str, Any] = {}
         self._loaded_thresholds: dict[str, dict[Level, float]] = {}
+        self._shows_products = False
+        self.products: list[str] = []
+        self.threshold_rules: dict[str, str] = {}
         self._initial_categories: list[str] = []
         if initial_checkpoint is not None:
             self._start_from(Path(initial_checkpoint))
@@ -431,6 +451,8 @@ class UniAD(AnomalibModule):
             self._training_callbacks.append(
                 FeatureCache(feature_cache, feature_cache_dtype, feature_cache_dir, feature_cache_copies)
             )
+        if product_calibration:
+            self._training_callbacks.append(ProductCalibration(false_alarm_rate))
         if checkpoint_selection == "best":
             self._training_callbacks.append(CheckpointSelection())
         self._training_callbacks.append(CheckpointRescue())  # last, as it looks at what the others have written
@@ -537,7 +559,7 @@ class UniAD(AnomalibModule):
 
     def configure_post_processor(self) -> PostProcessor:
         """anomalib's, without decisions by a model that was never validated."""
-        return LearnedPostProcessor()
+        return CalibratedPostProcessor() if self.hparams["product_calibration"] else LearnedPostProcessor()
 
     @classmethod
     def configure_visualizer(cls) -> HeatmapVisualizer:
@@ -557,7 +579,7 @@ class UniAD(AnomalibModule):
 
     def training_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Reconstruct the features of a batch of normal images."""
-        target = self.model.normalise(self._features(batch))  # (B, C, h, w)
+        target = self.model.normalise(self.features_of(batch))  # (B, C, h, w)
         with self._precision():
             reconstruction = self._reconstruct(target)
         loss = self.loss(reconstruction, target)
@@ -567,13 +589,25 @@ class UniAD(AnomalibModule):
     def validation_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Predict a batch; thresholds and metrics are computed from it by the callbacks."""
         with torch.autocast(self.device.type, enabled=False):
-            return batch.update(**self.model.predict(self._features(batch), self._covered(batch))._asdict())
+            return batch.update(**self.model.predict(self.features_of(batch), self._covered(batch))._asdict())
 
     def test_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
-        """Predict a batch, in full precision like validation and exported models."""
+        """Predict a batch, in full precision like validation and exported models.
+
+        With calibration, the batch has raw outputs as ``uncalibrated`` and names of products as ``product``, too.
+        """
         with torch.autocast(self.device.type, enabled=False):
-            predictions = self.model(cast("torch.Tensor", batch.image), self._covered(batch))
-        return batch.update(**predictions._asdict())
+            features = self.model.extract(cast("torch.Tensor", batch.image))
+            raw = self.model.predict(features, self._covered(batch))
+            judged = self.model.judge(features, raw)
+        if judged is None:
+            return batch.update(**raw._asdict())
+        batch = batch.update(pred_score=judged.score, anomaly_map=judged.anomaly_map)
+        found: Any = batch  # anomalib's class knows no such fields
+        found.uncalibrated = raw
+        pairs = zip(judged.product.tolist(), judged.unknown.tolist(), strict=True)
+        found.product = ["" if unknown else self.products[product] for product, unknown in pairs]
+        return batch
 
     def predict_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Predict a batch, in full precision like validation, from which the thresholds are."""
@@ -587,14 +621,19 @@ class UniAD(AnomalibModule):
         """
         prepare = self.pre_processor
         covered = prepare.covered(batch) if isinstance(prepare, AntialiasedPreProcessor) else None
-        raw = self.model(batch if prepare is None else prepare(batch), covered)
-        if self.post_processor is None:
-            return raw
-        found = self.post_processor(raw)
-        finite = raw.pred_score.abs() < math.inf  # (B,); NaN is not
-        label = found.pred_label
-        label = label if label is None or label.dtype != torch.bool else label | ~finite
-        return found._replace(pred_score=torch.where(finite, found.pred_score, raw.pred_score), pred_label=label)
+        features = self.model.extract(batch if prepare is None else prepare(batch))
+        raw = self.model.predict(features, covered)
+        judged = self.model.judge(features, raw)
+        found = raw if judged is None else InferenceBatch(pred_score=judged.score, anomaly_map=judged.anomaly_map)
+        if self.post_processor is not None:
+            found = self.post_processor(found)
+            finite = raw.pred_score.abs() < math.inf  # (B,); NaN is not
+            label = found.pred_label
+            label = label if label is None or label.dtype != torch.bool else label | ~finite
+            found = found._replace(pred_score=torch.where(finite, found.pred_score, raw.pred_score), pred_label=label)
+        if judged is None or not self._shows_products:
+            return found
+        return WithProduct(*found, judged.product, judged.unknown, raw.pred_score)  # type: ignore[return-value]
 
     def _covered(self, batch: Any) -> torch.Tensor | None:
         """Where the images of a batch lie in the map, ``(B, 1, H, W)``; ``None`` if nothing is padded."""
@@ -608,7 +647,7 @@ class UniAD(AnomalibModule):
             covered[row, 0, box.rows, box.columns] = True
         return covered.to(self.device)
 
-    def _features(self, batch: Batch) -> torch.Tensor:
+    def features_of(self, batch: Batch) -> torch.Tensor:
         """Features (B, C, h, w) of a batch: from the cache, or computed; in full precision, as is their target."""
         cached = getattr(batch, "features", None)
         with torch.autocast(self.device.type, enabled=False):
@@ -714,7 +753,7 @@ class UniAD(AnomalibModule):
             statistics = ChannelStatistics(len(norm.mean))
             for batch in training_batches(self.trainer, self):
                 with torch.no_grad():
-                    features, covered = self._features(batch), self._covered(batch)
+                    features, covered = self.features_of(batch), self._covered(batch)
                 statistics.add(features, None if covered is None else self.model.share_of_tokens(covered))
             norm.fill(*statistics.result(self.trainer.strategy if self.trainer.world_size > 1 else None))
 
@@ -788,6 +827,7 @@ class UniAD(AnomalibModule):
         super().on_save_checkpoint(checkpoint)
         checkpoint["training_summary"] = dict(self.training_summary)
         checkpoint["value_range"] = self.value_range
+        checkpoint["products"], checkpoint["threshold_rules"] = list(self.products), dict(self.threshold_rules)
         if self.auto_precision:
             checkpoint["bfloat16"] = self._bfloat16
         if isinstance(self.evaluator, PerCategoryEvaluator):
@@ -814,6 +854,8 @@ class UniAD(AnomalibModule):
             _check_same_optimizer(saved, self.hparams, file)
         self.training_summary = dict(checkpoint.get("training_summary", {}))
         self.value_range = check_value_range(checkpoint.get("value_range"))
+        self.products = list(checkpoint.get("products", []))
+        self.threshold_rules = dict(checkpoint.get("threshold_rules", {}))
         self._bfloat16 = checkpoint.get("bfloat16", True)
         if self._trainer is not None:
             self._check_value_range(getattr(self._trainer, "datamodule", None))
@@ -831,6 +873,21 @@ class UniAD(AnomalibModule):
             return self.evaluator.category_thresholds
         return self._loaded_thresholds
 
+    def calibrated(
+        self, products: Sequence[str], thresholds: Mapping[str, Mapping[Level, float]], rules: Mapping[str, str]
+    ) -> None:
+        """Take what a calibration has found.
+
+        Args:
+            products (Sequence[str]): Names of the products, in the order of their numbers.
+            thresholds (Mapping[str, Mapping[str, float]]): Product -> ``"image"`` and ``"pixel"`` -> threshold.
+            rules (Mapping[str, str]): How the threshold of each was found.
+        """
+        self.products, self.threshold_rules = list(products), dict(rules)
+        self._loaded_thresholds = {name: dict(levels) for name, levels in thresholds.items()}
+        if isinstance(self.evaluator, PerCategoryEvaluator):
+            self.evaluator.category_thresholds = {name: dict(levels) for name, levels in thresholds.items()}
+
     @property
     def metadata(self) -> ModelMetadata:
         """Metadata of the model for exported files."""
@@ -842,6 +899,8 @@ class UniAD(AnomalibModule):
             self.training_summary,
             self.value_range,
             self.geometry,
+            self.products,
+            [] if self.model.products is None else self.model.products.image[:, 0].tolist(),
         )
 
     def to_onnx(  # type: ignore[override]  # as anomalib's, not Lightning's
@@ -881,7 +940,11 @@ class UniAD(AnomalibModule):
             input_size = self.geometry.least  # with which the model is probed
             if not kwargs.keys() & {"dynamic_axes", "dynamic_shapes"}:
                 kwargs["dynamic_shapes"] = any_size()
-        path = super().to_onnx(export_root, model_file_name, input_size, **kwargs)
+        self._shows_products = True  # as outputs, which become inner tensors when the metadata are written
+        try:
+            path = super().to_onnx(export_root, model_file_name, input_size, **kwargs)
+        finally:
+            self._shows_products = False
         write_metadata(path, replace(self.metadata, precision=precision))
         return path
 
@@ -961,7 +1024,7 @@ def _check_training(arguments: Mapping[str, Any]) -> None:
         ("resume_interval", 0),
     ):
         check_at_least(name, arguments[name], lowest)
-    for name in ("muon_momentum", "lr_decay_fraction"):
+    for name in ("muon_momentum", "lr_decay_fraction", "false_alarm_rate"):
         check_fraction(name, arguments[name])
     if arguments["seed"] is not None:
         check_at_least("seed", arguments["seed"], 0)
@@ -985,6 +1048,17 @@ def _told_apart(defective: Floats, normal: Floats) -> tuple[float, float]:
     """Image AUROC, and the share of defective images that are found at 5 % false alarms."""
     ranking = rank(defective, normal)
     return auroc(ranking), tpr_at_fpr(ranking, 0.05)
+
+
+def _for_calibration(given: PostProcessor | bool) -> PostProcessor | bool:
+    """The post-processor that was given, as one that takes the thresholds of the calibration."""
+    if isinstance(given, bool | CalibratedPostProcessor):
+        return given
+    if type(given) in {PostProcessor, LearnedPostProcessor}:
+        return CalibratedPostProcessor(**given.checkpoint_config())
+    raise InputError(
+        f"product_calibration decides by thresholds of its own, {type(given).__name__} by others: give one of the two."
+    )
 
 
 def _pre_processor_of(geometry: Geometry, mean: Sequence[float], std: Sequence[float]) -> PreProcessor:
@@ -1037,7 +1111,7 @@ def _check_same_model(
     sizes = [
         f"{name}: {shape} in the checkpoint, {own[name]} in the model"
         for name, shape in theirs.items()
-        if shape != own[name]
+        if shape != own[name] and not name.startswith("model.products.")  # which have as many as were trained on
     ]
     different = differences(_SAME_IN_CHECKPOINT)
     if sizes or own.keys() != {name for name in weights if name.startswith("model.")}:  # else the same by another name

@@ -28,6 +28,7 @@ from .components import (
 from .components.neck import FeatureResize
 from .components.padding import BackbonePadding, PaddingMode
 from .components.tiles import Tiles
+from .products import Judged, Products
 
 PositionEmbedding = Literal["learned", "sine"]
 FeatureNormMode = Literal["none", "standard"]
@@ -146,6 +147,7 @@ class UniADModel(nn.Module):
         score_top_fraction: float = 0.02,
         tiles: tuple[int, int] = (1, 1),
         tile_overlap: float = 0.125,
+        product_calibration: bool = False,
     ) -> None:
         super().__init__()
         image_size = (image_size[0], image_size[1])  # comparable with a shape, whatever sequence it was
@@ -159,6 +161,7 @@ class UniADModel(nn.Module):
         self.tiles = cut if max(tiles) > 1 else None
         self.anomaly_map = AnomalyMap(self.image_size, self.tiles)
         self.score = AnomalyScore(image_score, score_pool_size, score_top_fraction)
+        self.products = Products() if product_calibration else None
         self.backbone = Backbone(
             backbone, layers, pre_trained, backbone_weights, backbone_padding, backbone_padding_mode
         )
@@ -231,6 +234,12 @@ class UniADModel(nn.Module):
             score = self.score(anomaly_map, covered)
         return InferenceBatch(pred_score=score, anomaly_map=anomaly_map)
 
+    def judge(self, features: torch.Tensor, raw: InferenceBatch) -> Judged | None:
+        """Raw scores and maps on the scale of all products, by ``features`` (B, C, h, w); ``None`` without one."""
+        if self.products is None or not self.products.known:
+            return None
+        return self.products(self.normalise(features), raw.pred_score, raw.anomaly_map)
+
     def forward(
         self, images: torch.Tensor, covered: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor] | InferenceBatch:
@@ -242,11 +251,14 @@ class UniADModel(nn.Module):
 
         Returns:
             tuple[torch.Tensor, torch.Tensor] | InferenceBatch: In training, reconstruction and target, both
-            ``(B, C, h, w)``; in evaluation, ``pred_score`` ``(B,)`` and ``anomaly_map`` ``(B, 1, H, W)``.
+            ``(B, C, h, w)``; in evaluation, ``pred_score`` ``(B,)`` and ``anomaly_map`` ``(B, 1, H, W)``, on the scale
+            of all products if there is one.
         """
         features = self.extract(images)
         if not self.training:
-            return self.predict(features, covered)
+            raw = self.predict(features, covered)
+            judged = self.judge(features, raw)
+            return raw if judged is None else InferenceBatch(pred_score=judged.score, anomaly_map=judged.anomaly_map)
         features = self.normalise(features)
         return self.reconstruct(features), features
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One pass over the training images before a training: mean and standard deviation of each channel."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -16,7 +16,7 @@ from .cached_dataset import CachedDataset
 _BATCH_SIZE = 16
 
 
-def training_batches(trainer: Trainer, pl_module: LightningModule) -> Iterator[Any]:
+def training_batches(trainer: Trainer, pl_module: LightningModule, rows: Sequence[int] | None = None) -> Iterator[Any]:
     """Read each training image once, in order, as the training will: on its device, after the pre-processor.
 
     Of a feature cache with copies, the images as they are.
@@ -27,6 +27,7 @@ def training_batches(trainer: Trainer, pl_module: LightningModule) -> Iterator[A
     Args:
         trainer (Trainer): The trainer of the training.
         pl_module (LightningModule): Its model.
+        rows (Sequence[int] | None): Rows of the training set that are read. Defaults to ``None``, all.
 
     Yields:
         Batch: A batch of images, or of features from a cache.
@@ -37,7 +38,7 @@ def training_batches(trainer: Trainer, pl_module: LightningModule) -> Iterator[A
         images = loader.dataset
         images = images.without_copies() if isinstance(images, CachedDataset) else images
         loader = DataLoader(
-            Subset(images, range(trainer.global_rank, len(images), trainer.world_size)),
+            Subset(images, (range(len(images)) if rows is None else rows)[trainer.global_rank :: trainer.world_size]),
             _BATCH_SIZE,
             num_workers=loader.num_workers,
             collate_fn=loader.collate_fn,

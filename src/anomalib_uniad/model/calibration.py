@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Learns after each validation what products look like, and up to which score they are good."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+from anomalib_uniad.category import categories_of, known_categories, paths_of
+from anomalib_uniad.metrics.limits import KnownScores, Limit, limits
+from anomalib_uniad.metrics.post_processor import CalibratedPostProcessor
+from anomalib_uniad.metrics.scores import gather_objects
+from anomalib_uniad.training.cached_dataset import evaluating
+from anomalib_uniad.training.feature_statistics import training_batches
+
+from .products import Products
+
+MOST_TRAINED = 100
+"""Training images of a product that are looked at."""
+
+
+class ProductCalibration(Callback):
+    """Recognition and thresholds of products, from training images and those of the validation.
+
+    Must come after the evaluator, from which the thresholds of pixels are where there are masks, and which keeps all
+    thresholds.
+
+    Args:
+        false_alarm_rate (float): Share of good images that may be called anomalous where no defective ones are known.
+    """
+
+    def __init__(self, false_alarm_rate: float) -> None:
+        self._rate = false_alarm_rate
+        self._rows: list[dict[str, Any]] = []
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the images of the last one."""
+        self._rows = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the scores of a batch."""
+        labels, masks = outputs.gt_label, outputs.gt_mask
+        self._rows += _rows(
+            outputs,
+            trainer,
+            labels.bool().tolist(),
+            [False] * len(labels) if masks is None else masks.flatten(1).any(dim=1).tolist(),
+        )
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Calibrate the model, if it is in training."""
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+            return
+        model: Any = pl_module
+        products: Products = model.model.products
+        trained, pooled = self._look_at_training(trainer, model)
+        seen = pd.DataFrame([row for rows in gather_objects(self._rows) for row in rows], columns=_COLUMNS)
+        names = [name for name in known_categories(trainer.datamodule) or sorted(pooled) if name in pooled]  # type: ignore[attr-defined]
+        groups = products.learn([pooled[name] for name in names])
+        image = self._limits(names, groups, trained, seen, "score")
+        pixel = self._limits(names, groups, trained, seen[~seen["defective"]], "peak")
+        masked = set(seen.loc[seen["masked"], "category"])
+        thresholds = model.category_thresholds
+        learned = {
+            name: {
+                "image": image[name].threshold,
+                "pixel": thresholds.get(name, {}).get("pixel", np.nan) if name in masked else pixel[name].threshold,
+            }
+            for name in names
+        }
+        products.calibrate(
+            [(image[name].middle, image[name].threshold) for name in names], [learned[name]["pixel"] for name in names]
+        )
+        model.calibrated(names, learned, {name: image[name].rule for name in names})
+        if isinstance(model.post_processor, CalibratedPostProcessor):
+            model.post_processor.calibrated()
+        self._rows = []
+
+    def _look_at_training(self, trainer: Trainer, model: Any) -> tuple[pd.DataFrame, dict[str, torch.Tensor]]:
+        """Scores of training images, and their pooled features by product."""
+        rows: list[dict[str, Any]] = []
+        features: list[torch.Tensor] = []
+        with evaluating(model), torch.no_grad():
+            for batch in training_batches(trainer, model, self._choose(trainer)):
+                outputs = model.validation_step(batch, 0)
+                count = len(outputs.pred_score)
+                rows += _rows(outputs, trainer, [False] * count, [False] * count)
+                features.append(Products.pool(model.model.normalise(model.features_of(batch))).cpu())
+        table = pd.DataFrame([row for part in gather_objects(rows) for row in part], columns=_COLUMNS)
+        pooled = torch.cat(gather_objects(torch.cat(features)))
+        return table, {name: pooled[part.index.to_numpy()] for name, part in table.groupby("category", sort=False)}
+
+    def _choose(self, trainer: Trainer) -> list[int]:
+        """Rows of the training set that are looked at: as many of each product, evenly over its images."""
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        paths = trainer.train_dataloader.dataset.samples["image_path"]  # type: ignore[union-attr]
+        of = pd.Series(categories_of(list(paths), datamodule))
+        chosen = [
+            part.index[np.linspace(0, len(part) - 1, MOST_TRAINED).astype(int)].unique() for _, part in of.groupby(of)
+        ]
+        return sorted(row for part in chosen for row in part)
+
+    def _limits(
+        self, names: Sequence[str], groups: Sequence[Sequence[int]], trained: pd.DataFrame, seen: pd.DataFrame, by: str
+    ) -> dict[str, Limit]:
+        """Limits of products by name, one for those that are confused."""
+        known = {
+            name: KnownScores(
+                trained.loc[trained["category"] == name, by].to_numpy(),
+                seen.loc[(seen["category"] == name) & ~seen["defective"], by].to_numpy(),
+                seen.loc[(seen["category"] == name) & seen["defective"], by].to_numpy(),
+            )
+            for name in names
+        }
+        together = {
+            str(number): KnownScores.together([known[names[row]] for row in group])
+            for number, group in enumerate(groups)
+        }
+        found = limits(together, self._rate)
+        return {names[row]: found[str(number)] for number, group in enumerate(groups) for row in group}
+
+
+_COLUMNS = ["category", "score", "peak", "defective", "masked"]
+
+
+def _rows(outputs: Any, trainer: Trainer, defective: Sequence[bool], masked: Sequence[bool]) -> list[dict[str, Any]]:
+    """A row for each image of a batch, with raw scores."""
+    names = categories_of(paths_of(outputs), trainer.datamodule)  # type: ignore[attr-defined]
+    peaks = outputs.anomaly_map.flatten(1).amax(dim=1)
+    columns = (names, outputs.pred_score.tolist(), peaks.tolist(), defective, masked)
+    return [dict(zip(_COLUMNS, row, strict=True)) for row in zip(*columns, strict=True)]

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which product an image shows, and how it scores among good images of that product."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from anomalib.models.components.base import DynamicBufferMixin
+from numpy.typing import NDArray
+from scipy.sparse.csgraph import connected_components
+from sklearn.covariance import ledoit_wolf
+from torch import nn
+
+FOLDS = 5
+FARTHEST = 2.5
+"""How many times as far as half of the good images an image of a known product may lie."""
+CONFUSED = 0.02
+"""Share of a product's good images that may be taken for another one."""
+
+
+class Judged(NamedTuple):
+    """Scores and maps of B images on one scale for all products: good below 0, anomalous above, within -1 and 1.
+
+    Attributes:
+        score (torch.Tensor): ``(B,)``; 1 for images of unknown products, and of those without a threshold.
+        anomaly_map (torch.Tensor): ``(B, 1, H, W)``.
+        product (torch.Tensor): Number of the product ``(B,)``, in the order of the names.
+        unknown (torch.Tensor): Whether the image is of none of them ``(B,)``.
+    """
+
+    score: torch.Tensor
+    anomaly_map: torch.Tensor
+    product: torch.Tensor
+    unknown: torch.Tensor
+
+
+class Products(DynamicBufferMixin, nn.Module):
+    """Recognises products, and brings scores and maps of all of them to one scale.
+
+    A product is recognised by the mean over an image of each feature channel: the nearest product by the Mahalanobis
+    distance, with one covariance for all products, estimated as by Ledoit and Wolf
+    (https://doi.org/10.1016/S0047-259X(03)00096-4). An image that is farther from all than ``FARTHEST`` times the
+    median distance of good images that its estimate has not seen (cross-validation) is of no known product.
+
+    A score ``s`` of a product with threshold ``t`` and typical good score ``m`` becomes ``x / (1 + |x|)`` with
+    ``x = (s - t) / (t - m)``: 0 at the threshold, -1/2 at a typical good image, and the order within a product stays.
+    Values of maps become the same with ``m = 0``.
+
+    Products that are easily confused share a calibration: those of which more than ``CONFUSED`` of the good images are
+    taken for one another, in cross-validation.
+
+    Its buffers have no products before :meth:`learn` and :meth:`calibrate`, and are kept in checkpoints.
+    """
+
+    means: torch.Tensor
+    to_distance: torch.Tensor
+    farthest: torch.Tensor
+    image: torch.Tensor
+    pixel: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("means", torch.zeros(0, 0))  # (P, C)
+        self.register_buffer("to_distance", torch.zeros(0, 0))  # (C, C), a root of the inverse covariance
+        self.register_buffer("farthest", torch.zeros(()))  # square of a distance
+        self.register_buffer("image", torch.zeros(0, 2))  # (P, 2): typical good score and threshold
+        self.register_buffer("pixel", torch.zeros(0))  # (P,): threshold of the values of maps
+
+    @property
+    def known(self) -> bool:
+        """Whether there are products."""
+        return len(self.means) > 0 and len(self.image) == len(self.means)
+
+    @staticmethod
+    def pool(features: torch.Tensor) -> torch.Tensor:
+        """Features ``(B, C, h, w)`` -> what a product is recognised by ``(B, C)``."""
+        return features.mean(dim=(2, 3))
+
+    def learn(self, products: Sequence[torch.Tensor]) -> list[list[int]]:
+        """Learn what products look like.
+
+        Args:
+            products (Sequence[torch.Tensor]): Pooled features of good images of each product ``(N, C)``.
+
+        Returns:
+            list[list[int]]: Numbers of the products, those together that are easily confused.
+        """
+        samples = [np.asarray(pooled.cpu(), dtype=np.float64) for pooled in products]
+        means, root = _estimate(samples)
+        farthest, confused = _cross_validated(samples)
+        device = self.means.device
+        self.means = torch.as_tensor(means, dtype=torch.float32, device=device)
+        self.to_distance = torch.as_tensor(root, dtype=torch.float32, device=device)
+        self.farthest = torch.tensor(farthest, dtype=torch.float32, device=device)
+        groups = connected_components(confused > CONFUSED, directed=False)[1]
+        return [np.flatnonzero(groups == group).tolist() for group in range(groups.max() + 1)]
+
+    def calibrate(self, image: Sequence[tuple[float, float]], pixel: Sequence[float]) -> None:
+        """Take thresholds of each product, NaN where nothing is decided.
+
+        Args:
+            image (Sequence[tuple[float, float]]): Typical good score and threshold of images.
+            pixel (Sequence[float]): Threshold of the values of maps.
+        """
+        self.image = torch.tensor(image, dtype=torch.float32, device=self.means.device)
+        self.pixel = torch.tensor(pixel, dtype=torch.float32, device=self.means.device)
+
+    def recognise(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Product ``(B,)`` of images by their features ``(B, C, h, w)``, and whether they are of none ``(B,)``."""
+        off = (self.pool(features)[:, None] - self.means) @ self.to_distance  # (B, P, C)
+        distance, product = off.square().sum(dim=2).min(dim=1)
+        return product, distance > self.farthest
+
+    def forward(self, features: torch.Tensor, score: torch.Tensor, anomaly_map: torch.Tensor) -> Judged:
+        """Judge images by their features ``(B, C, h, w)``, score ``(B,)`` and map ``(B, 1, H, W)``."""
+        product, unknown = self.recognise(features)
+        middle, threshold = self.image[product].unbind(dim=1)  # (B,)
+        judged = on_scale(score, threshold, middle)
+        judged = torch.where(unknown | threshold.isnan(), torch.ones_like(judged), judged)
+        level = self.pixel[product][:, None, None, None]  # (B, 1, 1, 1)
+        levels = torch.where(level.isnan(), torch.zeros_like(anomaly_map), on_scale(anomaly_map, level))
+        return Judged(judged, levels, product, unknown)
+
+
+def on_scale(values: torch.Tensor, threshold: torch.Tensor, middle: torch.Tensor | float = 0.0) -> torch.Tensor:
+    """Values on the scale of all products, by threshold and typical good value."""
+    beyond = (values - threshold) / (threshold - middle)
+    return beyond / (1 + beyond.abs())
+
+
+def _estimate(samples: Sequence[NDArray]) -> tuple[NDArray, NDArray]:
+    """Means (P, C), and a root (C, C) of the inverse covariance within products, from P times (N, C)."""
+    means = np.stack([sample.mean(axis=0) for sample in samples])
+    within = np.concatenate([sample - mean for sample, mean in zip(samples, means, strict=True)])
+    covariance, _ = ledoit_wolf(within, assume_centered=True)
+    values, vectors = np.linalg.eigh(covariance)
+    return means, vectors / np.sqrt(np.maximum(values, 1e-6 * max(values[-1], 1e-12)))
+
+
+def _cross_validated(samples: Sequence[NDArray]) -> tuple[float, NDArray]:
+    """Square of the largest distance of a known product, and which part of each product is taken for which (P, P).
+
+    Without enough images to leave some out, nothing is too far.
+    """
+    confused = np.zeros((len(samples), len(samples)))
+    if min(map(len, samples)) < 2:
+        return np.inf, confused
+    distances = []
+    for fold in range(FOLDS):
+        parts = [np.arange(len(sample)) % min(FOLDS, len(sample)) == fold for sample in samples]
+        means, root = _estimate([sample[~part] for sample, part in zip(samples, parts, strict=True)])
+        for product, (sample, part) in enumerate(zip(samples, parts, strict=True)):
+            squares = np.square((sample[part][:, None] - means) @ root).sum(axis=2)  # (N, P)
+            distances.append(squares[:, product])
+            np.add.at(confused[product], squares.argmin(axis=1), 1 / len(sample))
+    return float(FARTHEST**2 * np.median(np.concatenate(distances))), confused * (1 - np.eye(len(samples)))

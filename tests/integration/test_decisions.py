@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decisions without options: products are recognised, and judged by thresholds of their own, in torch and in files."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from anomalib.deploy import OpenVINOInferencer
+from anomalib.engine import Engine
+from PIL import Image
+
+from anomalib_uniad import MultiCategory, UniAD
+from anomalib_uniad.inference.command import predict
+from helpers import make_mvtec_like
+from small import SMALL, quiet_engine
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch.onnx, openvino and nncf warn about themselves
+
+COLOURS = {"bolt": (1.0, 0.6, 0.5), "nut": (0.5, 1.0, 0.6), "pin": (0.6, 0.5, 1.0)}
+ARGUMENTS: dict[str, Any] = {**SMALL, "layers": (0, 1), "seed": 0, "product_calibration": True}
+
+
+def coloured(root: Path, names: tuple[str, ...] = ("bolt", "nut")) -> Path:
+    """Products that differ in colour, and in the strength of their noise, so that they score differently."""
+    make_mvtec_like(root, names, train=16, good=6, bad=6)
+    for number, name in enumerate(names):
+        for seed, path in enumerate(sorted((root / name).glob("t*/*/*.png"))):
+            light = np.random.default_rng(seed).uniform(0.95, 1.0)
+            pixels = 100 + (np.asarray(Image.open(path), np.float64) - 100) * (1 + number)
+            Image.fromarray((pixels.clip(0, 255) * COLOURS[name] * light).astype(np.uint8)).save(path)
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[UniAD, Engine, Path]:
+    folder = tmp_path_factory.mktemp("decisions")
+    data = MultiCategory(root=coloured(folder / "data"), train_batch_size=4, eval_batch_size=4, num_workers=0)
+    model = UniAD(**ARGUMENTS)
+    engine = quiet_engine(folder, max_epochs=8)
+    engine.train(model=model, datamodule=data)
+    return model, engine, folder
+
+
+def test_one_threshold_decides_about_all_products(trained: tuple[UniAD, Engine, Path]) -> None:
+    model, _, folder = trained
+    assert model.products == ["bolt", "nut"]
+    assert model.post_processor.normalized_image_threshold == 0.5
+    table = pd.read_csv(next(folder.rglob("predictions.csv")), keep_default_na=False, na_values="")
+    known = table[table["decision"] != "unknown"]  # defects may look like no product at all
+    assert (table[table["label"] == "normal"]["decision"] != "unknown").all()
+    assert (known["product"] == known["category"]).all()
+    anomalous = known["decision"] == "anomalous"
+    assert (anomalous == (known["raw_score"] > known["threshold"])).all()
+    assert (anomalous == (known["normalised_score"] > 0.5)).all()
+    assert known["threshold"].nunique() == 2
+    assert ((table["decision"] == "normal") == (table["label"] == "normal")).mean() >= 0.9
+    for _, rows in known.groupby("category"):
+        assert rows["raw_score"].rank().tolist() == rows["normalised_score"].rank().tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [None, (64, 64)])
+def test_exported_files_decide_as_torch_does(
+    trained: tuple[UniAD, Engine, Path], tmp_path: Path, size: tuple[int, int] | None
+) -> None:
+    model, _, folder = trained
+    coloured(tmp_path / "new", ("bolt", "nut", "pin"))
+    files = sorted((tmp_path / "new").glob("*/test/*/*.png"))
+    path = model.to_openvino(tmp_path / "file", input_size=size)
+    wanted = []
+    model.eval()
+    for file in files:
+        image = torch.from_numpy(np.asarray(Image.open(file), np.float32).transpose(2, 0, 1)[None] / 255)
+        with torch.no_grad():
+            output = model(image)
+        wanted.append((bool(output.pred_label), float(output.pred_score)))
+    inferencer = OpenVINOInferencer(path, config={"INFERENCE_PRECISION_HINT": "f32"})
+    found = [inferencer.predict(file) for file in files]
+    assert [bool(one.pred_label) for one in found] == [label for label, _ in wanted]
+    predict(path, [tmp_path / "new"], tmp_path / "out")
+    table = pd.read_csv(tmp_path / "out" / "predictions.csv", keep_default_na=False).set_index("path")
+    for file, (label, score) in zip(files, wanted, strict=True):
+        row = table.loc[str(file)]
+        assert float(row["normalised_score"]) == pytest.approx(score, abs=1e-3)
+        assert (row["decision"] == "normal") != label
+        if row["decision"] == "unknown":
+            assert file.parts[-4] == "pin" or file.parts[-2] != "good"
+        else:
+            assert row["category"] == file.parts[-4]
+
+
+def test_a_checkpoint_brings_products_and_thresholds(trained: tuple[UniAD, Engine, Path]) -> None:
+    model, engine, folder = trained
+    loaded = UniAD.load_from_checkpoint(next(folder.rglob("model.ckpt")))
+    assert loaded.products == model.products
+    assert loaded.category_thresholds == model.category_thresholds
+    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for one, other in zip(loaded.eval()(images), model.eval()(images), strict=True):
+            torch.testing.assert_close(one, other)
