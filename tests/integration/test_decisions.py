@@ -66,7 +66,7 @@ def test_one_threshold_decides_about_all_products(trained: tuple[UniAD, Engine, 
 def test_exported_files_decide_as_torch_does(
     trained: tuple[UniAD, Engine, Path], tmp_path: Path, size: tuple[int, int] | None
 ) -> None:
-    model, _, folder = trained
+    model = trained[0]
     coloured(tmp_path / "new", ("bolt", "nut", "pin"))
     files = sorted((tmp_path / "new").glob("*/test/*/*.png"))
     path = model.to_openvino(tmp_path / "file", input_size=size)
@@ -93,7 +93,7 @@ def test_exported_files_decide_as_torch_does(
 
 
 def test_a_checkpoint_brings_products_and_thresholds(trained: tuple[UniAD, Engine, Path]) -> None:
-    model, engine, folder = trained
+    model, _, folder = trained
     loaded = UniAD.load_from_checkpoint(next(folder.rglob("model.ckpt")))
     assert loaded.products == model.products
     assert loaded.category_thresholds == model.category_thresholds

@@ -449,7 +449,8 @@ class PerCategoryEvaluator(Evaluator):
                 )
                 counts = self._count(trainer, "test_images", self._table)
                 show(to_frame(self._results), " on ".join(filter(None, (run["model"], run["dataset"]))), counts)
-                files.write_metrics(self._results, run, self.category_thresholds, counts)
+                rules = getattr(pl_module, "threshold_rules", None)
+                files.write_metrics(self._results, run, self.category_thresholds, counts, rules)
             files.write_predictions(self._table)
             if self._curves:
                 files.write_curves(self._curves)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Up to which score a product is good: from a few good images, and defective ones where there are some.
 
-Scores of good images are close to log-normal. A model knows the images that it was trained on a little better than
-others: it gives those lower scores. By how much is about the same for all of its products, so it is measured on all
-good images that were not trained on, together, and a product with few of those still has as many scores to judge by as
-it has training images.
+Scores of good images are close to log-normal. A model knows the images that it was trained on better than others: those
+score lower, and more alike. By how much, in standard deviations of the logarithms of the scores of training images, is
+similar for all products of a model. So it is measured on all good images that were not trained on, together: a product
+with few of those still has an estimate, and the more it has, the more its own ones count.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +17,10 @@ from anomalib_uniad.metrics.functional import Floats
 
 LEAST_GOOD = 5
 """Good images of a product without which nothing is decided."""
+OTHERS = 10.0
+"""As how many images of its own those of all other products count, at most, for a product."""
+TYPICAL_RISE = (1.0, 1.5)
+"""Mean and standard deviation of good images that were not trained on where there are none to measure."""
 
 _NONE = np.zeros(0)
 
@@ -62,21 +66,6 @@ class Limit:
     rule: str
 
 
-def rise_of(products: Mapping[str, KnownScores]) -> float:
-    """How much higher good images score that were not trained on, as a difference of logarithms, over all products.
-
-    Args:
-        products (Mapping[str, KnownScores]): Scores of each product.
-
-    Returns:
-        float: The difference, weighted by what each product tells about it; 0 if there are no such images.
-    """
-    both = [known for known in products.values() if len(known.trained) and len(known.good)]
-    rises = [np.log(known.good).mean() - np.log(known.trained).mean() for known in both]
-    weights = [1 / (1 / len(known.good) + 1 / len(known.trained)) for known in both]
-    return max(0.0, float(np.average(rises, weights=weights))) if both else 0.0
-
-
 def limits(products: Mapping[str, KnownScores], rate: float = 0.01) -> dict[str, Limit]:
     """Find the threshold of each product.
 
@@ -94,23 +83,49 @@ def limits(products: Mapping[str, KnownScores], rate: float = 0.01) -> dict[str,
 
     Examples:
         >>> scores = np.exp(np.linspace(-1, 1, 21))
-        >>> found = limits({"nut": KnownScores(trained=scores), "bolt": KnownScores(good=scores[:3])}, rate=0.05)
+        >>> found = limits({"nut": KnownScores(good=scores), "bolt": KnownScores(good=scores[:3])}, rate=0.05)
         >>> round(found["nut"].threshold, 2), found["bolt"].threshold
         (2.99, nan)
     """
-    rise = rise_of(products)
-    return {name: _limit(known, rise, rate) for name, known in products.items()}
+    distances = {name: _distances(known) for name, known in products.items()}
+    return {
+        name: _limit(known, distances[name], [d for other, d in distances.items() if other != name], rate)
+        for name, known in products.items()
+    }
 
 
-def _limit(known: KnownScores, rise: float, rate: float) -> Limit:
-    good = np.concatenate([np.log(known.trained) + rise, np.log(known.good)])
+def _of_training(known: KnownScores) -> tuple[float, float] | None:
+    """Mean and standard deviation of the logarithms of training images; ``None`` where they do not tell."""
+    logs = np.log(known.trained)
+    return None if len(logs) < LEAST_GOOD or logs.std() == 0 else (float(logs.mean()), float(logs.std(ddof=1)))
+
+
+def _distances(known: KnownScores) -> Floats:
+    """How far good images that were not trained on lie from those that were, in their standard deviations."""
+    of = _of_training(known)
+    return _NONE if of is None else (np.log(known.good) - of[0]) / of[1]
+
+
+def _limit(known: KnownScores, own: Floats, others: Sequence[Floats], rate: float) -> Limit:
     images = f"{len(known.trained)} trained and {len(known.good)} other good images"
-    if len(good) < LEAST_GOOD:
-        return Limit(np.nan, np.nan, f"none: {images}")
-    middle, deviation = good.mean(), good.std(ddof=1)
-    limit = middle + student.isf(rate, len(good) - 1) * deviation * (1 + 1 / len(good)) ** 0.5
-    rule = f"{rate:.3g} false alarms: {images}"
+    of, rest = _of_training(known), np.concatenate([_NONE, *others])
+    if of is None:
+        of, own, rest = (0.0, 1.0), np.log(known.good), _NONE
+        if len(own) < LEAST_GOOD:
+            return Limit(np.nan, np.nan, f"none: {images}")
+    values = np.concatenate([own, rest])
+    weights = np.concatenate([np.ones(len(own)), np.full(len(rest), min(1.0, OTHERS / max(len(rest), 1)))])
+    count = weights.sum() ** 2 / np.square(weights).sum() if len(values) else 0.0  # Kish's effective sample size
+    if count < LEAST_GOOD:
+        (middle, deviation), count = TYPICAL_RISE, float(len(known.trained))
+    else:
+        middle = float(np.average(values, weights=weights))
+        deviation = float(np.average(np.square(values - middle), weights=weights) * count / (count - 1)) ** 0.5
+    above = student.isf(rate, count - 1) * deviation * (1 + 1 / count) ** 0.5
+    middle, limit = of[0] + of[1] * middle, of[0] + of[1] * (middle + above)
+    rule = f"{100 * rate:g} % false alarms: {images}"
     if len(known.defective):
+        good = np.concatenate([np.log(known.trained), np.log(known.good)])
         limit = _separating(good, np.log(known.defective), limit)
         rule = f"fewest mistakes: {images}, {len(known.defective)} defective"
     # A product whose images all score the same still has a scale.

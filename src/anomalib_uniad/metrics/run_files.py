@@ -53,8 +53,8 @@ class Predictions:
     """Collects the rows of ``predictions.csv``, one per image of a test or prediction.
 
     The columns are ``path``, ``category``, ``label`` (``normal`` or ``anomalous``), ``product`` as recognised by a
-    model that does so, ``raw_score`` as the model returns it, ``normalised_score`` from 0 to 1 with the threshold at 0.5
-    (unless anomalib's sensitivity moves it), ``threshold`` in raw scores, ``decision`` (``normal``, ``anomalous`` or
+    model that does so, ``raw_score`` as the model returns it, ``normalised_score`` from 0 to 1 with the threshold at
+    0.5 (unless anomalib's sensitivity moves it), ``threshold`` in raw scores, ``decision`` (``normal``, ``anomalous`` or
     ``unknown``, of a product that the model does not know) and ``error``. Cells are empty where something is not known;
     an image whose score is not a number has an error instead of a decision.
     """
@@ -132,7 +132,12 @@ class RunFiles:
             self._end = f"-{number}"
 
     def write_metrics(
-        self, results: Results, run: Mapping[str, Any], thresholds: Thresholds, counts: pd.DataFrame
+        self,
+        results: Results,
+        run: Mapping[str, Any],
+        thresholds: Thresholds,
+        counts: pd.DataFrame,
+        rules: Mapping[str, str] | None = None,
     ) -> None:
         """Write the table as csv, markdown and json.
 
@@ -141,12 +146,16 @@ class RunFiles:
             run (Mapping[str, Any]): What the run was; columns of the csv, so that each row tells its origin.
             thresholds (Thresholds): Thresholds of categories, in raw scores.
             counts (pd.DataFrame): Images and decisions, of :func:`count`.
+            rules (Mapping[str, str] | None): How the threshold of a category was found, and by how many images.
+                Defaults to ``None``, not known.
         """
+        rules = rules or {}
         self._folder.mkdir(parents=True, exist_ok=True)
         frame = to_frame(results)
         # A category may be called as the row of the means: `kind` tells them apart.
         kinds = [*["category"] * len(results.categories), "mean"]
         whole = pd.concat([frame.assign(kind=kinds), counts[list(COUNTS)]], axis=1)
+        whole["threshold_rule"] = whole["category"].where(whole["kind"] == "category").map(rules).fillna("")
         whole.assign(**run).to_csv(self._path(self._stem, ".csv"), index=False, mode="x", errors=_ODD)
         lines = [
             to_markdown(frame.assign(note=short_notes(frame))),
@@ -159,6 +168,8 @@ class RunFiles:
         lines += [*(f"- {name}: {value}" for name, value in run.items() if value != ""), ""]
         if thresholds:
             table = pd.DataFrame([{"category": category, **levels} for category, levels in thresholds.items()])
+            if rules:
+                table["image by"] = table["category"].map(rules).fillna("")
             lines += ["Thresholds of the categories, in raw scores:", "", to_markdown(table), ""]
         self._path(self._stem, ".md").write_text("\n".join(lines), encoding="utf-8", errors=_ODD)
         document = {
@@ -170,6 +181,7 @@ class RunFiles:
                     "counts": {name: None if pd.isna(row[name]) else int(row[name]) for name in COUNTS},
                     "values": {name: results.values.get((name, category)) for name in results.metrics},
                     "reasons": {m: reason for (m, name), reason in results.reasons.items() if name == category},
+                    "threshold_rule": rules.get(category, ""),
                     "thresholds": {k: v if math.isfinite(v) else None for k, v in thresholds.get(category, {}).items()},
                 }
                 for category, (_, row) in zip(results.categories, counts.iterrows(), strict=False)

@@ -152,7 +152,7 @@ def _from_csv(file: Path, stream: Iterable[str]) -> Run:
     # The row of the means is the last one; a category may be called "mean", and the row then something else.
     if not rows or rows[-1].get("kind", rows[-1]["category"]) != "mean" or None in rows[-1].values():
         raise InputError(f"{file} is damaged: its last row has to be the mean.")
-    about = [name for name in names[names.index("note") + 1 :] if name not in ("kind", *COUNTS)]
+    about = [name for name in names[names.index("note") + 1 :] if name not in ("kind", "threshold_rule", *COUNTS)]
     run.about = {name: rows[-1][name] for name in about}
     for line, row in enumerate(rows[:-1], 2):
         category = row["category"]

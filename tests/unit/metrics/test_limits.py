@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from anomalib_uniad.metrics.limits import LEAST_GOOD, KnownScores, limits, rise_of
+from anomalib_uniad.metrics.limits import LEAST_GOOD, TYPICAL_RISE, KnownScores, limits
 
 
 def log_normal(count: int, middle: float = 0.0, deviation: float = 0.2, seed: int = 0) -> np.ndarray:
@@ -29,16 +29,26 @@ def test_the_limit_is_that_of_the_textbook() -> None:
     assert found.middle == pytest.approx(stats.gmean(scores))
 
 
-def test_images_that_were_trained_on_are_raised_by_what_others_score_more() -> None:
-    trained = log_normal(80)
-    known = {
-        "nut": KnownScores(trained, 1.25 * log_normal(40, seed=1)),
-        "bolt": KnownScores(3 * trained, 3 * 1.25 * log_normal(40, seed=2)),
-    }
-    assert rise_of(known) == pytest.approx(np.log(1.25), abs=0.06)
-    alone = limits(known | {"washer": KnownScores(trained)})["washer"]  # has no other images itself
-    raised = limits({"washer": KnownScores(good=trained * np.exp(rise_of(known)))})["washer"]
-    assert alone.threshold == pytest.approx(raised.threshold)
+def test_what_unseen_images_score_more_is_measured_on_all_products() -> None:
+    def product(deviation: float, count: int, seed: int) -> KnownScores:
+        """Unseen images score two standard deviations of the trained ones higher, and vary as much again."""
+        return KnownScores(
+            log_normal(100, 0, deviation, seed), log_normal(count, 2 * deviation, 2 * deviation, seed + 1)
+        )
+
+    found = limits({"nut": product(0.1, 40, 0), "bolt": product(0.3, 40, 10), "pin": product(0.2, 0, 20)})
+    for name, deviation in (("nut", 0.1), ("bolt", 0.3), ("pin", 0.2)):  # no image of pin has told so
+        fresh = log_normal(20000, 2 * deviation, 2 * deviation, 7)
+        assert 0.001 < (fresh > found[name].threshold).mean() < 0.03
+        assert np.log(found[name].middle) == pytest.approx(2 * deviation, abs=deviation)
+
+
+def test_without_any_unseen_image_a_typical_rise_is_taken() -> None:
+    trained = log_normal(400)
+    found = limits({"nut": KnownScores(trained)}, rate=0.05)["nut"]
+    above = TYPICAL_RISE[0] + stats.t.isf(0.05, 399) * TYPICAL_RISE[1] * (1 + 1 / 400) ** 0.5
+    logs = np.log(trained)
+    assert np.log(found.threshold) == pytest.approx(logs.mean() + above * logs.std(ddof=1))
 
 
 def test_with_defective_images_it_separates_them_where_it_can() -> None:
