@@ -5,14 +5,15 @@ import io
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from anomalib_uniad.errors import InputError, MissingPackageError
 
 if TYPE_CHECKING:
-    from .decision import Decider
     from .images import ImageFile
+    from .inspector import Judge
     from .predictor import Output, Predictor
     from .writer import Writer
 
@@ -22,13 +23,15 @@ def predict(
     images: list[Path],
     output: Path = Path("predictions"),
     category: str = "",
+    thresholds: Path | None = None,
     heatmaps: bool = True,
+    minimum_area: int = 0,
     overwrite: bool = False,
     device: str = "CPU",
     precision_hint: Literal["f32", "bf16", "auto"] = "f32",
     threads: int = 0,
 ) -> None:
-    """Predict images with an exported model: a table of scores and decisions, and a heatmap for each image.
+    """Predict images with an exported model: a table of scores and decisions, and a heatmap and a mask for each image.
 
     Images that cannot be read are reported and have their error in the table; the others are predicted, and the
     exit code is 1. Needs neither torch nor anomalib.
@@ -36,10 +39,14 @@ def predict(
     Args:
         model: model.xml (with model.bin beside it) or model.onnx, as `anomalib export` writes them.
         images: Folders, searched at all depths, and images.
-        output: Folder for predictions.csv and heatmaps.
+        output: Folder for predictions.csv, predictions.jsonl with the defective regions, heatmaps and masks.
         category: Decide by the threshold of this category, which the model must have; "auto" takes the last folder in
-            an image's path that has the name of one. Default: by the model's own threshold.
-        heatmaps: Write `heatmaps/<path of the image>.png`, the image with its anomaly map over it.
+            an image's path that has the name of one. Default: as the model does, which may recognise products itself.
+        thresholds: thresholds.yaml by which to decide, for example of `anomalib-uniad review`. Default: as the model
+            has learned.
+        heatmaps: Write `heatmaps/<path of the image>.png`, the image with its anomaly map over it, and
+            `masks/<path of the image>.png`.
+        minimum_area: Defective regions of fewer pixels are left out of masks and regions.
         overwrite: Replace files that are there; heatmaps of images that are not predicted now stay.
         device: OpenVINO's name of the device, for example CPU, GPU or AUTO.
         precision_hint: Precision of the computation. "f32" gives the numbers of torch; "bf16" is faster on processors
@@ -52,7 +59,17 @@ def predict(
             stream.reconfigure(errors="backslashreplace")  # file names need not be in the terminal's encoding
     try:
         failed = _predict(
-            model, images, output, category, heatmaps, overwrite, device, precision_hint=precision_hint, threads=threads
+            model,
+            images,
+            output,
+            category,
+            thresholds,
+            heatmaps,
+            minimum_area,
+            overwrite,
+            device,
+            precision_hint,
+            threads,
         )
     except KeyboardInterrupt:
         _say("Interrupted; the rows of the images until then are in the table.", stderr=True)
@@ -70,7 +87,9 @@ def _predict(
     images: list[Path],
     output: Path,
     category: str,
+    thresholds: Path | None,
     heatmaps: bool,
+    minimum_area: int,
     overwrite: bool,
     device: str,
     precision_hint: Literal["f32", "bf16", "auto"],
@@ -78,43 +97,43 @@ def _predict(
 ) -> int:
     """Predict; return the number of images without a result."""
     from .compiled import compile_file, computes_in_bf16
-    from .decision import Decider
-    from .images import HEATMAPS, find_images
+    from .images import HEATMAPS, MASKS, find_images
+    from .inspector import Judge
     from .predictor import Predictor
     from .writer import Writer
 
-    files = find_images(images, leave_out=output / HEATMAPS)  # without the heatmaps of an earlier run
+    files = find_images(images, leave_out=[output / HEATMAPS, output / MASKS])  # of an earlier run
     compiled = compile_file(model, device, precision_hint, threads)
     if precision_hint == "bf16" and not computes_in_bf16(compiled):
         _say(f"{device} cannot compute in bf16 here; the model runs in f32.", stderr=True)
     if heatmaps and "anomaly_map" not in compiled.outputs:
         raise InputError(f"{model} puts out no anomaly map: leave the heatmaps out with --heatmaps false.")
-    decider = Decider(
-        compiled.metadata, "pred_label" in compiled.outputs, "pred_score" in compiled.raw_outputs, category
-    )
+    judge = Judge(compiled, minimum_area, category, thresholds)
     for file in files:
-        decider.category_of(file.path)  # report mistakes before the work
-    with Writer(output, files, heatmaps, overwrite, compiled.metadata.geometry) as writer:
-        counts = _run(Predictor(compiled), decider, writer, files, heatmaps)
-    if heatmaps:
-        _say(f"Wrote {writer.table} and the folder {output / HEATMAPS}.")
-    else:
-        _say(f"Wrote {writer.table}.")
+        judge.decider.category_of(file.path)  # report mistakes before the work
+    with Writer(output, files, heatmaps, overwrite, judge.origin) as writer:
+        counts = _run(Predictor(compiled), judge, writer, files, heatmaps)
+    folders = f", the folders {output / HEATMAPS} and {output / MASKS}" if heatmaps else ""
+    _say(f"Wrote {writer.table} and {writer.regions.name}{folders}.")
     return counts["failed"]
 
 
 def _run(
-    predictor: "Predictor", decider: "Decider", writer: "Writer", files: "list[ImageFile]", heatmaps: bool
+    predictor: "Predictor", judge: "Judge", writer: "Writer", files: "list[ImageFile]", heatmaps: bool
 ) -> Counter[str]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     def finish(output: "Output") -> None:
-        if heatmaps and output.image is not None and output.anomaly_map is not None:
+        if output.image is None or output.error:
+            return
+        output.inspection = judge(output)
+        if heatmaps:
             try:
-                writer.heatmap(output.file, output.image, decider.shown_map(output))
+                writer.pictures(output.file, output.image, output.inspection)
             except OSError as error:  # the prediction goes on
                 output.error = f"The heatmap of {output.file.path} cannot be written: {error}."
+        output.inspection = replace(output.inspection, anomaly_map=None)  # until its row is written, it waits in memory
 
     counts: Counter[str] = Counter()
     console = Console(stderr=True, highlight=False)
@@ -122,14 +141,12 @@ def _run(
     start = time.perf_counter()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         for output in progress.track(predictor.predict(files, finish), total=len(files)):
-            decision = decider.decide(output)
-            writer.row(output.file, decision, output.error)
+            writer.row(output.file, output.inspection, output.error)
             if output.error:
                 counts["failed"] += 1
                 progress.console.print(output.error, soft_wrap=True, markup=False)
-            else:
-                word = {True: "anomalous", False: "normal", None: "undecided"}[decision.anomalous]
-                counts["unknown" if decision.unknown else word] += 1
+            elif output.inspection is not None:
+                counts[output.inspection.decision] += 1
     seconds = time.perf_counter() - start
     words = (
         f"{counts['anomalous']} anomalous, {counts['normal']} normal",

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads an exported file and compiles it."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ class Compiled:
             that recognise products also ``product``, ``unknown_product`` and ``uncalibrated_score``.
         raw_outputs (dict[str, int]): Position of the raw values of outputs that are cut to [0, 1], by name.
         metadata (ModelMetadata): Metadata of the file.
+        hash (str): Of the file with its weights.
     """
 
     model: ov.CompiledModel
@@ -43,6 +45,7 @@ class Compiled:
     outputs: dict[str, int]
     raw_outputs: dict[str, int]
     metadata: ModelMetadata
+    hash: str = ""
 
     @property
     def dtype(self) -> type[np.generic]:
@@ -137,7 +140,18 @@ def compile_file(
         compiled = core.compile_model(model, device, config)
     except RuntimeError as error:
         raise InputError(f"OpenVINO cannot compile {file} for {device} with {config}: {_last_line(error)}") from error
-    return Compiled(compiled, batch_size, size, outputs, raw_outputs, metadata)
+    return Compiled(compiled, batch_size, size, outputs, raw_outputs, metadata, _hash_of(file))
+
+
+def _hash_of(file: Path) -> str:
+    """Of an ``.xml`` and its weights, or of an ``.onnx``, with which decisions can be traced to their model."""
+    digest = hashlib.sha256()
+    for part in (file, file.with_suffix(".bin")):
+        if part.is_file():
+            with part.open("rb") as opened:
+                while data := opened.read(1 << 20):
+                    digest.update(data)
+    return digest.hexdigest()[:16]
 
 
 def _stretches(metadata: ModelMetadata) -> bool:

@@ -50,18 +50,31 @@ class Decider:
         has_raw_score (bool): Whether the raw score is available beside the normalised one.
         category (str): Category whose threshold is used for all images; ``"auto"`` takes the last folder in the path
             that has the name of a category; empty leaves the decision to the model.
+        given (ModelMetadata | None): The metadata with other thresholds than the model decides by itself, which are
+            used in their place. Defaults to ``None``.
 
     Raises:
-        ValueError: If the file has no threshold for the category; the message lists those that it has.
+        ValueError: If the file has no threshold for the category; the message lists those that it has. Or if other
+            thresholds need raw scores, which the file does not have.
     """
 
-    def __init__(self, metadata: ModelMetadata, decides: bool, has_raw_score: bool, category: str = "") -> None:
-        self._metadata = metadata
+    def __init__(
+        self,
+        metadata: ModelMetadata,
+        decides: bool,
+        has_raw_score: bool,
+        category: str = "",
+        given: ModelMetadata | None = None,
+    ) -> None:
+        self._model = metadata
+        self._metadata = metadata if given is None else given
         self._category = category
         self._width, self._center = metadata.range_of("image"), metadata.center_of("image")
         self.known = self._width is not None
         self.normalised = self.known or (metadata.model is None and decides)
         self._has_raw_score = has_raw_score or bool(metadata.products)
+        if given is not None and self.normalised and not self._has_raw_score:
+            raise InputError("The file has no raw scores, by which thresholds that are given could decide.")
         if category and category != AUTO:
             self._threshold_of(category)
 
@@ -90,11 +103,13 @@ class Decider:
         self._threshold_of(category)
         return category
 
-    def decide(self, output: Output) -> Decision:
+    def decide(self, output: Output, category: str | None = None) -> Decision:
         """Decide about an image.
 
         Args:
             output (Output): Output of the model.
+            category (str | None): Its category, empty if it is not known. Defaults to ``None``, see
+                :meth:`category_of`.
 
         Returns:
             Decision: Scores and decision.
@@ -102,7 +117,7 @@ class Decider:
         Raises:
             ValueError: If the model's scores contradict its metadata.
         """
-        category = self.category_of(output.file.path)
+        category = self.category_of(output.file.path) if category is None else category
         if output.score is None:
             return Decision(category)
         if output.product is not None:
@@ -112,13 +127,17 @@ class Decider:
             threshold = self._threshold_of(category)
             # Without a raw score, the normalised one is cut at an end of the range, and the threshold lies inside.
             anomalous = raw > threshold if raw is not None else normalised == 1.0
+        elif self._metadata is not self._model and raw is not None:
+            threshold = self._metadata.threshold_of("image")
+            anomalous = None if threshold is None else raw > threshold
         return Decision(category, raw, normalised, threshold, anomalous)
 
-    def shown_map(self, output: Output) -> np.ndarray:
+    def shown_map(self, output: Output, category: str | None = None) -> np.ndarray:
         """Scale the map of an image to [0, 1] for a heatmap.
 
         Args:
             output (Output): Output of the model.
+            category (str | None): As of :meth:`decide`. Defaults to ``None``.
 
         Returns:
             np.ndarray: ``(H, W)``, 0.5 at the pixel threshold of the image's category, else of the model; without a
@@ -130,11 +149,12 @@ class Decider:
         shown, metadata = output.anomaly_map, self._metadata
         if shown is None:
             raise InputError(f"There is no anomaly map of {output.file.path}.")
+        category = self.category_of(output.file.path) if category is None else category
         if output.product is not None:
-            return self._map_of_product(
-                shown, self._metadata.products[output.product], self.category_of(output.file.path)
-            )
-        of_category = metadata.category_thresholds.get(self.category_of(output.file.path), {}).get("pixel")
+            return self._map_of_product(shown, metadata.products[output.product], category)
+        of_category = metadata.category_thresholds.get(category, {}).get("pixel")
+        if not category and metadata is not self._model:
+            of_category = metadata.thresholds.get("pixel")
         if self.normalised and shown.min() >= 0 and shown.max() <= 1:
             width = metadata.range_of("pixel")
             if of_category is None or width is None or output.raw_map is None:
@@ -144,6 +164,17 @@ class Decider:
         if threshold:
             return np.clip(shown / (2 * threshold), 0, 1)
         return (shown - shown.min()) / (np.ptp(shown) or 1)
+
+    def mask_threshold(self, decision: Decision) -> float | None:
+        """Value of :meth:`shown_map` above which a pixel is defective; ``None`` if there is nothing by which to tell.
+
+        Args:
+            decision (Decision): About the image.
+        """
+        known = {**self._metadata.thresholds, **self._metadata.category_thresholds.get(decision.category, {})}
+        if "pixel" not in known:
+            return None
+        return 1 - self._metadata.normalization.get("pixel_sensitivity", 0.5) if self.normalised else 0.5
 
     def _of_product(self, output: Output, product: int, category: str) -> Decision:
         """Decide by the scale of all products; as of the product that was given, if one was."""
@@ -155,14 +186,15 @@ class Decider:
         if threshold is None or raw is None:
             return Decision(name, raw)
         anomalous = output.label
-        if category:
+        if category or metadata is not self._model:
             normalised = float(_normalised(raw, threshold, metadata.typical_scores[name]))
             anomalous = normalised > 1 - metadata.normalization.get("image_sensitivity", 0.5)
         return Decision(name, raw, normalised, threshold, anomalous)
 
     def _map_of_product(self, shown: np.ndarray, own: str, given: str) -> np.ndarray:
         """A map that was made by the threshold of a product, by that of the one that was given."""
-        old, new = (self._metadata.category_thresholds.get(name, {}).get("pixel") for name in (own, given))
+        old = self._model.category_thresholds.get(own, {}).get("pixel")
+        new = self._metadata.category_thresholds.get(given or own, {}).get("pixel")
         if old is None or new is None or old == new:
             return shown
         scaled = 2.0 * shown - 1  # from -1 to 1
@@ -171,7 +203,7 @@ class Decider:
 
     def _of_model(self, output: Output) -> tuple[float | None, float | None, float | None, bool | None]:
         """Raw and normalised score, threshold and decision of the model, without a category."""
-        score, metadata = output.score, self._metadata
+        score, metadata = output.score, self._model
         if score is None:
             return None, None, None, None
         threshold = metadata.threshold_of("image")

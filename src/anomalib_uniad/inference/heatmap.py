@@ -2,13 +2,16 @@
 """Heatmaps over images."""
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from anomalib_uniad.geometry import Geometry
+
+from .inspection import Inspection
 
 _LEVELS = np.linspace(0, 1, 256)[:, None]
 # The colour map "jet": blue, green and red rise and fall one after the other.
 _JET = (np.clip(1.5 - np.abs(4 * _LEVELS - np.array([3, 2, 1])), 0, 1) * 255).round().astype(np.uint8)  # (256, 3)
+_COLOURS = {"normal": "#2e7d32", "anomalous": "#b71c1c", "unknown": "#6a1b9a", "undecided": "#616161"}
 
 
 def map_to_image(anomaly_map: np.ndarray, size: tuple[int, int], geometry: Geometry | None = None) -> np.ndarray:
@@ -41,21 +44,49 @@ def map_to_image(anomaly_map: np.ndarray, size: tuple[int, int], geometry: Geome
     return result
 
 
-def draw_heatmap(image: np.ndarray, anomaly_map: np.ndarray, geometry: Geometry | None = None) -> Image.Image:
+def draw_heatmap(image: np.ndarray, values: np.ndarray) -> Image.Image:
     """Lay a map over an image, half and half; what the model does not look at stays as it is.
 
     Args:
         image (np.ndarray): ``(H, W, 3)``, from 0 to 255.
-        anomaly_map (np.ndarray): ``(h, w)``, as the model puts it out, from 0 (dark blue) over 0.5 (green) to 1 (dark
-            red).
-        geometry (Geometry | None): How the image became the model's input. Defaults to ``None``, stretched.
+        values (np.ndarray): ``(H, W)``, from 0 (dark blue) over 0.5 (green) to 1 (dark red); NaN where there is none.
 
     Returns:
         Image.Image: Of the image's size.
     """
-    values = map_to_image(anomaly_map, (image.shape[0], image.shape[1]), geometry)
     outside = np.isnan(values)
     levels = (np.where(outside, 0, values) * 255).round().clip(0, 255).astype(np.uint8)
     pixels = image if image.dtype == np.uint8 else image.round().astype(np.uint8)
     colours = np.where(outside[..., None], pixels, _JET[levels])
     return Image.blend(Image.fromarray(pixels), Image.fromarray(colours), 0.5)
+
+
+def draw_inspection(image: np.ndarray, inspection: Inspection) -> Image.Image:
+    """Draw what a model says: the heatmap with the outline of the mask, and decision, score and product below it.
+
+    Args:
+        image (np.ndarray): ``(H, W, 3)``, from 0 to 255.
+        inspection (Inspection): With its map.
+
+    Returns:
+        Image.Image: As wide as the image, and higher by a line of text.
+    """
+    values = inspection.anomaly_map
+    drawn = draw_heatmap(image, np.full(image.shape[:2], np.nan) if values is None else values)
+    if inspection.mask is not None and inspection.mask.any():
+        import cv2  # see regions
+
+        outlines, _ = cv2.findContours(inspection.mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        width = max(1, round(min(image.shape[:2]) / 200))
+        drawn = Image.fromarray(cv2.drawContours(np.array(drawn), outlines, -1, (255, 255, 255), width))
+    score = inspection.raw_score if inspection.score is None else inspection.score
+    words = (inspection.decision, "" if score is None else f"{score:.3g}", inspection.product)
+    text = "  ".join(filter(None, words))
+    line = max(10, drawn.width // 16)
+    font = ImageFont.load_default(line * 0.7)
+    if (length := font.getlength(text)) > drawn.width:
+        font = ImageFont.load_default(max(1.0, line * 0.7 * drawn.width / length))
+    picture = Image.new("RGB", (drawn.width, drawn.height + line), _COLOURS[inspection.decision])
+    picture.paste(drawn)
+    ImageDraw.Draw(picture).text((drawn.width / 2, drawn.height + line / 2), text, "white", font, "mm")
+    return picture

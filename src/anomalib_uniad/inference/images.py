@@ -12,7 +12,7 @@ from PIL import Image
 from anomalib_uniad.errors import InputError, MissingFileError
 from anomalib_uniad.image_files import EXTENSIONS
 
-TABLE, HEATMAPS = "predictions.csv", "heatmaps"  # files of a prediction
+TABLE, REGIONS, HEATMAPS, MASKS = "predictions.csv", "predictions.jsonl", "heatmaps", "masks"  # files of a prediction
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class ImageFile:
     name: PurePath
 
 
-def find_images(sources: Sequence[Path], leave_out: Path | None = None) -> list[ImageFile]:
+def find_images(sources: Sequence[Path], leave_out: Sequence[Path] = ()) -> list[ImageFile]:
     """Find the images below folders, at all depths and by their extension, sorted by path.
 
-    Links are followed. Heatmaps beside a table of predictions are left out.
+    Links are followed. Heatmaps and masks beside a table of predictions are left out.
 
     Args:
         sources (Sequence[Path]): Folders and files.
-        leave_out (Path | None): A folder that is not searched. Defaults to ``None``.
+        leave_out (Sequence[Path]): Folders that are not searched. Defaults to ``()``.
 
     Returns:
         list[ImageFile]: The images of the first source, then of the second, and so on, each image once.
@@ -77,14 +77,14 @@ def _prefixes(folders: Sequence[Path]) -> dict[Path, PurePath]:
     return {folder: PurePath(*names) for folder, names in parts.items()}
 
 
-def _search(folder: Path, leave_out: Path | None) -> Iterator[Path]:
+def _search(folder: Path, leave_out: Sequence[Path]) -> Iterator[Path]:
     """Relative paths of the images of a folder."""
-    visited = set() if leave_out is None else {leave_out.resolve()}
+    visited = {path.resolve() for path in leave_out}
     for name, folders, files in os.walk(folder, followlinks=True):
         here = Path(name)
         visited.add(here.resolve())
-        if TABLE in files and HEATMAPS in folders:
-            folders.remove(HEATMAPS)
+        if TABLE in files:
+            folders[:] = [name for name in folders if name not in {HEATMAPS, MASKS}]
         folders[:] = [name for name in folders if (here / name).resolve() not in visited]  # links may lead back
         yield from ((here / name).relative_to(folder) for name in files if _is_image(here / name))
 

@@ -5,6 +5,7 @@ OpenVINO files keep it in the section ``model_info`` of their runtime informatio
 Both hold text; values that are not text are written as JSON.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -144,6 +145,11 @@ class ModelMetadata:
         if self.image_size is None:
             return None
         return Geometry(self.image_size, self.resize_mode or "stretch", self.crop)
+
+    def hash_of_thresholds(self) -> str:
+        """Hash of all by which images are decided; the same for the same thresholds."""
+        known = (self.thresholds, self.category_thresholds, self.normalization, self.typical_scores)
+        return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
     def range_of(self, level: Level) -> float | None:
         """Width of the range of raw values that is normalised to [0, 1]; ``None`` if it is not known."""

@@ -15,6 +15,7 @@ from anomalib_uniad.image_files import read_image
 
 from .compiled import Compiled
 from .images import ImageFile, resize_image
+from .inspection import Inspection
 
 
 @dataclass
@@ -33,6 +34,7 @@ class Output:
             ``finish`` runs.
         image (np.ndarray | None): ``(H, W, 3)``, of its own size: uint8, or float32 from 0 to 255 if the file has more
             than 8 bits; only while ``finish`` runs.
+        inspection (Inspection | None): For ``finish``, to keep what was made of it.
         error (str): Why there is no result, with the name of the file; empty if there is one.
     """
 
@@ -45,34 +47,25 @@ class Output:
     anomaly_map: np.ndarray | None = field(default=None, repr=False)
     raw_map: np.ndarray | None = field(default=None, repr=False)
     image: np.ndarray | None = field(default=None, repr=False)
+    inspection: Inspection | None = None
     error: str = ""
 
 
-class Predictor:
-    """Reads images, runs the model and finishes each image in a pool of threads.
-
-    There are as many requests as OpenVINO recommends for the device, and twice as many threads, so that half of them
-    read ahead while the others infer. Requests are started and awaited one by one, because OpenVINO's
-    ``AsyncInferQueue`` does not tell which image an error belongs to. At most about four images per request are in
-    memory.
+class Requests:
+    """Runs images through a compiled model; safe to call from several threads.
 
     Args:
         compiled (Compiled): The model.
 
-    Examples:
-        >>> from pathlib import Path
-        >>> from anomalib_uniad.inference.compiled import compile_file
-        >>> from anomalib_uniad.inference.images import find_images
-        >>> predictor = Predictor(compile_file(Path("model.xml")))  # doctest: +SKIP
-        >>> for output in predictor.predict(find_images([Path("images")])):  # doctest: +SKIP
-        ...     print(output.file.path, output.score, output.error)
+    Attributes:
+        count (int): How many run at a time; OpenVINO recommends it for the device.
     """
 
     def __init__(self, compiled: Compiled) -> None:
         self._compiled = compiled
-        self.requests: int = compiled.model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        self.count: int = compiled.model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         self._idle: SimpleQueue[ov.InferRequest] = SimpleQueue()
-        for _ in range(self.requests):
+        for _ in range(self.count):
             request = compiled.model.create_infer_request()
             # Run it once in this thread: OpenVINO sets up its conversion to numpy at the first use, and two threads
             # that do so at the same time may deadlock.
@@ -81,45 +74,18 @@ class Predictor:
             self._request(request, np.zeros((compiled.batch_size, height, width, 3)))
             self._idle.put(request)
 
-    def predict(self, files: Sequence[ImageFile], finish: Callable[[Output], None] | None = None) -> Iterator[Output]:
-        """Predict images.
-
-        Args:
-            files (Sequence[ImageFile]): The images.
-            finish (Callable[[Output], None] | None): Called with each output in the thread that has the image. An
-                exception in it ends the prediction. Defaults to ``None``.
-
-        Yields:
-            Output: One per image, in the order of ``files``; images that cannot be read or predicted have an error.
-        """
-        size = self._compiled.batch_size
-        chunks = (files[start : start + size] for start in range(0, len(files), size))
-        pool = ThreadPoolExecutor(2 * self.requests, thread_name_prefix="predict")
-        pending: deque[Future[list[Output]]] = deque()
-        try:
-            for chunk in chunks:
-                pending.append(pool.submit(self._work, chunk, finish))
-                if len(pending) >= 4 * self.requests:
-                    yield from pending.popleft().result()
-            while pending:
-                yield from pending.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _work(self, chunk: Sequence[ImageFile], finish: Callable[[Output], None] | None) -> list[Output]:
-        outputs = [_read(file, self._compiled) for file in chunk]
+    def fill(self, outputs: Sequence[Output]) -> None:
+        """Run the images of outputs, of any sizes, and fill in what the model says, or an error."""
+        size = self._compiled.size
         same: dict[tuple[int, ...], list[tuple[Output, np.ndarray]]] = {}
         for output in outputs:
             if output.image is not None:
-                image = resize_image(output.image, self._compiled.size) if self._compiled.size else output.image
+                image = resize_image(output.image, size) if size else output.image
                 same.setdefault(image.shape, []).append((output, image))
+        step = self._compiled.batch_size
         for pairs in same.values():
-            self._infer(*zip(*pairs, strict=True))
-        for output in outputs:
-            if finish is not None:
-                finish(output)
-            output.image = output.raw_map = None
-        return outputs
+            for start in range(0, len(pairs), step):
+                self._infer(*zip(*pairs[start : start + step], strict=True))
 
     def _infer(self, outputs: Sequence[Output], images: Sequence[np.ndarray]) -> None:
         """Run images of one size; a batch that is not full is filled up with the last of them."""
@@ -161,6 +127,69 @@ class Predictor:
         request.start_async({0: images.astype(self._compiled.dtype, copy=False)})
         request.wait()
         return [request.get_output_tensor(index).data.copy() for index in range(len(self._compiled.model.outputs))]
+
+
+class Predictor:
+    """Reads images, runs the model and finishes each image in a pool of threads.
+
+    There are as many requests as OpenVINO recommends for the device, and twice as many threads, so that half of them
+    read ahead while the others infer. Requests are started and awaited one by one, because OpenVINO's
+    ``AsyncInferQueue`` does not tell which image an error belongs to. At most about four images per request are in
+    memory.
+
+    Args:
+        compiled (Compiled): The model.
+
+    Attributes:
+        requests (Requests): What runs at a time.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from anomalib_uniad.inference.compiled import compile_file
+        >>> from anomalib_uniad.inference.images import find_images
+        >>> predictor = Predictor(compile_file(Path("model.xml")))  # doctest: +SKIP
+        >>> for output in predictor.predict(find_images([Path("images")])):  # doctest: +SKIP
+        ...     print(output.file.path, output.score, output.error)
+    """
+
+    def __init__(self, compiled: Compiled) -> None:
+        self._compiled = compiled
+        self.requests = Requests(compiled)
+
+    def predict(self, files: Sequence[ImageFile], finish: Callable[[Output], None] | None = None) -> Iterator[Output]:
+        """Predict images.
+
+        Args:
+            files (Sequence[ImageFile]): The images.
+            finish (Callable[[Output], None] | None): Called with each output in the thread that has the image. An
+                exception in it ends the prediction. Defaults to ``None``.
+
+        Yields:
+            Output: One per image, in the order of ``files``; images that cannot be read or predicted have an error.
+        """
+        size = self._compiled.batch_size
+        chunks = (files[start : start + size] for start in range(0, len(files), size))
+        count = self.requests.count
+        pool = ThreadPoolExecutor(2 * count, thread_name_prefix="predict")
+        pending: deque[Future[list[Output]]] = deque()
+        try:
+            for chunk in chunks:
+                pending.append(pool.submit(self._work, chunk, finish))
+                if len(pending) >= 4 * count:
+                    yield from pending.popleft().result()
+            while pending:
+                yield from pending.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _work(self, chunk: Sequence[ImageFile], finish: Callable[[Output], None] | None) -> list[Output]:
+        outputs = [_read(file, self._compiled) for file in chunk]
+        self.requests.fill(outputs)
+        for output in outputs:
+            if finish is not None:
+                finish(output)
+            output.image = output.raw_map = None
+        return outputs
 
 
 def _read(file: ImageFile, compiled: Compiled) -> Output:

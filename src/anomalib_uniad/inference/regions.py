@@ -3,7 +3,6 @@
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -51,6 +50,8 @@ def find_regions(
         >>> [(region.left, region.area, region.peak) for region in regions]
         [(0, 2, 0.9), (2, 1, 0.6)]
     """
+    import cv2  # not with this module, which the command line imports
+
     with np.errstate(invalid="ignore"):
         above = (anomaly_map > threshold).astype(np.uint8)
     _, labels, boxes, _ = cv2.connectedComponentsWithStats(above, connectivity=8)

@@ -1,25 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the files of a prediction: ``predictions.csv`` and the folder ``heatmaps``."""
+"""Writes the files of a prediction: ``predictions.csv`` and ``.jsonl``, the folders ``heatmaps`` and ``masks``."""
 
 import csv
+import json
 import zlib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path, PurePath
 from types import TracebackType
 
 import numpy as np
+from PIL import Image
 
 from anomalib_uniad.errors import ExistingFileError
 from anomalib_uniad.files import check_output
-from anomalib_uniad.geometry import Geometry
 
-from .decision import Decision
-from .heatmap import draw_heatmap
-from .images import HEATMAPS, TABLE, ImageFile
+from .heatmap import draw_inspection
+from .images import HEATMAPS, MASKS, REGIONS, TABLE, ImageFile
+from .inspection import Inspection
 
-COLUMNS = ("path", "category", "raw_score", "normalised_score", "threshold", "decision", "heatmap", "error")
-_WORDS = {True: "anomalous", False: "normal", None: ""}
+COLUMNS = (
+    "path",
+    "category",
+    "raw_score",
+    "normalised_score",
+    "threshold",
+    "decision",
+    "regions",
+    "defective_percent",
+    "heatmap",
+    "mask",
+    "model",
+    "thresholds",
+    "error",
+)
+_UNDECIDED = "undecided"
 
 
 class Writer:
@@ -28,9 +44,10 @@ class Writer:
     Args:
         output (Path): Folder for the files; made if it is not there.
         files (Sequence[ImageFile]): All images of the prediction.
-        heatmaps (bool): Whether heatmaps are written. Defaults to ``True``.
+        pictures (bool): Whether heatmaps and masks are written. Defaults to ``True``.
         overwrite (bool): Replace files that are there; heatmaps of other images stay. Defaults to ``False``.
-        geometry (Geometry | None): How images became the model's input. Defaults to ``None``, stretched.
+        origin (tuple[str, str]): By what is decided: hashes of the model and of its thresholds, for every row.
+            Defaults to ``("", "")``.
 
     Raises:
         FileExistsError: If ``output`` is a file, or a file that would be written is there already.
@@ -40,48 +57,80 @@ class Writer:
         self,
         output: Path,
         files: Sequence[ImageFile],
-        heatmaps: bool = True,
+        pictures: bool = True,
         overwrite: bool = False,
-        geometry: Geometry | None = None,
+        origin: tuple[str, str] = ("", ""),
     ) -> None:
-        self.table = output / TABLE
+        self.table, self.regions = output / TABLE, output / REGIONS
         names = heatmap_names([file.name for file in files])
-        paths = {file: output / HEATMAPS / name for file, name in zip(files, names, strict=True)}
-        self._heatmaps = paths if heatmaps else {}
-        self._output, self._written = output, dict[ImageFile, str]()
-        self._geometry = geometry
-        if heatmaps and (output / HEATMAPS).exists() and not (output / HEATMAPS).is_dir():
-            msg = f"{output / HEATMAPS} is a file, but the heatmaps need a folder there: give another output folder."
-            raise ExistingFileError(msg)
-        check_output(output, [self.table, *self._heatmaps.values()], overwrite)
-        (output / HEATMAPS if heatmaps else output).mkdir(parents=True, exist_ok=True)
+        self._names = dict(zip(files, names, strict=True)) if pictures else {}
+        self._output, self._origin = output, origin
+        self._written: dict[ImageFile, list[str]] = {}
+        folders = [output / HEATMAPS, output / MASKS] if pictures else []
+        for folder in folders:
+            if folder.exists() and not folder.is_dir():
+                msg = f"{folder} is a file, but the {folder.name} need a folder there: give another output folder."
+                raise ExistingFileError(msg)
+        planned = [folder / name for name in self._names.values() for folder in folders]
+        check_output(output, [self.table, self.regions, *planned], overwrite)
+        for folder in folders or [output]:
+            folder.mkdir(parents=True, exist_ok=True)
         # File names need not be valid text: their bytes are written unchanged.
         mode = "w" if overwrite else "x"
-        self._file = self.table.open(mode, newline="", encoding="utf-8", errors="surrogateescape")
-        self._csv = csv.writer(self._file, lineterminator="\n")
-        self._row(COLUMNS)
+        self._table = self.table.open(mode, newline="", encoding="utf-8", errors="surrogateescape")
+        self._lines = self.regions.open(mode, encoding="utf-8")
+        self._csv = csv.writer(self._table, lineterminator="\n")
+        self._csv.writerow(COLUMNS)
+        self._table.flush()
 
-    def heatmap(self, file: ImageFile, image: np.ndarray, anomaly_map: np.ndarray) -> None:
-        """Write the heatmap of an image; safe to call from several threads.
+    def pictures(self, file: ImageFile, image: np.ndarray, inspection: Inspection) -> None:
+        """Write heatmap and mask of an image; safe to call from several threads.
 
         Args:
             file (ImageFile): The image.
             image (np.ndarray): ``(H, W, 3)``, from 0 to 255.
-            anomaly_map (np.ndarray): ``(h, w)`` in [0, 1].
+            inspection (Inspection): With map and, if something is known to decide by, mask.
         """
-        path = self._heatmaps[file]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Faster than Pillow's default, and not larger for pictures that are mostly texture.
-        draw_heatmap(image, anomaly_map, self._geometry).save(path, compress_level=1, compress_type=zlib.Z_RLE)
-        self._written[file] = path.relative_to(self._output).as_posix()
+        pictures = {HEATMAPS: draw_inspection(image, inspection)}
+        if inspection.mask is not None:
+            pictures[MASKS] = Image.fromarray(inspection.mask.astype(np.uint8) * 255)
+        written = []
+        for folder, picture in pictures.items():
+            path = self._output / folder / self._names[file]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Faster than Pillow's default, and not larger for pictures that are mostly texture.
+            picture.save(path, compress_level=1, compress_type=zlib.Z_RLE)
+            written.append(path.relative_to(self._output).as_posix())
+        self._written[file] = written
 
-    def row(self, file: ImageFile, decision: Decision, error: str = "") -> None:
-        """Write the row of an image and flush it, so that an interruption loses nothing."""
-        numbers = (decision.raw_score, decision.normalised_score, decision.threshold)
-        texts = ("" if number is None else f"{number:.7g}" for number in numbers)
-        heatmap = self._written.get(file, "")
-        word = "unknown" if decision.unknown else _WORDS[decision.anomalous]
-        self._row((str(file.path), decision.category, *texts, word, heatmap, error))
+    def row(self, file: ImageFile, inspection: Inspection | None, error: str = "") -> None:
+        """Write what is said about an image, and flush it, so that an interruption loses nothing.
+
+        Args:
+            file (ImageFile): The image.
+            inspection (Inspection | None): ``None`` if there is none.
+            error (str): Why there is none, or why a picture is missing. Defaults to ``""``.
+        """
+        found = inspection or Inspection(_UNDECIDED, "", None, None, None)
+        numbers = (found.raw_score, found.score, found.threshold)
+        texts = ["" if number is None else f"{number:.7g}" for number in numbers]
+        areas = ["", ""]
+        if found.mask is not None:
+            areas = [str(len(found.regions)), f"{sum(region.share for region in found.regions):.4g}"]
+        word = "" if found.decision == _UNDECIDED else found.decision
+        heatmap, mask = [*self._written.get(file, []), "", ""][:2]
+        row = (str(file.path), found.product, *texts, word, *areas, heatmap, mask, *self._origin, error)
+        self._csv.writerow(row)
+        self._table.flush()
+        values = dict(zip(COLUMNS, row, strict=True)) | {
+            "raw_score": found.raw_score,
+            "normalised_score": found.score,
+            "threshold": found.threshold,
+            "defective_percent": float(areas[1]) if areas[1] else None,
+            "regions": [asdict(region) for region in found.regions],
+        }
+        self._lines.write(json.dumps(values) + "\n")
+        self._lines.flush()
 
     def __enter__(self) -> "Writer":
         return self
@@ -89,11 +138,8 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._file.close()
-
-    def _row(self, values: Sequence[str]) -> None:
-        self._csv.writerow(values)
-        self._file.flush()
+        self._table.close()
+        self._lines.close()
 
 
 def heatmap_names(images: Sequence[PurePath]) -> list[PurePath]:

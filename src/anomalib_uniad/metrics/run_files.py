@@ -54,9 +54,9 @@ class Predictions:
 
     The columns are ``path``, ``category``, ``label`` (``normal`` or ``anomalous``), ``product`` as recognised by a
     model that does so, ``raw_score`` as the model returns it, ``normalised_score`` from 0 to 1 with the threshold at
-    0.5 (unless anomalib's sensitivity moves it), ``threshold`` in raw scores, ``decision`` (``normal``, ``anomalous`` or
-    ``unknown``, of a product that the model does not know) and ``error``. Cells are empty where something is not known;
-    an image whose score is not a number has an error instead of a decision.
+    0.5 (unless anomalib's sensitivity moves it), ``threshold`` in raw scores, ``decision`` and ``error``. A decision is
+    ``normal``, ``anomalous`` or ``unknown``, of a product that the model does not know. Cells are empty where something
+    is unknown; an image whose score is not a number has an error instead of a decision.
     """
 
     def __init__(self) -> None:

@@ -40,6 +40,7 @@ from anomalib_uniad.errors import InputError
 from anomalib_uniad.geometry import Geometry, ResizeMode
 from anomalib_uniad.image_files import check_samples, size_of
 from anomalib_uniad.inference.metadata import Level, ModelMetadata
+from anomalib_uniad.inference.thresholds_file import GivenThresholds
 from anomalib_uniad.metrics import PerCategoryEvaluator
 from anomalib_uniad.metrics.batches import flat, refuse_deep
 from anomalib_uniad.metrics.functional import Floats, auroc, rank, tpr_at_fpr
@@ -192,6 +193,8 @@ class UniAD(AnomalibModule):
             product that it does not know is anomalous. Defaults to ``False``.
         false_alarm_rate (float): With ``product_calibration``, the share of good images that may be called anomalous
             where no defective ones are known, between 0 and 1. Defaults to ``0.01``.
+        thresholds_file (str | Path | None): Thresholds for test, prediction and export in the place of those that were
+            learned: ``thresholds.yaml`` of ``anomalib-uniad review``. Defaults to ``None``.
         optimizer (str): ``"adamw"``, as in the paper, or ``"muon"``: Muon (https://kellerjordan.github.io/posts/muon/)
             for the matrices inside the layers of encoder and decoder, AdamW for everything else.
             Defaults to ``"adamw"``.
@@ -309,6 +312,7 @@ class UniAD(AnomalibModule):
         tile_overlap: float = 0.125,
         product_calibration: bool = False,
         false_alarm_rate: float = 0.01,
+        thresholds_file: str | Path | None = None,
         optimizer: OptimizerName = "adamw",
         learning_rate: float = 1e-4,
         weight_decay: float = 1e-4,
@@ -762,8 +766,26 @@ class UniAD(AnomalibModule):
         self._check_value_range(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_test_start(self) -> None:
-        """Refuse images that are read in another way than those of the training."""
+        """Refuse images that are read in another way than those of the training; take thresholds that were given."""
         self._check_value_range(self.trainer.datamodule)  # type: ignore[attr-defined]
+        self._take_thresholds()
+
+    def _take_thresholds(self) -> None:
+        """Decide by the thresholds of ``thresholds_file`` from now on."""
+        if self.hparams["thresholds_file"] is None:
+            return
+        file = Path(self.hparams["thresholds_file"])
+        metadata = GivenThresholds.read(file).put_into(self.metadata, file)
+        if self.model.products is not None:
+            levels = [metadata.category_thresholds.get(name, {}) for name in self.products]
+            middles = [metadata.typical_scores.get(name, math.nan) for name in self.products]
+            image = [(middle, of.get("image", math.nan)) for middle, of in zip(middles, levels, strict=True)]
+            self.model.products.calibrate(image, [of.get("pixel", math.nan) for of in levels])
+        elif isinstance(self.post_processor, PostProcessor):
+            for level, threshold in metadata.thresholds.items():
+                getattr(self.post_processor, f"_{level}_threshold").fill_(threshold)
+        rules = {**self.threshold_rules, **dict.fromkeys(metadata.category_thresholds, f"given: {file.name}")}
+        self.calibrated(self.products, metadata.category_thresholds, rules)
 
     def _check_value_range(self, datamodule: Any) -> None:
         own: Any = self.value_range
@@ -793,6 +815,7 @@ class UniAD(AnomalibModule):
 
     def on_predict_start(self) -> None:
         """Refuse images read in another way than in training, and warn if there are no thresholds."""
+        self._take_thresholds()
         self._check_value_range(self.trainer.datamodule)  # type: ignore[attr-defined]
         refuse_deep(flat(self.trainer.predict_dataloaders))
         post_processor = self.post_processor
@@ -928,6 +951,7 @@ class UniAD(AnomalibModule):
             ValueError: If the crop does not lie in images of ``input_size``, or the size is fixed, but not given, and
                 the model crops or pads.
         """
+        self._take_thresholds()
         kwargs.setdefault("opset_version", OPSET)
         if input_size is not None and self.geometry is not None:
             self.geometry.check(input_size)

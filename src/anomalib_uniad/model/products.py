@@ -103,7 +103,8 @@ class Products(DynamicBufferMixin, nn.Module):
             image (Sequence[tuple[float, float]]): Typical good score and threshold of images.
             pixel (Sequence[float]): Threshold of the values of maps.
         """
-        self.image = torch.tensor(image, dtype=torch.float32, device=self.means.device)
+        below = [(min(middle, 0.99 * threshold), threshold) for middle, threshold in image]  # else there is no scale
+        self.image = torch.tensor(below, dtype=torch.float32, device=self.means.device)
         self.pixel = torch.tensor(pixel, dtype=torch.float32, device=self.means.device)
 
     def recognise(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -38,7 +38,8 @@ def test_a_folder(folder: Path, capsys) -> None:
     main(["predict", "model.xml", "images", "--output", "out"])
     out, error = capsys.readouterr()
     assert out.startswith("5 images: 2 anomalous, 3 normal. ")
-    assert out.endswith(" images per second.\nWrote out/predictions.csv and the folder out/heatmaps.\n")
+    wrote = "Wrote out/predictions.csv and predictions.jsonl, the folders out/heatmaps and out/masks."
+    assert out.endswith(f" images per second.\n{wrote}\n")
     assert error == ""
     expected = {"bottle/60.png": "normal", "bottle/120.png": "normal", "bottle/200.png": "anomalous"}
     expected |= {"cable/120.png": "normal", "cable/250.png": "anomalous"}
@@ -46,7 +47,8 @@ def test_a_folder(folder: Path, capsys) -> None:
     heatmaps = Path("out/heatmaps")
     assert {path.relative_to(heatmaps).as_posix() for path in heatmaps.rglob("*.png")} == set(expected)
     dark, bright = (np.asarray(Image.open(heatmaps / "bottle" / name)).astype(int) for name in ("60.png", "200.png"))
-    assert dark.shape == bright.shape == (9, 12, 3)
+    assert dark.shape == bright.shape == (19, 12, 3)  # with the line of text
+    dark, bright = dark[1:8, 1:-1], bright[1:8, 1:-1]  # within the outline of the mask
     assert (dark[..., 2] > dark[..., 0]).all()
     assert (bright[..., 0] > bright[..., 2]).all()
 
@@ -146,7 +148,7 @@ def test_interrupted(folder: Path, monkeypatch, capsys) -> None:
 
 
 def test_a_heatmap_that_cannot_be_written(folder: Path, monkeypatch) -> None:
-    draw = writer.draw_heatmap
+    draw = writer.draw_inspection
     full = iter([True, *[False] * 4])
 
     def save(*arguments):
@@ -154,7 +156,7 @@ def test_a_heatmap_that_cannot_be_written(folder: Path, monkeypatch) -> None:
             raise OSError(28, "No space left on device")
         return draw(*arguments)
 
-    monkeypatch.setattr(writer, "draw_heatmap", save)
+    monkeypatch.setattr(writer, "draw_inspection", save)
     with pytest.raises(SystemExit, match="1"):
         main(["predict", "model.xml", "images", "--threads", "1"])
     rows = list(csv.DictReader(Path("predictions/predictions.csv").read_text().splitlines()))
@@ -196,7 +198,18 @@ def test_heatmaps_need_a_map(folder: Path) -> None:
     assert len(decisions()) == 5
 
 
-HEAVY = ("torch", "torchvision", "torchmetrics", "anomalib", "lightning", "timm", "pandas", "matplotlib", "cv2", "tqdm")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "torchmetrics",
+    "anomalib",
+    "lightning",
+    "timm",
+    "pandas",
+    "matplotlib",
+    "scipy",
+    "tqdm",
+)
 ENTRY = """
 from importlib.metadata import entry_points
 (entry,) = entry_points(group="console_scripts", name="anomalib-uniad")

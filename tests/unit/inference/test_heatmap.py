@@ -40,7 +40,7 @@ def test_place_in_the_image(geometry: Geometry, size: tuple[int, int], place: tu
 @pytest.mark.parametrize(("geometry", "size", "place"), PLACES, ids=str)
 def test_place_in_the_picture(geometry: Geometry, size: tuple[int, int], place: tuple[slice, slice]) -> None:
     image = np.full((*size, 3), 100, np.uint8)
-    drawn = np.asarray(draw_heatmap(image, hot_square(), geometry)).astype(int)
+    drawn = np.asarray(draw_heatmap(image, map_to_image(hot_square(), size, geometry))).astype(int)
     red = (drawn[..., 0] > 100) & (drawn[..., 2] < 100)
     assert red[place].mean() > 0.75
     red[place] = False

@@ -133,7 +133,7 @@ def test_find(tmp_path: Path) -> None:
     names = ["a.jpeg", "b/10.png", "b/2.PNG", "b/c/1.tif", "b.png/inside.bmp"]
     assert [image.name.as_posix() for image in found] == names
     assert all(image.path == root / image.name for image in found)
-    left = find_images([root], leave_out=root / "b")
+    left = find_images([root], leave_out=[root / "b"])
     assert [image.name.as_posix() for image in left] == ["a.jpeg", "b.png/inside.bmp"]
 
 

@@ -10,9 +10,9 @@ from PIL import Image
 from torch.nn import functional as F
 
 from anomalib_uniad.inference.compiled import compile_file
-from anomalib_uniad.inference.heatmap import draw_heatmap
+from anomalib_uniad.inference.heatmap import draw_heatmap, map_to_image
 from anomalib_uniad.inference.images import ImageFile, find_images
-from anomalib_uniad.inference.predictor import Output, Predictor
+from anomalib_uniad.inference.predictor import Output, Predictor, Requests
 from tiny_openvino import HIGH, LOW, NORMALISED, SIZE, THRESHOLD, save_tiny
 
 
@@ -75,7 +75,8 @@ def test_more_than_eight_bits(tmp_path: Path, sizes: dict[str, int]) -> None:
     expected = F.interpolate(image, (SIZE, SIZE), mode="bilinear", antialias=bool(sizes)).max()
     assert output.raw_score == pytest.approx(float(expected), abs=1e-6)
     assert np.ptp(pictures[0]) > 0.3
-    assert np.unique(np.asarray(draw_heatmap(pictures[0], output.anomaly_map))).size > 1
+    shown = map_to_image(output.anomaly_map, pictures[0].shape[:2])
+    assert np.unique(np.asarray(draw_heatmap(pictures[0], shown))).size > 1
 
 
 def test_raw_outputs(tmp_path: Path) -> None:
@@ -121,7 +122,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     outputs = predictor.predict(files, finished.append)
     next(outputs)
     threading.Event().wait(0.3)
-    assert 1 <= len(finished) <= 4 * predictor.requests + 1 < len(files)
+    assert 1 <= len(finished) <= 4 * predictor.requests.count + 1 < len(files)
     assert len(list(outputs)) == len(files) - 1
 
 
@@ -142,28 +143,28 @@ def test_finish_has_the_image_and_its_errors_end_all(tmp_path: Path) -> None:
 def test_numpy_is_met_first_in_one_thread(tmp_path: Path, monkeypatch) -> None:
     """Two threads that are first at the same time may wait for each other for ever inside of OpenVINO."""
     threads = []
-    request = Predictor._request
+    request = Requests._request
 
     def recorded(self: Predictor, *arguments) -> list[np.ndarray]:
         threads.append(threading.current_thread())
         return request(self, *arguments)
 
-    monkeypatch.setattr(Predictor, "_request", recorded)
+    monkeypatch.setattr(Requests, "_request", recorded)
     predictor = Predictor(compile_file(save_tiny(tmp_path / "model.xml")))
-    assert threads == [threading.current_thread()] * predictor.requests
+    assert threads == [threading.current_thread()] * predictor.requests.count
 
 
 def test_errors_of_openvino_are_of_the_image(tmp_path: Path, monkeypatch) -> None:
     files = write_images(tmp_path / "images", 3)
     predictor = Predictor(compile_file(save_tiny(tmp_path / "model.xml")))
-    request = predictor._request
+    request = predictor.requests._request
 
     def fails(of: object, images: np.ndarray) -> list[np.ndarray]:
         if images.shape[1] == 25:
             raise RuntimeError("Exception from\nnode.cpp:1:\nout of memory")
         return request(of, images)
 
-    monkeypatch.setattr(predictor, "_request", fails)
+    monkeypatch.setattr(predictor.requests, "_request", fails)
     errors = [output.error for output in predictor.predict(files)]
     assert errors == [
         "",
@@ -178,7 +179,10 @@ def test_a_score_that_is_not_a_number_is_an_error(tmp_path: Path, monkeypatch, n
     files = write_images(tmp_path / "images", 3)
     compiled = compile_file(save_tiny(tmp_path / "model.xml"))
     predictor = Predictor(compiled)
-    request, index = predictor._request, (compiled.raw_outputs if name == "raw" else compiled.outputs)["pred_score"]
+    request, index = (
+        predictor.requests._request,
+        (compiled.raw_outputs if name == "raw" else compiled.outputs)["pred_score"],
+    )
 
     def damaged(of: object, images: np.ndarray) -> list[np.ndarray]:
         results = request(of, images)
@@ -186,7 +190,7 @@ def test_a_score_that_is_not_a_number_is_an_error(tmp_path: Path, monkeypatch, n
             results[index][:] = np.nan
         return results
 
-    monkeypatch.setattr(predictor, "_request", damaged)
+    monkeypatch.setattr(predictor.requests, "_request", damaged)
     first, second, third = predictor.predict(files)
     assert second.error == f"{files[1].path} has a score that is not a number: the model is damaged."
     assert second.score is second.raw_score is second.label is second.anomaly_map is None

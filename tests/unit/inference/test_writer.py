@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import csv
+import json
 import os
 from pathlib import Path, PurePath
 
@@ -7,12 +8,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomalib_uniad.inference.decision import Decision
-from anomalib_uniad.inference.heatmap import draw_heatmap
+from anomalib_uniad.inference.heatmap import draw_heatmap, map_to_image
 from anomalib_uniad.inference.images import ImageFile
+from anomalib_uniad.inference.inspection import Inspection
+from anomalib_uniad.inference.regions import Region, find_regions
 from anomalib_uniad.inference.writer import COLUMNS, Writer, heatmap_names
 
 BLACK = np.zeros((6, 9, 3), dtype=np.uint8)
+NOTHING = Inspection("undecided", "", None, None, None)
+
+
+def with_map(values: np.ndarray) -> Inspection:
+    mask, regions = find_regions(values, 0.5)
+    return Inspection("anomalous", "bottle", 0.75, 12.25, 12.0, values.astype(np.float32), mask, regions)
 
 
 def files(*names: str) -> list[ImageFile]:
@@ -21,22 +29,32 @@ def files(*names: str) -> list[ImageFile]:
 
 def test_rows_are_there_at_once(tmp_path: Path) -> None:
     images = files('a, "b".png', "c.png", "d.png")
-    with Writer(tmp_path / "new" / "out", images, heatmaps=False) as writer:
-        writer.row(images[0], Decision("bottle", 12.25, 1 / 3, 12.0, True))
-        read = list(csv.reader(writer.table.read_text().splitlines()))
-        assert read == [list(COLUMNS), ['in/a, "b".png', "bottle", "12.25", "0.3333333", "12", "anomalous", "", ""]]
-        writer.row(images[1], Decision(anomalous=False))
-        writer.row(images[2], Decision(), "image file is truncated")
+    values = np.zeros((10, 10))
+    values[2:4, 3:8] = 0.9
+    with Writer(tmp_path / "new" / "out", images, pictures=False, origin=("abc", "def")) as writer:
+        writer.row(images[0], with_map(values))
+        (row,) = csv.DictReader(writer.table.read_text().splitlines())
+        assert tuple(row) == COLUMNS
+        assert list(row.values()) == [
+            *('in/a, "b".png', "bottle", "12.25", "0.75", "12", "anomalous", "1", "10", "", "", "abc", "def", ""),
+        ]
+        (line,) = map(json.loads, writer.regions.read_text().splitlines())
+        assert (line["raw_score"], line["defective_percent"], line["mask"]) == (12.25, 10.0, "")
+        assert [Region(**region) for region in line["regions"]] == find_regions(values, 0.5)[1]
+        assert line["regions"][0]["left"] == 3
+        writer.row(images[1], Inspection("normal", "", None, None, None))
+        writer.row(images[2], None, "image file is truncated")
     rows = list(csv.DictReader(writer.table.read_text().splitlines()))
     assert [row["decision"] for row in rows] == ["anomalous", "normal", ""]
     assert rows[2]["error"] == "image file is truncated"
-    assert rows[2]["raw_score"] == rows[1]["threshold"] == ""
+    assert rows[2]["raw_score"] == rows[1]["threshold"] == rows[1]["regions"] == ""
+    assert len(writer.regions.read_text().splitlines()) == 3
 
 
 def test_names_that_are_no_text(tmp_path: Path) -> None:
     (image,) = files(os.fsdecode(b"caf\xe9.png"))
-    with Writer(tmp_path, [image], heatmaps=False) as writer:
-        writer.row(image, Decision())
+    with Writer(tmp_path, [image], pictures=False) as writer:
+        writer.row(image, NOTHING)
     assert b"caf\xe9.png" in writer.table.read_bytes()
 
 
@@ -50,20 +68,37 @@ def test_heatmap_names() -> None:
     assert len({name.casefold() for name in found}) == len(names)
 
 
-def test_heatmaps(tmp_path: Path) -> None:
+def test_pictures(tmp_path: Path) -> None:
     images = files("good/a.png", "good/a.jpg", "b.bmp")
+    values = np.zeros((60, 90))
+    values[10:30, 20:50] = 1
     with Writer(tmp_path, images) as writer:
         for image in images:
-            writer.heatmap(image, BLACK, np.zeros((2, 2)))
-            writer.row(image, Decision())
+            writer.pictures(image, np.zeros((60, 90, 3), np.uint8), with_map(values))
+            writer.row(image, with_map(values))
     rows = list(csv.DictReader(writer.table.read_text().splitlines()))
-    assert [row["heatmap"] for row in rows] == [
-        *("heatmaps/good/a.png.png", "heatmaps/good/a.jpg.png", "heatmaps/b.png"),
-    ]
+    names = ["good/a.png.png", "good/a.jpg.png", "b.png"]
+    assert [row["heatmap"] for row in rows] == [f"heatmaps/{name}" for name in names]
+    assert [row["mask"] for row in rows] == [f"masks/{name}" for name in names]
     written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png")}
-    assert written == {"heatmaps/good/a.png.png", "heatmaps/good/a.jpg.png", "heatmaps/b.png"}
+    assert written == {f"{folder}/{name}" for folder in ("heatmaps", "masks") for name in names}
+    with Image.open(tmp_path / "masks" / "b.png") as mask:
+        assert ((np.asarray(mask) == 255) == (values > 0.5)).all()
     with Image.open(tmp_path / "heatmaps" / "b.png") as heatmap:
-        assert heatmap.size == (9, 6)
+        assert heatmap.width == 90
+        assert heatmap.height > 60  # the line with decision and score
+        pixels = np.asarray(heatmap)
+    assert (pixels[10, 20] == 255).all()  # outline of the mask
+    assert tuple(pixels[-1, 0]) == (0xB7, 0x1C, 0x1C)
+
+
+def test_a_picture_without_decision(tmp_path: Path) -> None:
+    (image,) = files("a.png")
+    with Writer(tmp_path, [image]) as writer:
+        writer.pictures(image, BLACK, Inspection("undecided", "", None, 1.0, None, np.zeros((6, 9), np.float32)))
+        writer.row(image, NOTHING)
+    assert not list((tmp_path / "masks").iterdir())
+    assert next(csv.DictReader(writer.table.read_text().splitlines()))["mask"] == ""
 
 
 def test_colours() -> None:
@@ -76,7 +111,7 @@ def test_colours() -> None:
 
 def test_map_is_enlarged_to_the_image() -> None:
     values = np.array([[0.0, 1.0], [0.0, 1.0]])
-    drawn = np.asarray(draw_heatmap(np.zeros((4, 40, 3), np.uint8), values)).astype(int)
+    drawn = np.asarray(draw_heatmap(np.zeros((4, 40, 3), np.uint8), map_to_image(values, (4, 40)))).astype(int)
     assert (drawn == drawn[:1]).all()
     blue, red = drawn[0, :, 2], drawn[0, :, 0]
     assert blue[:10].min() > 50
@@ -92,15 +127,16 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match=r"heatmaps/a.png \(and 1 more\) would be overwritten"):
         Writer(tmp_path, images)
     assert not (tmp_path / "predictions.csv").exists()
-    with Writer(tmp_path, images, heatmaps=False) as writer:
-        writer.row(images[0], Decision())
+    with Writer(tmp_path, images, pictures=False) as writer:
+        writer.row(images[0], NOTHING)
     with pytest.raises(
-        FileExistsError, match=r"predictions.csv would be overwritten: choose another output folder, or set"
+        FileExistsError,
+        match=r"predictions.csv \(and 1 more\) would be overwritten: choose another output folder, or set",
     ):
-        Writer(tmp_path, images, heatmaps=False)
+        Writer(tmp_path, images, pictures=False)
     assert len(writer.table.read_text().splitlines()) == 2
     with Writer(tmp_path, images, overwrite=True) as writer:
-        writer.heatmap(images[0], BLACK, np.zeros((2, 2)))
+        writer.pictures(images[0], BLACK, with_map(np.zeros((6, 9))))
     assert len(writer.table.read_text().splitlines()) == 1
     assert (tmp_path / "heatmaps" / "a.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(FileExistsError, match=r"a file: give a folder"):

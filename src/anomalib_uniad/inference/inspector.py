@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Judges images that are in memory, without torch."""
+
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomalib_uniad.errors import InputError
+
+from .compiled import Compiled, PrecisionHint, compile_file
+from .decision import Decider
+from .heatmap import map_to_image
+from .images import ImageFile
+from .inspection import Inspection, Word
+from .predictor import Output, Requests
+from .regions import find_regions
+from .thresholds_file import GivenThresholds
+
+
+class Judge:
+    """Turns the outputs of a model into inspections.
+
+    Args:
+        compiled (Compiled): The model.
+        minimum_area (int): Defective regions of fewer pixels are left out of mask and regions. Defaults to ``0``.
+        category (str): As of :class:`~anomalib_uniad.inference.decision.Decider`. Defaults to ``""``.
+        thresholds (Path | None): ``thresholds.yaml`` by which to decide. Defaults to ``None``, as the model does.
+
+    Attributes:
+        origin (tuple[str, str]): Hashes of the model and of the thresholds by which is decided.
+
+    Raises:
+        ValueError: If an argument is out of its range, or the model has no threshold of the category.
+    """
+
+    def __init__(
+        self, compiled: Compiled, minimum_area: int = 0, category: str = "", thresholds: Path | None = None
+    ) -> None:
+        if minimum_area < 0:
+            raise InputError(f"minimum_area must be at least 0 pixels, got {minimum_area}.")
+        decides, has_raw = "pred_label" in compiled.outputs, "pred_score" in compiled.raw_outputs
+        given = None
+        if thresholds is not None:
+            given = GivenThresholds.read(thresholds).put_into(compiled.metadata, thresholds)
+        self.decider = Decider(compiled.metadata, decides, has_raw, category, given)
+        self.origin = (compiled.hash, (given or compiled.metadata).hash_of_thresholds())
+        self._geometry = compiled.metadata.geometry
+        self._minimum_area = minimum_area
+
+    def __call__(self, output: Output, product: str | None = None, maps: bool = True) -> Inspection:
+        """Judge an image.
+
+        Args:
+            output (Output): What the model says about it; with the image, if map and regions are wanted.
+            product (str | None): What it shows, empty if that is not known. Defaults to ``None``: by its path, if the
+                category is ``"auto"``.
+            maps (bool): Whether map, mask and regions are wanted. Defaults to ``True``.
+        """
+        product = self.decider.category_of(output.file.path) if product is None else product
+        found = self.decider.decide(output, product)
+        word: Word = "undecided" if found.anomalous is None else "anomalous" if found.anomalous else "normal"
+        word = "unknown" if found.unknown else word
+        scores = (found.normalised_score, found.raw_score, found.threshold)
+        if output.anomaly_map is None or output.image is None or not maps:
+            return Inspection(word, found.category, *scores)
+        size = (output.image.shape[0], output.image.shape[1])
+        shown = map_to_image(self.decider.shown_map(output, product), size, self._geometry)
+        threshold = self.decider.mask_threshold(found)
+        if threshold is None:
+            return Inspection(word, found.category, *scores, shown)
+        mask, regions = find_regions(shown, threshold, self._minimum_area)
+        return Inspection(word, found.category, *scores, shown, mask, regions)
+
+
+class Inspector:
+    """An exported model, ready to judge images.
+
+    One object serves any number of threads.
+
+    Args:
+        model (Path | str): ``model.xml`` with ``model.bin`` beside it, or an ONNX file.
+        device (str): OpenVINO's name of the device. Defaults to ``"CPU"``.
+        precision_hint (str): ``"f32"``, ``"bf16"`` or ``"auto"``. Defaults to ``"f32"``.
+        threads (int): Threads on the CPU; 0 leaves it to OpenVINO. Defaults to ``0``.
+        minimum_area (int): Defective regions of fewer pixels are left out of mask and regions. Defaults to ``0``.
+        thresholds (Path | str | None): ``thresholds.yaml`` by which to decide, for example of ``anomalib-uniad
+            review``. Defaults to ``None``, as the model has learned.
+
+    Raises:
+        FileNotFoundError: If the file is not there.
+        ValueError: If it is no such model, or an argument is out of its range.
+
+    Examples:
+        >>> inspector = Inspector("model.xml")  # doctest: +SKIP
+        >>> inspector.inspect(frame).decision  # doctest: +SKIP
+        'normal'
+    """
+
+    def __init__(
+        self,
+        model: Path | str,
+        device: str = "CPU",
+        precision_hint: PrecisionHint = "f32",
+        threads: int = 0,
+        minimum_area: int = 0,
+        thresholds: Path | str | None = None,
+    ) -> None:
+        self._compiled = compile_file(Path(model), device, precision_hint, threads, "LATENCY")
+        given = None if thresholds is None else Path(thresholds)
+        self._judge = Judge(self._compiled, minimum_area, thresholds=given)
+        self._requests = Requests(self._compiled)
+
+    @property
+    def products(self) -> tuple[str, ...]:
+        """Products that can be given, since the model has a threshold of them."""
+        thresholds = self._compiled.metadata.category_thresholds
+        return tuple(name for name, levels in thresholds.items() if "image" in levels)
+
+    def inspect(self, image: NDArray, product: str = "") -> Inspection:
+        """Judge one image.
+
+        Args:
+            image (NDArray): ``(H, W, 3)``, red first, or grey ``(H, W)``; uint8, or uint16 for a model with a
+                ``value_range``.
+            product (str): What it shows, if that is known. Defaults to ``""``: the model recognises it, or has one
+                threshold for all.
+
+        Returns:
+            Inspection: What the model says.
+
+        Raises:
+            ValueError: If the image is something else or cannot be judged, or the model does not know the product.
+        """
+        return self.inspect_batch([image], [product])[0]
+
+    def inspect_batch(self, images: Sequence[NDArray], products: Sequence[str] | None = None) -> list[Inspection]:
+        """Judge several images, of any sizes.
+
+        Args:
+            images (Sequence[NDArray]): As of :meth:`inspect`.
+            products (Sequence[str] | None): One for each. Defaults to ``None``, not known.
+
+        Returns:
+            list[Inspection]: One for each.
+
+        Raises:
+            ValueError: As of :meth:`inspect`; the message says which image it is.
+        """
+        names = [""] * len(images) if products is None else list(products)
+        if len(names) != len(images):
+            raise InputError(f"There are {len(images)} images, but {len(names)} products.")
+        if unknown := sorted({name for name in names if name and name not in self.products}):
+            known = ", ".join(self.products) or "none"
+            raise InputError(f"The model has no threshold of {', '.join(unknown)}, only of: {known}.")
+        outputs = [self._prepare(image, number) for number, image in enumerate(images)]
+        self._requests.fill(outputs)
+        for output in outputs:
+            if output.error:
+                raise InputError(output.error)
+        return [self._judge(output, name) for output, name in zip(outputs, names, strict=True)]
+
+    def _prepare(self, image: NDArray, number: int) -> Output:
+        pixels, metadata = np.asarray(image), self._compiled.metadata
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+        name = f"Image {number}"
+        if pixels.ndim != 3 or pixels.shape[2] not in {1, 3} or not pixels.size:
+            raise InputError(f"{name} must be (height, width, 3) or (height, width), got {pixels.shape}.")
+        if pixels.dtype == np.uint16 and metadata.value_range is not None:
+            low, high = metadata.value_range
+            pixels = ((pixels.astype(np.float32) - low) * (255 / (high - low))).clip(0, 255)
+        elif pixels.dtype != np.uint8:
+            allowed = "uint8" if metadata.value_range is None else "uint8 or uint16"
+            raise InputError(f"{name} must have pixels of {allowed}, got {pixels.dtype}.")
+        try:
+            self._compiled.check(pixels.shape[:2])
+        except ValueError as error:
+            raise InputError(f"{name} cannot be judged: {error}.") from error
+        file = ImageFile(Path(name), PurePath(name))
+        return Output(file, image=np.broadcast_to(pixels, (*pixels.shape[:2], 3)))

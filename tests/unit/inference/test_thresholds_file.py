@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from anomalib_uniad.inference import Inspector, ModelMetadata
+from anomalib_uniad.inference.thresholds_file import GivenThresholds
+from tiny_openvino import NORMALISED, save_tiny
+
+RECOGNISING = ModelMetadata(
+    model="UniAD",
+    products=("bolt", "nut"),
+    category_thresholds={"bolt": {"image": 4.0, "pixel": 2.0}, "nut": {"image": 9.0}},
+    typical_scores={"bolt": 3.0, "nut": 8.0},
+)
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    given = GivenThresholds({"image": 2.0}, {"Größe 1": {"image": 5.25, "pixel": 3.0}, "nut": {"pixel": 1.0}})
+    given.write(tmp_path / "thresholds.yaml")
+    assert GivenThresholds.read(tmp_path / "thresholds.yaml") == given
+
+
+def test_what_is_not_named_stays(tmp_path: Path) -> None:
+    changed = GivenThresholds({}, {"bolt": {"image": 2.5}}).put_into(RECOGNISING, tmp_path)
+    assert changed.category_thresholds == {"bolt": {"image": 2.5, "pixel": 2.0}, "nut": {"image": 9.0}}
+    assert changed.typical_scores["bolt"] < 2.5  # else there would be no scale
+    assert changed.hash_of_thresholds() != RECOGNISING.hash_of_thresholds()
+    assert (
+        GivenThresholds({}, {}).put_into(RECOGNISING, tmp_path).hash_of_thresholds() == RECOGNISING.hash_of_thresholds()
+    )
+
+
+def test_a_file_decides_by_them(tmp_path: Path) -> None:
+    path = save_tiny(tmp_path / "model.xml")
+    grey = np.full((9, 9), 120, np.uint8)  # 0.47
+    (tmp_path / "low.yaml").write_text("global: {image: 0.46, pixel: 0.46}\nproducts: {cable: {image: 0.47}}")
+    low = Inspector(path, thresholds=tmp_path / "low.yaml")
+    assert Inspector(path).inspect(grey).decision == "normal"
+    found = low.inspect(grey)
+    assert (found.decision, found.threshold, found.mask.all()) == ("anomalous", 0.46, True)
+    assert Inspector(path).inspect(grey, "cable").decision == "normal"
+    assert low.inspect(grey, "cable").decision == "anomalous"
+    assert low.inspect(grey, "bottle").threshold == NORMALISED.category_thresholds["bottle"]["image"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "must have the keys global or products, got None"),
+        ("bolt: 3", r"must have the keys global or products, got {'bolt': 3}"),
+        ("products: [bolt]", r"products must name products, got \['bolt'\]"),
+        ("products: {bolt: 3}", "bolt must have image or pixel, got 3"),
+        ("products: {bolt: {image: -1}}", "image of bolt must be a positive number, got -1"),
+        ("products: {bolt: {image: .nan}}", "image of bolt must be a positive number, got nan"),
+        ("products: {pin: {image: 1}}", "has thresholds of pin, but the model knows bolt, nut"),
+        ("global: {image: 1}", "has a global threshold, but the model decides by one of each product"),
+        ("a: b: c", "is not yaml"),
+    ],
+)
+def test_mistakes(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "thresholds.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        GivenThresholds.read(file).put_into(RECOGNISING, file)
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"There is no file .*gone.yaml with thresholds"):
+        GivenThresholds.read(tmp_path / "gone.yaml")
