@@ -12,7 +12,7 @@ from anomalib.deploy import OpenVINOInferencer
 from anomalib.engine import Engine
 from PIL import Image
 
-from anomalib_uniad import MultiCategory, UniAD
+from anomalib_uniad import MultiCategory, PerCategoryEvaluator, UniAD
 from anomalib_uniad.inference.command import predict
 from helpers import make_mvtec_like
 from small import SMALL, quiet_engine
@@ -59,6 +59,21 @@ def test_one_threshold_decides_about_all_products(trained: tuple[UniAD, Engine, 
     assert ((table["decision"] == "normal") == (table["label"] == "normal")).mean() >= 0.9
     for _, rows in known.groupby("category"):
         assert rows["raw_score"].rank().tolist() == rows["normalised_score"].rank().tolist()
+
+
+def test_a_product_that_is_told_counts(trained: tuple[UniAD, Engine, Path], tmp_path: Path) -> None:
+    model, _, folder = trained
+    told = UniAD.load_from_checkpoint(
+        next(folder.rglob("model.ckpt")), evaluator=PerCategoryEvaluator(thresholds="category", category="nut")
+    )
+    engine = quiet_engine(tmp_path)
+    found = engine.predict(model=told, data_path=folder / "data" / "bolt" / "test" / "good")
+    threshold = model.category_thresholds["nut"]["image"]
+    for batch in found:
+        assert batch.product == ["nut"] * len(batch)
+        raw = batch.uncalibrated.pred_score
+        assert ((raw > threshold) == batch.pred_label).all()
+        assert ((batch.pred_score > 0.5) == batch.pred_label).all()
 
 
 @pytest.mark.slow

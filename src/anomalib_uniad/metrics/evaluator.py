@@ -443,7 +443,7 @@ class PerCategoryEvaluator(Evaluator):
                     pl_module,
                     epochs,
                     self._thresholds_from,
-                    scope=self.thresholds,
+                    scope=self._scope(pl_module),
                     pixel_resolution=self._pixel_size,
                     raw=self._several or self.raw_scores,
                 )
@@ -517,8 +517,9 @@ class PerCategoryEvaluator(Evaluator):
     def _choose_thresholds(self, pl_module: LightningModule) -> None:
         post_processor = getattr(pl_module, "post_processor", None)
         self._global_threshold = global_thresholds(post_processor)["image"]
-        if getattr(pl_module, "products", None):  # each is decided about by its own, as the model recognises it
+        if getattr(pl_module, "products", None):  # each is decided about by its own
             self._global_threshold, self._decided_by = float("nan"), self.category_thresholds
+            self._used = self.category_thresholds if self.thresholds == "category" else {}
             return
         if self.thresholds == "global":
             return
@@ -532,10 +533,16 @@ class PerCategoryEvaluator(Evaluator):
         self._used = self.category_thresholds
         self._decided_by = with_sensitivity(self._used, post_processor)
 
+    def _scope(self, pl_module: Any) -> str:
+        """By whose threshold is decided: all images' global one, a told category's, or a recognised product's."""
+        return "product" if getattr(pl_module, "products", None) and not self._used else self.thresholds
+
     def _decide(self, batch: Any, categories: Sequence[str], pl_module: Any) -> InferenceBatch:
         """Decide by category where that is wanted; returns the raw outputs."""
         raw = self._raw_outputs.take()
-        if self._used:
+        if self._used and getattr(pl_module, "products", None):
+            pl_module.judge_as(batch, raw, categories)
+        elif self._used:
             decide_by_category(batch, raw, categories, self._used, pl_module.post_processor)
         wrong = without_score(batch, raw.pred_score)
         if wrong is not None and batch.pred_label is not None and batch.pred_label.dtype == torch.bool:

@@ -66,7 +66,9 @@ class Limit:
     rule: str
 
 
-def limits(products: Mapping[str, KnownScores], rate: float = 0.01) -> dict[str, Limit]:
+def limits(
+    products: Mapping[str, KnownScores], rate: float = 0.01, alike: Sequence[Sequence[str]] = ()
+) -> dict[str, Limit]:
     """Find the threshold of each product.
 
     From good images alone, it is the upper prediction limit of a normal distribution of their logarithms: a further
@@ -77,6 +79,7 @@ def limits(products: Mapping[str, KnownScores], rate: float = 0.01) -> dict[str,
     Args:
         products (Mapping[str, KnownScores]): Scores of each product.
         rate (float): Share of good images that may be called anomalous. Defaults to ``0.01``.
+        alike (Sequence[Sequence[str]]): Products that are easily confused, and so share a limit. Defaults to none.
 
     Returns:
         dict[str, Limit]: Those of each product.
@@ -87,11 +90,17 @@ def limits(products: Mapping[str, KnownScores], rate: float = 0.01) -> dict[str,
         >>> round(found["nut"].threshold, 2), found["bolt"].threshold
         (2.99, nan)
     """
-    distances = {name: _distances(known) for name, known in products.items()}
-    return {
+    group_of = {name: group[0] for group in alike for name in group}
+    groups: dict[str, list[KnownScores]] = {}
+    for name, known in products.items():
+        groups.setdefault(group_of.get(name, name), []).append(known)
+    together = {name: KnownScores.together(members) for name, members in groups.items()}
+    distances = {name: _distances(known) for name, known in together.items()}
+    found = {
         name: _limit(known, distances[name], [d for other, d in distances.items() if other != name], rate)
-        for name, known in products.items()
+        for name, known in together.items()
     }
+    return {name: found[group_of.get(name, name)] for name in products}
 
 
 def _of_training(known: KnownScores) -> tuple[float, float] | None:

@@ -376,7 +376,8 @@ def describe_run(
         pl_module (Any): The model.
         epochs (int | None): Epochs that the model was trained for, ``None`` if unknown.
         learned_from (str | None): On which images thresholds were learned, ``""`` if unknown; ``None`` if on none.
-        scope (str): Thresholds of decisions, ``"global"`` or ``"category"``. Defaults to ``"global"``.
+        scope (str): Thresholds of decisions, ``"global"``, ``"category"`` or ``"product"``, as the model recognises it.
+            Defaults to ``"global"``.
         pixel_resolution (str): Size at which pixels were compared. Defaults to ``"model"``.
         raw (bool): Whether scores are as the model returns them, not normalised. Defaults to ``True``.
     """

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from anomalib_uniad.category import categories_of, known_categories, paths_of
-from anomalib_uniad.metrics.limits import KnownScores, Limit, limits
+from anomalib_uniad.metrics.limits import KnownScores, limits
 from anomalib_uniad.metrics.post_processor import CalibratedPostProcessor
 from anomalib_uniad.metrics.scores import gather_objects
 from anomalib_uniad.training.cached_dataset import evaluating
@@ -67,10 +67,11 @@ class ProductCalibration(Callback):
         products: Products = model.model.products
         trained, pooled = self._look_at_training(trainer, model)
         seen = pd.DataFrame([row for rows in gather_objects(self._rows) for row in rows], columns=_COLUMNS)
+        seen = seen.astype({"defective": bool, "masked": bool})  # also without rows
         names = [name for name in known_categories(trainer.datamodule) or sorted(pooled) if name in pooled]  # type: ignore[attr-defined]
-        groups = products.learn([pooled[name] for name in names])
-        image = self._limits(names, groups, trained, seen, "score")
-        pixel = self._limits(names, groups, trained, seen[~seen["defective"]], "peak")
+        alike = [[names[row] for row in group] for group in products.learn([pooled[name] for name in names])]
+        image = limits(_known(names, trained, seen, "score"), self._rate, alike)
+        pixel = limits(_known(names, trained, seen[~seen["defective"]], "peak"), self._rate, alike)
         masked = set(seen.loc[seen["masked"], "category"])
         thresholds = model.category_thresholds
         learned = {
@@ -112,25 +113,6 @@ class ProductCalibration(Callback):
         ]
         return sorted(row for part in chosen for row in part)
 
-    def _limits(
-        self, names: Sequence[str], groups: Sequence[Sequence[int]], trained: pd.DataFrame, seen: pd.DataFrame, by: str
-    ) -> dict[str, Limit]:
-        """Limits of products by name, one for those that are confused."""
-        known = {
-            name: KnownScores(
-                trained.loc[trained["category"] == name, by].to_numpy(),
-                seen.loc[(seen["category"] == name) & ~seen["defective"], by].to_numpy(),
-                seen.loc[(seen["category"] == name) & seen["defective"], by].to_numpy(),
-            )
-            for name in names
-        }
-        together = {
-            str(number): KnownScores.together([known[names[row]] for row in group])
-            for number, group in enumerate(groups)
-        }
-        found = limits(together, self._rate)
-        return {names[row]: found[str(number)] for number, group in enumerate(groups) for row in group}
-
 
 _COLUMNS = ["category", "score", "peak", "defective", "masked"]
 
@@ -141,3 +123,13 @@ def _rows(outputs: Any, trainer: Trainer, defective: Sequence[bool], masked: Seq
     peaks = outputs.anomaly_map.flatten(1).amax(dim=1)
     columns = (names, outputs.pred_score.tolist(), peaks.tolist(), defective, masked)
     return [dict(zip(_COLUMNS, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _known(names: Sequence[str], trained: pd.DataFrame, seen: pd.DataFrame, by: str) -> dict[str, KnownScores]:
+    """Scores of each product, by a column."""
+
+    def scores(table: pd.DataFrame, name: str) -> Any:
+        return table.loc[table["category"] == name, by].to_numpy()
+
+    good, defective = seen[~seen["defective"]], seen[seen["defective"]]
+    return {name: KnownScores(scores(trained, name), scores(good, name), scores(defective, name)) for name in names}

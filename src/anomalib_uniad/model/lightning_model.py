@@ -911,6 +911,31 @@ class UniAD(AnomalibModule):
         if isinstance(self.evaluator, PerCategoryEvaluator):
             self.evaluator.category_thresholds = {name: dict(levels) for name, levels in thresholds.items()}
 
+    def judge_as(self, batch: Any, raw: InferenceBatch, names: Sequence[str]) -> None:
+        """Judge images again as of products that are told.
+
+        Args:
+            batch (Any): Batch of B images after post-processing; changed in place.
+            raw (InferenceBatch): What the network has found, before calibration.
+            names (Sequence[str]): Product of each image; those that the model does not know stay as they are.
+        """
+        rows = [row for row, name in enumerate(names) if name in self.products]
+        if not rows or self.model.products is None:
+            return
+        product = torch.tensor([self.products.index(names[row]) for row in rows], device=self.device)
+        judged = self.model.products.judge_as(
+            product, torch.zeros_like(product, dtype=torch.bool), raw.pred_score[rows], raw.anomaly_map[rows]
+        )
+        found = InferenceBatch(pred_score=judged.score, anomaly_map=judged.anomaly_map)
+        found = found if self.post_processor is None else self.post_processor(found)
+        for name, values in found._asdict().items():
+            if values is not None and (old := getattr(batch, name)) is not None:
+                new = old.clone()
+                new[rows] = values.reshape(new[rows].shape).to(new.dtype)
+                setattr(batch, name, new)
+        for row in rows:
+            batch.product[row] = names[row]
+
     @property
     def metadata(self) -> ModelMetadata:
         """Metadata of the model for exported files."""

@@ -115,7 +115,12 @@ class Products(DynamicBufferMixin, nn.Module):
 
     def forward(self, features: torch.Tensor, score: torch.Tensor, anomaly_map: torch.Tensor) -> Judged:
         """Judge images by their features ``(B, C, h, w)``, score ``(B,)`` and map ``(B, 1, H, W)``."""
-        product, unknown = self.recognise(features)
+        return self.judge_as(*self.recognise(features), score, anomaly_map)
+
+    def judge_as(
+        self, product: torch.Tensor, unknown: torch.Tensor, score: torch.Tensor, anomaly_map: torch.Tensor
+    ) -> Judged:
+        """Judge images as of the products ``(B,)`` with these numbers, or as ``unknown`` ``(B,)``."""
         middle, threshold = self.image[product].unbind(dim=1)  # (B,)
         judged = on_scale(score, threshold, middle)
         judged = torch.where(unknown | threshold.isnan(), torch.ones_like(judged), judged)

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""False alarms and misses of several ways to find thresholds, and how products are recognised.
+
+python benchmarks/decisions.py CONFIG CHECKPOINT          # of a training whose split is mixed
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jsonargparse import auto_cli
+from torch.utils.data import DataLoader, Subset
+from tqdm.auto import tqdm
+
+from anomalib_uniad import UniAD
+from anomalib_uniad.category import categories_of
+from anomalib_uniad.metrics.functional import f1_threshold, rank, tpr_at_fpr
+from anomalib_uniad.metrics.limits import KnownScores, limits
+from anomalib_uniad.model.calibration import MOST_TRAINED
+from anomalib_uniad.model.products import Products
+from harness import RESULTS, add_rows, show
+from trained_model import load, read_recipe
+
+RATE = 0.01
+SETS = ("training", "validation", "test")
+Known = Mapping[str, KnownScores]
+Rule = Callable[[Known], dict[str, float]]
+
+
+def best_f1(known: list[KnownScores]) -> float:
+    """The threshold of best F1; without defects, the highest good score."""
+    good = np.concatenate([scores.good for scores in known])
+    defective = np.concatenate([scores.defective for scores in known])
+    return float(f1_threshold(rank(defective, good))) if len(defective) else float(good.max(initial=0.0))
+
+
+def one_for_all(known: Known) -> dict[str, float]:
+    """One threshold for all products, as anomalib learns it."""
+    return dict.fromkeys(known, best_f1(list(known.values())))
+
+
+def one_for_each(known: Known) -> dict[str, float]:
+    """The same for each product, which has to be told."""
+    return {name: best_f1([scores]) for name, scores in known.items()}
+
+
+VALIDATIONS: dict[str, Callable[[np.ndarray, np.ndarray, int], tuple[int, int]]] = {
+    "good and defective": lambda good, defective, _: (len(good), len(defective)),
+    "good alone": lambda good, _defective, _: (len(good), 0),
+    "good, and defects of every other product": lambda good, defective, row: (len(good), len(defective) * (row % 2)),
+    "3 good of each": lambda _good, _defective, _: (3, 0),
+    "none": lambda _good, _defective, _: (0, 0),
+}
+"""How many of the images that are set aside are looked at, of the product with a number."""
+
+
+def decisions(recipe: Path, checkpoint: Path, draws: int = 20, output_dir: Path = RESULTS) -> None:
+    """Draw again and again which unseen images the thresholds are from, and decide about the others.
+
+    Each draw has as many good and defective images of each product as the split of the training set aside, from all
+    images that were not trained on. Rows of ``decisions.csv`` are means over draws; ``recognition.csv`` has, for each
+    product, how many of its images are recognised, called unknown, and found to be unknown when the others alone are
+    known.
+
+    Args:
+        recipe: Config for ``anomalib train`` of the training.
+        checkpoint: Its checkpoint.
+        draws: Number of draws.
+        output_dir: Folder of the csv files.
+    """
+    model, about = load(checkpoint)
+    _, datamodule = read_recipe(recipe)
+    table = scores_of(model, datamodule)
+    about = {"dataset": datamodule.name, **about}
+    write_recognition(table, about, output_dir)
+    names = list(dict.fromkeys(table["category"]))
+    alike = Products().learn([pooled_of(table, name, trained=True) for name in names])
+    groups = [[names[row] for row in group] for group in alike]
+    rules: dict[str, Rule] = {
+        "one threshold for all": one_for_all,
+        "one for each product, told": one_for_each,
+        "calibrated": lambda known: {name: limit.threshold for name, limit in limits(known, RATE, groups).items()},
+    }
+    rows = []
+    for validation in VALIDATIONS:
+        for number in range(draws):
+            known, rest = draw(table, names, validation, number)
+            for rule, find in rules.items():
+                thresholds = find(known)
+                rows += [
+                    {"validation": validation, "rule": rule, "category": name, **decide(thresholds[name], *rest[name])}
+                    for name in names
+                ]
+    frame = pd.DataFrame(rows).groupby(["validation", "rule", "category"], sort=False)
+    means = frame.mean(numeric_only=True).reset_index()
+    means["false_alarms_deviation"] = frame["false_alarms"].std().to_numpy()
+    path = output_dir / "decisions.csv"
+    add_rows(path, means.assign(draws=draws, **about), ("dataset", "seed", "validation", "rule", "category"))
+    every = pd.read_csv(path).groupby(["validation", "rule"], sort=False)
+    print((100 * every[["false_alarms", "missed", "possible"]].mean()).round(1))
+
+
+def scores_of(model: UniAD, datamodule: Any) -> pd.DataFrame:
+    """A row for each image, with raw score and pooled features: some trained ones, and all that were not."""
+    loaders = [datamodule.train_dataloader(), datamodule.val_dataloader(), datamodule.test_dataloader()]
+    parts = []
+    for number, loader in enumerate(loaders):
+        batches: Any = loader
+        if number == 0:  # some of each product
+            of = pd.Series(categories_of(list(loader.dataset.samples["image_path"]), datamodule))
+            kept = [part.index[:: -(-len(part) // MOST_TRAINED)] for _, part in of.groupby(of)]
+            data = Subset(loader.dataset, sorted(row for part in kept for row in part))
+            batches = DataLoader(data, 16, collate_fn=loader.dataset.collate_fn)
+        for batch in tqdm(batches, desc=SETS[number], unit="batch"):
+            with torch.no_grad():
+                features = model.model.extract(model.pre_processor(batch.image))
+                raw = model.model.predict(features)
+                pooled = Products.pool(model.model.normalise(features))
+            names = categories_of(batch.image_path, datamodule)
+            columns = (names, raw.pred_score.tolist(), batch.gt_label.bool().tolist(), pooled.numpy())
+            parts += [
+                dict(zip(("category", "score", "defective", "pooled"), row, strict=True), split=SETS[number])
+                for row in zip(*columns, strict=True)
+            ]
+    return pd.DataFrame(parts)
+
+
+def pooled_of(table: pd.DataFrame, name: str, trained: bool) -> torch.Tensor:
+    """Pooled features of a product's images that were trained on, or not (M, C)."""
+    rows = (table["category"] == name) & ((table["split"] == "training") == trained)
+    return torch.from_numpy(np.stack(table.loc[rows, "pooled"]))
+
+
+def draw(table: pd.DataFrame, names: list[str], validation: str, seed: int) -> tuple[dict[str, KnownScores], dict]:
+    """What thresholds may be from, and scores of the images that are decided about, good and defective ones."""
+    random = np.random.default_rng(seed)
+    known, rest = {}, {}
+    for row, name in enumerate(names):
+        of = table[table["category"] == name]
+        unseen = of[of["split"] != "training"]
+        good, defective = (
+            random.permutation(unseen.loc[unseen["defective"] == kind, "score"].to_numpy()) for kind in (False, True)
+        )
+        aside = [int((of["defective"] == kind)[of["split"] == "validation"].sum()) for kind in (False, True)]
+        shown = VALIDATIONS[validation](good[: aside[0]], defective[: aside[1]], row)
+        trained = of.loc[of["split"] == "training", "score"].to_numpy()
+        known[name] = KnownScores(trained, good[: shown[0]], defective[: shown[1]])
+        rest[name] = (good[aside[0] :], defective[aside[1] :])
+    return known, rest
+
+
+def decide(threshold: float, good: np.ndarray, defective: np.ndarray) -> dict[str, float]:
+    """Shares of false alarms and misses; what is missed at the least at 2 % false alarms."""
+    return {
+        "good": len(good),
+        "defective": len(defective),
+        "false_alarms": float((good > threshold).mean()),
+        "missed": float((defective <= threshold).mean()),
+        "possible": 1 - tpr_at_fpr(rank(defective, good), 0.02),
+    }
+
+
+def write_recognition(table: pd.DataFrame, about: Mapping[str, Any], output_dir: Path) -> None:
+    """Recognise every image that was not trained on; then again with its product left out of what is known."""
+    names = list(dict.fromkeys(table["category"]))
+    trained = {name: pooled_of(table, name, trained=True) for name in names}
+    shown = {name: pooled_of(table, name, trained=False)[:, :, None, None] for name in names}
+    products = Products()
+    products.learn(list(trained.values()))
+    rows = []
+    for number, name in enumerate(names):
+        product, unknown = products.recognise(shown[name])
+        others = Products()
+        others.learn([pooled for other, pooled in trained.items() if other != name])
+        found = others.recognise(shown[name])[1]
+        row = {"images": len(product), "recognised": float((product == number).float().mean())}
+        row |= {"called_unknown": float(unknown.float().mean()), "found_unknown": float(found.float().mean())}
+        rows.append({"category": name, **row, **about})
+    path = output_dir / "recognition.csv"
+    add_rows(path, rows, ("dataset", "seed", "category"))
+    show(path, ("category", "seed", "images", "recognised", "called_unknown", "found_unknown"))
+
+
+if __name__ == "__main__":
+    auto_cli(decisions)
