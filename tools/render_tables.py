@@ -229,12 +229,79 @@ def gigabytes(sizes: pd.Series) -> list[str]:
 @table
 def quickstart(rows: pd.DataFrame) -> str:
     """AUROC per category and seed, and the time."""
+    rows = rows[rows["data"] != GOOD_ALONE]
     columns = crossed(rows, "category", "seed", accuracy, lambda seed, _: f"seed {seed}")
     seconds = rows.groupby("seed")["train_seconds"].first()  # in the rows of the means alone
     return (
         f"{accuracy_heading(rows)}\n\n{markdown(columns)}\n\nSeconds of training on {rows['device'].iloc[0]}, shared "
         f"with other work: {', '.join(f'{s:.0f}' for s in seconds)} (seeds {', '.join(map(str, seconds.index))})."
     )
+
+
+GOOD_ALONE = "good images alone"
+
+
+@partial(once_measured, file="quickstart")
+def quickstart_decisions(rows: pd.DataFrame) -> str:
+    """What the quickstart decides, by the images that its thresholds are from."""
+    means = means_of(rows)
+    good = means["test_images"] - means["defective"]
+    columns = {
+        "thresholds from": means["data"],
+        "seed": means["seed"],
+        "good parts called anomalous": [
+            f"{alarms:.0f} of {of:.0f}" for alarms, of in zip(means["false_alarms"], good, strict=True)
+        ],
+        "defects missed": [
+            f"{missed:.0f} of {of:.0f}" for missed, of in zip(means["missed"], means["defective"], strict=True)
+        ],
+        "pixel F1": percents(means["pixel_F1Score"]),
+        "pixel F1 of the best threshold": percents(means["pixel_F1Max"]),
+    }
+    return markdown(columns)
+
+
+def mistakes(rows: pd.DataFrame) -> str:
+    """False alarms and misses in percent."""
+    return f"{100 * rows['false_alarms'].mean():.1f} / {100 * rows['missed'].mean():.1f}"
+
+
+@once_measured
+def decisions(rows: pd.DataFrame) -> str:
+    """Ways to find thresholds, on average over products."""
+    columns = crossed(rows, "validation", "rule", mistakes)
+    possible = 100 * rows["possible"].mean()
+    return (
+        f"False alarms / missed defects in percent, means over products, draws and seeds:\n\n{markdown(columns)}\n\n"
+        f"With the best thresholds at 2 % false alarms, {possible:.1f} % are missed. {how_measured(rows)}"
+    )
+
+
+@partial(once_measured, file="decisions")
+def decisions_products(rows: pd.DataFrame) -> str:
+    """Each product with calibration."""
+    rows = rows[rows["rule"] == "calibrated"]
+    first = rows.groupby("category", sort=False).first()
+    columns = crossed(rows, "category", "validation", mistakes)
+    columns["good"] = [f"{first.loc[name, 'good']:.0f}" for name in columns["category"]]
+    columns["missed at 2 % false alarms"] = [
+        f"{100 * rows.loc[rows['category'] == name, 'possible'].mean():.1f}" for name in columns["category"]
+    ]
+    return markdown(columns)
+
+
+@once_measured
+def recognition(rows: pd.DataFrame) -> str:
+    """Products that are recognised, and found to be unknown."""
+    means = rows.groupby("category", sort=False).mean(numeric_only=True)
+    columns = {
+        "product": list(means.index),
+        "images": [f"{value:.0f}" for value in means["images"]],
+        "recognised": percents(means["recognised"]),
+        "called unknown": percents(means["called_unknown"]),
+        "found unknown when it is": percents(means["found_unknown"]),
+    }
+    return f"{markdown(columns)}\n\nIn percent. {how_measured(rows)}"
 
 
 @table
