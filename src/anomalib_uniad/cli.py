@@ -146,6 +146,37 @@ def report(
         _show(f"Wrote {file}.")
 
 
+def review(
+    source: Path,
+    output: Path = Path("review.html"),
+    labels: Path | None = None,
+    thresholds: Path | None = None,
+    pictures: int = 200,
+    overwrite: bool = False,
+) -> None:
+    """Make a page in which thresholds are moved and images labelled, of the predictions of a run or of `predict`.
+
+    One file that works without a network: scores and pictures of each product, what a threshold would call wrong, and
+    buttons that save thresholds.yaml and labels.csv.
+
+    Args:
+        source: Folder of a run or prediction, or its predictions.csv; in a folder, the newest one is taken, and if
+            there is none, the newest one of its sub-folders.
+        output: The page.
+        labels: labels.csv of an earlier review; its labels count more than those of the run.
+        thresholds: thresholds.yaml by which was predicted, if one was: what the page does not show of it, such as
+            thresholds of pixels, is in the file that the page saves as well.
+        pictures: Pictures of each product, of the images nearest to its threshold; all images are counted.
+        overwrite: Replace a page that is there.
+    """
+    from anomalib_uniad.review.page import write_page
+
+    table = write_page(source, output, labels, thresholds, pictures, overwrite)
+    left = f" ({len(table.left_out)} are not counted: see the end of the page)" if table.left_out else ""
+    images = sum(len(group.images) for group in table.groups)
+    _show(f"Wrote {output} ({_megabytes(output.stat().st_size)}): {images} images of {table.file}{left}.")
+
+
 def benchmark(
     file: Path,
     output: Path | None = None,
@@ -338,6 +369,7 @@ COMMANDS: dict[str, Any] = {
     "parity": parity,
     "predict": predict,
     "report": report,
+    "review": review,
 }
 
 # Arguments that are several paths: name, how many, how the help calls one of them, and what it is.
