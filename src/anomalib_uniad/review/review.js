@@ -382,8 +382,10 @@ $("slider").addEventListener("input", (event) => {
   setThreshold(Number(event.target.scale.value(event.target.value / 1000).toPrecision(5)));
 });
 $("slider").addEventListener("change", arrange);
-$("threshold").addEventListener("input", (event) => setThreshold(Number(event.target.value)));
-$("threshold").addEventListener("change", arrange);
+$("threshold").addEventListener("input", (event) => {
+  setThreshold(Number(event.target.value));
+  arrange(); // not on change, which comes with the click on a label: its card would be gone
+});
 $("learned").addEventListener("click", () => {
   setThreshold(group.first);
   arrange();

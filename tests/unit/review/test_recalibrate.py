@@ -110,7 +110,9 @@ def test_without_torch(folder: Path) -> None:
     grey(Path("new/good"), GOOD)
     code = (
         "from anomalib_uniad.cli import main; import sys\n"
-        "main(['recalibrate', 'model.xml', 'new'])\nmain(['predict', 'model.xml', 'new'])\nmain(['review', 'predictions'])\n"
+        "main(['recalibrate', 'model.xml', 'new'])\n"
+        "main(['predict', 'model.xml', 'new'])\n"
+        "main(['review', 'predictions'])\n"
         "print([name for name in ('torch', 'anomalib', 'lightning') if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=os.environ)
