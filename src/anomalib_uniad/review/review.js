@@ -233,7 +233,7 @@ function drawCounts() {
   $("counts").replaceChildren(...items);
   const anomalous = group.threshold === null ? "" : `, ${found.alarms} of them called anomalous`;
   $("unlabelled").textContent = found.unlabelled ? `${found.unlabelled} without label${anomalous}.` : "";
-  if (document.activeElement !== $("threshold")) $("threshold").value = group.threshold ?? "";
+  if (document.activeElement !== $("threshold")) $("threshold").value = group.threshold === null ? "" : Number(group.threshold.toPrecision(7));
   $("learned").hidden = group.first === null || group.threshold === group.first;
   $("learned").textContent = `Back to ${short(group.first)}`;
 }
@@ -248,7 +248,7 @@ function makeCard(image, onPicture) {
     const shown = document.createElement("img");
     shown.src = image.picture;
     shown.alt = image.path;
-    shown.decoding = "async";
+    shown.addEventListener("load", () => card.classList.toggle("wide", shown.naturalWidth > 2 * shown.naturalHeight));
     picture.append(shown);
   } else {
     picture.append(make("span", "empty", "picture not in this page"));
