@@ -95,11 +95,11 @@ class GivenThresholds:
         if self.everywhere and metadata.products:
             raise InputError(f"{file} has a global threshold, but the model decides by one of each product: set those.")
 
-        def as_learned(levels: Levels) -> Levels:
+        def as_learned(levels: Levels) -> dict[str, float]:
             """Without anomalib's sensitivity, by which the thresholds of the metadata are moved when it is decided."""
             return {level: number - metadata.moved(0.0, level) for level, number in levels.items()}
 
-        of_products: dict[str, dict[Any, float]] = {
+        of_products = {
             name: {**metadata.category_thresholds.get(name, {}), **as_learned(self.products.get(name, {}))}
             for name in known
         }
