@@ -146,6 +146,71 @@ def report(
         _show(f"Wrote {file}.")
 
 
+def review(
+    source: Path,
+    output: Path = Path("review.html"),
+    labels: Path | None = None,
+    thresholds: Path | None = None,
+    pictures: int = 200,
+    overwrite: bool = False,
+) -> None:
+    """Make a page in which thresholds are moved and images labelled, of the predictions of a run or of `predict`.
+
+    One file that works without a network: scores and pictures of each product, what a threshold would call wrong, and
+    buttons that save thresholds.yaml and labels.csv.
+
+    Args:
+        source: Folder of a run or prediction, or its predictions.csv; in a folder, the newest one is taken, and if
+            there is none, the newest one of its sub-folders.
+        output: The page.
+        labels: labels.csv of an earlier review; its labels count more than those of the run.
+        thresholds: thresholds.yaml by which was predicted, if one was: what the page does not show of it, such as
+            thresholds of pixels, is in the file that the page saves as well.
+        pictures: Pictures of each product, of the images nearest to its threshold; all images are counted.
+        overwrite: Replace a page that is there.
+    """
+    from anomalib_uniad.review.page import write_page
+
+    table = write_page(source, output, labels, thresholds, pictures, overwrite)
+    left = f" ({len(table.left_out)} are not counted: see the end of the page)" if table.left_out else ""
+    images = sum(len(group.images) for group in table.groups)
+    _show(f"Wrote {output} ({_megabytes(output.stat().st_size)}): {images} images of {table.file}{left}.")
+
+
+def recalibrate(
+    model: Path,
+    images: list[Path],
+    labels: Path | None = None,
+    thresholds: Path | None = None,
+    false_alarm_rate: float = 0.01,
+    output: Path = Path("thresholds.yaml"),
+    overwrite: bool = False,
+    device: str = "CPU",
+) -> None:
+    """Find new thresholds of an exported model from new labelled images, without training: thresholds.yaml.
+
+    `predict --thresholds` decides by them. The model recognises the product, or it is the last folder with the name of
+    a category of the model. From good images alone, a threshold is that which a further good image exceeds with the
+    given probability; with defective ones, it makes the fewest mistakes. With too few images of a product, its
+    threshold stays.
+
+    Args:
+        model: model.xml (with model.bin beside it) or model.onnx, as `anomalib export` writes them.
+        images: Folders, searched at all depths, and images. Folders called good or defective, or something as usual,
+            are the labels; images without a label are left out.
+        labels: labels.csv of `anomalib-uniad review`; its labels count more than names of folders.
+        thresholds: thresholds.yaml by which was decided so far; what is not found anew stays as it is there.
+        false_alarm_rate: Share of good images that may be called anomalous.
+        output: The file.
+        overwrite: Replace a file that is there.
+        device: OpenVINO's name of the device, for example CPU, GPU or AUTO.
+    """
+    from anomalib_uniad.review.recalibrate import recalibrate as run
+
+    run(model, images, labels, thresholds, false_alarm_rate, output, overwrite, device)
+    _show(f"Wrote {output}. Decide by it: anomalib-uniad predict {model} IMAGES --thresholds {output}")
+
+
 def benchmark(
     file: Path,
     output: Path | None = None,
@@ -337,13 +402,16 @@ COMMANDS: dict[str, Any] = {
     "make-meta": make_meta,
     "parity": parity,
     "predict": predict,
+    "recalibrate": recalibrate,
     "report": report,
+    "review": review,
 }
 
 # Arguments that are several paths: name, how many, how the help calls one of them, and what it is.
 _LISTS: dict[Any, tuple[str, str, str, str]] = {
     parity: ("models", "*", "MODEL", "Exported file: model.xml, model.onnx or model.pt."),
     predict: ("images", "+", "IMAGES", "Folder, searched at all depths, or image."),
+    recalibrate: ("images", "+", "IMAGES", "Folder, searched at all depths, or image."),
     report: ("runs", "+", "RUN", "Folder of a run, or its metrics.json or metrics.csv; the newest one is taken."),
 }
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from anomalib_uniad import MultiCategory, PerCategoryEvaluator, UniAD
 from anomalib_uniad.inference.command import predict
+from anomalib_uniad.review.table import find_table, read_table
 from helpers import make_mvtec_like
 from small import SMALL, quiet_engine
 
@@ -105,6 +106,20 @@ def test_exported_files_decide_as_torch_does(
             assert file.parts[-4] == "pin" or file.parts[-2] != "good"
         else:
             assert row["category"] == file.parts[-4]
+
+
+def test_a_run_is_reviewed(trained: tuple[UniAD, Engine, Path]) -> None:
+    """By recognised products and their thresholds, with the pictures of anomalib's visualizer."""
+    table = read_table(find_table(trained[2] / "UniAD" / "data"))
+    thresholds = trained[0].category_thresholds
+    assert {group.name: group.threshold for group in table.groups} == {
+        name: pytest.approx(thresholds[name]["image"]) for name in ("bolt", "nut")
+    }
+    images = [image for group in table.groups for image in group.images]
+    assert len(images) + len(table.left_out) == len(pd.read_csv(table.file))
+    for image in images:
+        assert image.picture is not None
+        assert image.picture == table.file.parent / "images" / Path(*Path(image.path).parts[-4:])
 
 
 def test_a_checkpoint_brings_products_and_thresholds(trained: tuple[UniAD, Engine, Path]) -> None:

@@ -14,13 +14,24 @@ SOURCE = Path(__file__).parents[2] / "src" / "anomalib_uniad"
 LAYERS = (
     {"errors"},
     {"messages"},
-    {"category", "checks", "durations", "files", "geometry", "image_files", "metric_names", "plugin", "splits"},
+    {
+        "category",
+        "checks",
+        "durations",
+        "files",
+        "geometry",
+        "image_files",
+        "label_names",
+        "metric_names",
+        "plugin",
+        "splits",
+    },
     {"transforms"},
     {"inference", "synthetic", "training", "metrics"},
     {"data", "deploy"},
     {"model"},
     {"check", "import_checkpoint", "parity", "report"},
-    {"benchmark"},
+    {"benchmark", "review"},
     {"cli"},
 )
 

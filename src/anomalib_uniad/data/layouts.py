@@ -6,7 +6,6 @@ No image is opened.
 
 import difflib
 import os
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from anomalib.data.utils import Split
 from anomalib_uniad.data.records import Record
 from anomalib_uniad.errors import InputError, MissingFileError
 from anomalib_uniad.image_files import EXTENSIONS
+from anomalib_uniad.label_names import ABNORMAL, NORMAL, TEST, folder_key
 from anomalib_uniad.splits import draw
 
 EXPECTED = (
@@ -26,14 +26,8 @@ EXPECTED = (
     "and ng), or the layout of MVTec AD: <product>/train/good, test/good, test/<defect>, ground_truth/<defect>"
 )
 
-# Names of folders, as `_key` writes them.
-_NORMAL = frozenset({"good", "normal", "ok", "okay", "pass", "passed", "defectfree", "gut", "io"})
-_ABNORMAL = frozenset(
-    {"bad", "abnormal", "ng", "nok", "notok", "notgood", "defect", "defects", "defective", "faulty", "schlecht", "nio"}
-    | {"anomaly", "anomalies", "anomalous", "fail", "failed", "reject", "rejects", "rejected"}
-)
+# Names of folders, as `folder_key` writes them; those of good and defective images are in label_names.
 _TRAIN = frozenset({"train", "training"})
-_TEST = frozenset({"test", "testing"})
 _MASKS = frozenset({"groundtruth", "gt", "mask", "masks"})
 _MASK_SUFFIXES = ("", "_mask", "-mask", "_gt", "_ground_truth", "_label", "_seg")
 
@@ -242,7 +236,7 @@ class _Folder:
     def __init__(self, path: str, types: frozenset[str], chain: tuple[str, ...] = ()) -> None:
         self.path = path
         self.name = os.path.basename(path)  # noqa: PTH119
-        self.key = _key(self.name)
+        self.key = folder_key(self.name)
         self._types = types
         self._chain = chain or (path,)  # real paths of the folders that lead here
 
@@ -382,7 +376,7 @@ def _recognise_mvtec(product: Product, train: Sequence[_Folder], test: Sequence[
         if folder.listing.images:
             places.append(_Place(folder, Split.TRAIN, 0, directly=True))
         for child in folder.listing.folders:
-            if child.key in _NORMAL:
+            if child.key in NORMAL:
                 places.append(_Place(child, Split.TRAIN, 0))
             elif child.has_images():
                 text = f"{folder.name}/{child.name} has images, but training is on good ones, in {folder.name}/good."
@@ -393,7 +387,7 @@ def _recognise_mvtec(product: Product, train: Sequence[_Folder], test: Sequence[
                 f"{_number(count, 'image')} directly in {folder.name}: move them to {folder.name}/good or to a folder "
                 "with the name of the defect."
             )
-        places += [_Place(child, Split.TEST, int(child.key not in _NORMAL)) for child in folder.listing.folders]
+        places += [_Place(child, Split.TEST, int(child.key not in NORMAL)) for child in folder.listing.folders]
 
 
 def _unknown(product: Product, unknown: Sequence[_Folder], has_others: bool) -> str:
@@ -452,7 +446,7 @@ class _Masks:
         of_good: list[str] = []
         lost: list[str] = []
         for (where, stem), paths in self._by_name.items():
-            in_good = not where or any(_key(name) in _NORMAL for name in where)
+            in_good = not where or any(folder_key(name) in NORMAL for name in where)
             is_good = in_good and not good.isdisjoint({stem, _image_of(stem)})
             (of_good if is_good else lost).extend(path for path in paths if path not in self.owners)
         return of_good, lost
@@ -544,7 +538,7 @@ def _label_name(image: _Image) -> str:
     """Return the name of the folder that says what an image shows."""
     if image.place.directly and not image.place.label:
         return "good"
-    inside = image.place.folder.key in _ABNORMAL and len(image.where) > 1  # bad/scratch
+    inside = image.place.folder.key in ABNORMAL and len(image.where) > 1  # bad/scratch
     return image.where[1 if inside else 0]
 
 
@@ -552,7 +546,11 @@ def _refuse_a_product(root: Path, top: _Folder, normal_dir: Sequence[str]) -> No
     """Refuse a root that is a product, or a folder in one."""
     inside = [child.name for child in top.listing.folders if child.has_images()]
     parent = root.parent
-    if root.name and _key(root.name) in _TRAIN | _TEST | _MASKS and any(_role(child) for child in top.listing.folders):
+    if (
+        root.name
+        and folder_key(root.name) in _TRAIN | TEST | _MASKS
+        and any(_role(child) for child in top.listing.folders)
+    ):
         product = parent
     elif _is_product(top) or _given_folders(top, normal_dir):
         product = root
@@ -607,12 +605,12 @@ def _nothing(root: Path, top: _Folder) -> str:
 
 def _is_product(folder: _Folder) -> bool:
     """Tell whether the names of folders say that this is a product."""
-    known = {child.key for child in folder.listing.folders if child.key in _NORMAL | _TRAIN and child.has_images()}
+    known = {child.key for child in folder.listing.folders if child.key in NORMAL | _TRAIN and child.has_images()}
     return bool(known)
 
 
 def _role(folder: _Folder) -> str:
-    roles = {"normal": _NORMAL, "abnormal": _ABNORMAL, "train": _TRAIN, "test": _TEST, "masks": _MASKS}
+    roles = {"normal": NORMAL, "abnormal": ABNORMAL, "train": _TRAIN, "test": TEST, "masks": _MASKS}
     return next((role for role, names in roles.items() if folder.key in names), "")
 
 
@@ -654,11 +652,6 @@ def _relative(name: str, given: Dirs) -> list[str]:
             msg = f"{name} is {str(path)!r}: give it relative to the folder of each product, such as 'good'."
             raise InputError(msg)
     return [str(path) for path in paths]
-
-
-def _key(name: str) -> str:
-    """Write a name as in the sets above."""
-    return re.sub(r"[\s._-]", "", name).casefold()
 
 
 def _stem(name: str) -> str:

@@ -82,7 +82,7 @@ def draw_inspection(image: np.ndarray, inspection: Inspection) -> Image.Image:
     score = inspection.raw_score if inspection.score is None else inspection.score
     words = (inspection.decision, "" if score is None else f"{score:.3g}", inspection.product)
     text = "  ".join(filter(None, words))
-    line = max(10, drawn.width // 16)
+    line = caption_height(drawn.width)
     font = ImageFont.load_default(line * 0.7)
     if (length := font.getlength(text)) > drawn.width:
         font = ImageFont.load_default(max(1.0, line * 0.7 * drawn.width / length))
@@ -90,3 +90,8 @@ def draw_inspection(image: np.ndarray, inspection: Inspection) -> Image.Image:
     picture.paste(drawn)
     ImageDraw.Draw(picture).text((drawn.width / 2, drawn.height + line / 2), text, "white", font, "mm")
     return picture
+
+
+def caption_height(width: int) -> int:
+    """Height of the line of text below a picture of a width, both in pixels."""
+    return max(10, width // 16)

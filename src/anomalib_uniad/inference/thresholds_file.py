@@ -94,8 +94,14 @@ class GivenThresholds:
         self.check(known, file)
         if self.everywhere and metadata.products:
             raise InputError(f"{file} has a global threshold, but the model decides by one of each product: set those.")
+
+        def as_learned(levels: Levels) -> dict[str, float]:
+            """Without anomalib's sensitivity, by which the thresholds of the metadata are moved when it is decided."""
+            return {level: number - metadata.moved(0.0, level) for level, number in levels.items()}
+
         of_products = {
-            name: {**metadata.category_thresholds.get(name, {}), **self.products.get(name, {})} for name in known
+            name: {**metadata.category_thresholds.get(name, {}), **as_learned(self.products.get(name, {}))}
+            for name in known
         }
         typical = dict(metadata.typical_scores)
         for name, levels in of_products.items():
@@ -103,7 +109,7 @@ class GivenThresholds:
                 typical[name] = min(typical[name], 0.99 * levels["image"])
         return replace(
             metadata,
-            thresholds={**metadata.thresholds, **self.everywhere},
+            thresholds={**metadata.thresholds, **as_learned(self.everywhere)},
             category_thresholds={name: dict(levels) for name, levels in of_products.items() if levels},
             typical_scores=typical,
         )

@@ -30,15 +30,16 @@ def read_predictions(file: Path | None) -> pd.DataFrame:
                 if lacking:
                     raise InputError(f"{file} is damaged: it has no column {', '.join(sorted(lacking))}.")
                 for row in reader:
-                    label = _is_defective(row["label"], "label", file, reader.line_num)
-                    decision = _is_defective(row["decision"], "decision", file, reader.line_num)
+                    label = is_defective(row["label"], "label", file, reader.line_num)
+                    decision = is_defective(row["decision"], "decision", file, reader.line_num)
                     rows.append((row["category"], row.get("path") or "", label, decision))
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{file} is damaged: {error}.") from error
     return pd.DataFrame(rows, columns=["category", "path", "label", "decision"], dtype=object)
 
 
-def _is_defective(text: str | None, name: str, file: Path, line: int) -> bool | None:
+def is_defective(text: str | None, name: str, file: Path, line: int) -> bool | None:
+    """Read a label or decision of a table: ``None`` for an empty cell."""
     if text is None:
         raise InputError(f"{file} is damaged: line {line} has no {name}.")
     value = text.strip().lower()

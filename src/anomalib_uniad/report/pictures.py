@@ -72,14 +72,22 @@ def data_uri(path: Path | None, kind: Literal["png", "jpeg"], limit: int) -> str
 
     PNG with 256 colours is for lines and text, JPEG for photos.
     """
-    if path is None:
-        return ""
+    picture = None if path is None else read_picture(path)
+    return "" if picture is None else encode(picture, kind, limit)
+
+
+def read_picture(path: Path) -> Image.Image | None:
+    """Read a picture, on white where it is transparent; ``None`` if it is not a whole picture."""
     try:
         with Image.open(path) as image:
             rgba = image.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+            return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # what pillow raises for damaged files
-        return ""
+        return None
+
+
+def encode(picture: Image.Image, kind: Literal["png", "jpeg"], limit: int) -> str:
+    """Write a picture as :func:`data_uri` does."""
     data = b""
     for width, quality in SIZES[kind]:
         if data and width >= picture.width:

@@ -80,17 +80,23 @@ def find_metrics(run: Path) -> Path:
         return run
     if not run.is_dir():
         raise MissingFileError(f"{run} is not there: give the folder of a run, such as results/UniAD/MVTecAD/latest.")
-    if found := _newest_in(run):
-        return found
-    below = [found for folder in sorted(run.iterdir()) if folder.is_dir() and (found := _newest_in(folder))]
-    if not below:
+    found = find_newest(run, ("metrics*.json", "metrics*.csv"))  # json has more about the run
+    if found is None:
         msg = f"{run} is not the folder of a run: neither it nor a folder in it has metrics.json or metrics.csv."
         raise MissingFileError(msg)
-    return max(below, key=_age)
+    return found
 
 
-def _newest_in(folder: Path) -> Path | None:
-    for pattern in ("metrics*.json", "metrics*.csv"):  # json has more about the run
+def find_newest(run: Path, patterns: Sequence[str]) -> Path | None:
+    """Find the newest file of a folder, else of its sub-folders, whose name has the first pattern that any has."""
+    if found := _newest_in(run, patterns):
+        return found
+    below = [found for folder in sorted(run.iterdir()) if folder.is_dir() and (found := _newest_in(folder, patterns))]
+    return max(below, key=_age, default=None)
+
+
+def _newest_in(folder: Path, patterns: Sequence[str]) -> Path | None:
+    for pattern in patterns:
         if found := [path for path in folder.glob(pattern) if path.is_file()]:
             return max(found, key=_age)
     return None

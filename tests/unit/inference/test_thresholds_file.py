@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,15 @@ def test_a_file_decides_by_them(tmp_path: Path) -> None:
     assert Inspector(path).inspect(grey, "cable").decision == "normal"
     assert low.inspect(grey, "cable").decision == "anomalous"
     assert low.inspect(grey, "bottle").threshold == NORMALISED.category_thresholds["bottle"]["image"]
+
+
+def test_sensitivity_does_not_move_them(tmp_path: Path) -> None:
+    sensitive = replace(NORMALISED, normalization={**NORMALISED.normalization, "image_sensitivity": 0.25})
+    path = save_tiny(tmp_path / "model.xml", sensitive)
+    (tmp_path / "given.yaml").write_text("global: {image: 0.46}\nproducts: {cable: {image: 0.48}}")
+    inspector, grey = Inspector(path, thresholds=tmp_path / "given.yaml"), np.full((9, 9), 120, np.uint8)
+    assert inspector.inspect(grey).threshold == pytest.approx(0.46)
+    assert inspector.inspect(grey, "cable").threshold == pytest.approx(0.48)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Predictions as one page of html in which thresholds are moved and images labelled; it loads and sends nothing."""
+
+import hashlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from rich.console import Console
+from rich.progress import track
+
+from anomalib_uniad.checks import check_at_least
+from anomalib_uniad.errors import InputError
+from anomalib_uniad.files import check_output, replacing
+from anomalib_uniad.inference.heatmap import caption_height
+from anomalib_uniad.inference.thresholds_file import GivenThresholds
+from anomalib_uniad.report.pictures import encode, read_picture
+
+from .labels import Labels
+from .table import EVERYWHERE, Group, Image, Table, find_table, read_table
+
+PAGE_BYTES, PICTURE_BYTES = 9_000_000, 60_000
+"""Of all pictures of a page, so that it can be mailed, and of one of them; base64 adds a third."""
+
+_LABELS = {True: "defective", False: "good", None: ""}
+
+
+def write_page(
+    source: Path,
+    output: Path,
+    labels: Path | None = None,
+    thresholds: Path | None = None,
+    pictures: int = 200,
+    overwrite: bool = False,
+) -> Table:
+    """Write the page of a table of predictions.
+
+    Args:
+        source (Path): ``predictions.csv``, or a folder, see :func:`~anomalib_uniad.review.table.find_table`.
+        output (Path): The page, ``.html``.
+        labels (Path | None): ``labels.csv`` of an earlier review. Defaults to ``None``.
+        thresholds (Path | None): ``thresholds.yaml`` by which was predicted; what the page does not show of it, it
+            keeps in the file that it saves. Defaults to ``None``.
+        pictures (int): Pictures of each product, of the images nearest to its threshold. Defaults to ``200``.
+        overwrite (bool): Replace a page that is there. Defaults to ``False``.
+
+    Returns:
+        Table: What is in the page.
+
+    Raises:
+        OSError: If there are no predictions, or there is a page.
+        ValueError: If a file is something else.
+    """
+    check_at_least("pictures", pictures, 0)
+    if output.suffix not in {".html", ".htm"}:
+        raise InputError(f"output must be a file that ends in .html, got {output}.")
+    check_output(output.parent, [output], overwrite)
+    file = find_table(source)
+    table = read_table(file, Labels(labels))
+    given = GivenThresholds() if thresholds is None else GivenThresholds.read(thresholds)
+    contents = [path.read_bytes() for path in (file, labels, thresholds) if path is not None]
+    data = {
+        "key": hashlib.sha256(b"\0".join(contents)).hexdigest(),
+        "groups": _groups(table, _pictures(table, pictures)),
+        "leftOut": table.left_out,
+        "given": {"everywhere": given.everywhere, "products": list(given.products.items())},
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(output) as (page,):
+        page.write_text(_render(table, data), encoding="utf-8", errors="backslashreplace")
+    return table
+
+
+def _groups(table: Table, uris: Mapping[int, str]) -> list[dict[str, Any]]:
+    """Groups as the script has them; lists, since names may be anything."""
+
+    def of_image(image: Image) -> list[Any]:
+        return [image.number, image.path, image.score, _LABELS[image.defective], uris.get(image.number, "")]
+
+    return [
+        {
+            "name": group.name,
+            "everywhere": group.name == EVERYWHERE,
+            "threshold": group.threshold,
+            "images": [of_image(image) for image in group.images],
+        }
+        for group in table.groups
+    ]
+
+
+def _pictures(table: Table, count: int) -> dict[int, str]:
+    """Data URIs of the pictures of the images nearest to the threshold of their group, by number of the image."""
+
+    def nearest(group: Group) -> list[Image]:
+        return sorted(group.images, key=group.distance)[:count]
+
+    chosen = [image for group in table.groups for image in nearest(group) if image.picture is not None]
+    limit = min(PICTURE_BYTES, PAGE_BYTES // max(1, len(chosen)))
+    console = Console(stderr=True)
+    with ThreadPoolExecutor() as pool:
+        uris = pool.map(lambda image: _data_uri(image, limit), chosen)
+        shown = track(uris, "Pictures", len(chosen), console=console, transient=True, disable=not console.is_terminal)
+        return {image.number: uri for image, uri in zip(chosen, shown, strict=True) if uri}
+
+
+def _data_uri(image: Image, limit: int) -> str:
+    picture = None if image.picture is None else read_picture(image.picture)
+    if picture is None:
+        return ""
+    if image.has_caption:  # it says what was decided, which changes here
+        height = picture.height - caption_height(picture.width)
+        picture = picture.crop((0, 0, picture.width, max(1, height)))
+    return encode(picture, "jpeg", limit)
+
+
+def _render(table: Table, data: Mapping[str, Any]) -> str:
+    environment = Environment(
+        # The style is that of reports.
+        loader=ChoiceLoader([PackageLoader(f"anomalib_uniad.{name}", ".") for name in ("review", "report")]),
+        autoescape=True,  # names may be anything
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("review.html.j2").render(
+        name=str(table.file),
+        images=sum(len(group.images) for group in table.groups),
+        data=data,
+    )

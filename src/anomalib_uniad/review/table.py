@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads ``predictions.csv``, that of a test or prediction of anomalib or that of ``anomalib-uniad predict``."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+
+from anomalib_uniad.errors import InputError, MissingFileError
+from anomalib_uniad.report.decisions import is_defective
+from anomalib_uniad.report.runs import find_newest
+
+from .labels import Labels, Row, read_rows
+
+EVERYWHERE = ""
+"""Name of the group of all images where one threshold decides about all products."""
+
+_UNKNOWN = "unknown"  # decision about an image of no known product
+
+
+@dataclass
+class Image:
+    """An image with a score.
+
+    Attributes:
+        number (int): Its place in the table, from 0.
+        path (str): As it is in the table.
+        score (float): The raw score.
+        defective (bool | None): Its label; ``None`` if unknown.
+        picture (Path | None): The picture to show: its heatmap or, without one, the image; ``None`` without a file.
+        has_caption (bool): Whether a line of text is below the picture, as ``predict`` writes it.
+    """
+
+    number: int
+    path: str
+    score: float
+    defective: bool | None
+    picture: Path | None = None
+    has_caption: bool = False
+
+
+@dataclass
+class Group:
+    """Images that are decided by the same threshold.
+
+    Attributes:
+        name (str): The product, or :data:`EVERYWHERE`.
+        threshold (float | None): By which was decided; ``None`` without one.
+        images (list[Image]): Those with a score, in the order of the table.
+    """
+
+    name: str
+    threshold: float | None = None
+    images: list[Image] = field(default_factory=list)
+
+    def distance(self, image: Image) -> float:
+        """How far an image is from being called something else; without a threshold, the highest score is nearest."""
+        return -image.score if self.threshold is None else abs(image.score - self.threshold)
+
+
+@dataclass
+class Table:
+    """Predictions of images.
+
+    Attributes:
+        file (Path): The csv.
+        groups (list[Group]): By name.
+        left_out (list[tuple[str, str]]): Images that are not counted: path, and why.
+    """
+
+    file: Path
+    groups: list[Group]
+    left_out: list[tuple[str, str]]
+
+
+def find_table(source: Path) -> Path:
+    """Find the newest ``predictions*.csv`` of a folder; if it has none, of its sub-folders.
+
+    Args:
+        source (Path): Folder of a run or prediction, the folder that holds it, or the file itself.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    if source.is_file():
+        return source
+    found = find_newest(source, ("predictions*.csv",)) if source.is_dir() else None
+    if found is None:
+        raise MissingFileError(f"There is no predictions.csv: neither {source} nor a folder in it has one.")
+    return found
+
+
+def read_table(file: Path, labels: Labels | None = None) -> Table:
+    """Read predictions, find the pictures beside them, and group them by what decides about them.
+
+    Groups are products that the model recognises or that were given to ``predict``; the categories of a test whose
+    thresholds differ; or else all images.
+
+    Args:
+        file (Path): The csv.
+        labels (Labels | None): Labels that count more than those of the table. Without one in the table, the names of
+            folders tell. Defaults to ``None``.
+
+    Raises:
+        ValueError: If it is another table, or has no raw score.
+    """
+    rows = list(read_rows(file, ("path", "category", "raw_score", "threshold", "decision", "error")))
+    paths = [row["path"] for _, row in rows]
+    has_labels = bool(rows) and "label" in rows[0][1]
+    own = [is_defective(row["label"], "label", file, line) for line, row in rows] if has_labels else None
+    known = (labels or Labels()).of(paths, own)
+    names = _groups([row for _, row in rows])
+    categories = len({row["category"] for _, row in rows})
+    groups: dict[str, Group] = {}
+    left_out: list[tuple[str, str]] = []
+    for number, ((line, row), name, label) in enumerate(zip(rows, names, known, strict=True)):
+        score = _number(row, "raw_score", file, line)
+        threshold = _number(row, "threshold", file, line)
+        if row["error"] or score is None or name is None:
+            why = "it has no raw score" if score is None else "it shows none of the model's products"
+            left_out.append((row["path"], row["error"] or why))
+            continue
+        group = groups.setdefault(name, Group(name))
+        group.threshold = threshold if group.threshold is None else group.threshold
+        group.images.append(Image(number, row["path"], score, label, *_picture(file.parent, row, categories)))
+    if not groups:
+        raise InputError(f"{file} has no raw score of any image, by which thresholds could be set.")
+    return Table(file, [groups[name] for name in sorted(groups)], left_out)
+
+
+def _groups(rows: Sequence[Row]) -> Iterator[str | None]:
+    """Name of each row's group; ``None`` for an image of an unknown product."""
+    thresholds = {row["threshold"] for row in rows if row["threshold"]}
+    # `predict` has the product in the category; anomalib has the category of the data set there.
+    column = "category"
+    if rows and "product" in rows[0]:
+        column = "product" if any(row["product"] for row in rows) else "category" if len(thresholds) > 1 else ""
+    for row in rows:
+        yield None if row["decision"] == _UNKNOWN else row[column] if column else EVERYWHERE
+
+
+def _number(row: Row, name: str, file: Path, line: int) -> float | None:
+    try:
+        value = float(row[name] or "nan")
+    except ValueError as error:
+        raise InputError(f"{file} is damaged: {name} in line {line} is {row[name][:40]!r}, not a number.") from error
+    return value if math.isfinite(value) else None
+
+
+def _picture(folder: Path, row: Row, categories: int) -> tuple[Path | None, bool]:
+    """The heatmap of an image or, without one, the image; and whether there is a line of text below it."""
+    if row.get("heatmap") and _is_file(folder / row["heatmap"]):
+        return folder / row["heatmap"], True
+    path, category = PurePath(row["path"]), row["category"]
+    parts = path.parts[1:] if path.anchor else path.parts
+    # anomalib's visualizer keeps an end of the path; without the category in it, it may be that of another product.
+    ends = [parts[start:] for start in range(len(parts) - 1)]
+    found = [folder / "images" / PurePath(*end) for end in ends if categories == 1 or category in end[:-1]]
+    return next((picture for picture in (*found, Path(path)) if _is_file(picture)), None), False
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long for the system, or one that is none
+        return False
