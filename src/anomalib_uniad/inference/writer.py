@@ -35,7 +35,6 @@ COLUMNS = (
     "thresholds",
     "error",
 )
-_UNDECIDED = "undecided"
 
 
 class Writer:
@@ -111,13 +110,13 @@ class Writer:
             inspection (Inspection | None): ``None`` if there is none.
             error (str): Why there is none, or why a picture is missing. Defaults to ``""``.
         """
-        found = inspection or Inspection(_UNDECIDED, "", None, None, None)
+        found = inspection or Inspection("undecided", "", None, None, None)
         numbers = (found.raw_score, found.score, found.threshold)
         texts = ["" if number is None else f"{number:.7g}" for number in numbers]
         areas = ["", ""]
         if found.mask is not None:
             areas = [str(len(found.regions)), f"{sum(region.share for region in found.regions):.4g}"]
-        word = "" if found.decision == _UNDECIDED else found.decision
+        word = "" if found.decision == "undecided" else found.decision
         heatmap, mask = [*self._written.get(file, []), "", ""][:2]
         row = (str(file.path), found.product, *texts, word, *areas, heatmap, mask, *self._origin, error)
         self._csv.writerow(row)

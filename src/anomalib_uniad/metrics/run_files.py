@@ -155,7 +155,8 @@ class RunFiles:
         # A category may be called as the row of the means: `kind` tells them apart.
         kinds = [*["category"] * len(results.categories), "mean"]
         whole = pd.concat([frame.assign(kind=kinds), counts[list(COUNTS)]], axis=1)
-        whole["threshold_rule"] = whole["category"].where(whole["kind"] == "category").map(rules).fillna("")
+        named = zip(whole["category"], whole["kind"], strict=True)
+        whole["threshold_rule"] = [rules.get(name, "") if kind == "category" else "" for name, kind in named]
         whole.assign(**run).to_csv(self._path(self._stem, ".csv"), index=False, mode="x", errors=_ODD)
         lines = [
             to_markdown(frame.assign(note=short_notes(frame))),
@@ -169,7 +170,7 @@ class RunFiles:
         if thresholds:
             table = pd.DataFrame([{"category": category, **levels} for category, levels in thresholds.items()])
             if rules:
-                table["image by"] = table["category"].map(rules).fillna("")
+                table["image by"] = [rules.get(name, "") for name in thresholds]
             lines += ["Thresholds of the categories, in raw scores:", "", to_markdown(table), ""]
         self._path(self._stem, ".md").write_text("\n".join(lines), encoding="utf-8", errors=_ODD)
         document = {

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Learns after each validation what products look like, and up to which score they are good."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -77,7 +77,7 @@ class ProductCalibration(Callback):
         learned = {
             name: {
                 "image": image[name].threshold,
-                "pixel": thresholds.get(name, {}).get("pixel", np.nan) if name in masked else pixel[name].threshold,
+                "pixel": thresholds.get(name, {}).get("pixel", math.nan) if name in masked else pixel[name].threshold,
             }
             for name in names
         }
@@ -108,10 +108,7 @@ class ProductCalibration(Callback):
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         paths = trainer.train_dataloader.dataset.samples["image_path"]  # type: ignore[union-attr]
         of = pd.Series(categories_of(list(paths), datamodule))
-        chosen = [
-            part.index[np.linspace(0, len(part) - 1, MOST_TRAINED).astype(int)].unique() for _, part in of.groupby(of)
-        ]
-        return sorted(row for part in chosen for row in part)
+        return sorted(row for _, part in of.groupby(of) for row in part.index[:: -(-len(part) // MOST_TRAINED)])
 
 
 _COLUMNS = ["category", "score", "peak", "defective", "masked"]

@@ -606,12 +606,11 @@ class UniAD(AnomalibModule):
             judged = self.model.judge(features, raw)
         if judged is None:
             return batch.update(**raw._asdict())
-        batch = batch.update(pred_score=judged.score, anomaly_map=judged.anomaly_map)
-        found: Any = batch  # anomalib's class knows no such fields
-        found.uncalibrated = raw
+        found: Any = batch.update(pred_score=judged.score, anomaly_map=judged.anomaly_map)
+        found.uncalibrated = raw  # anomalib's class has no field for it, nor for the product
         pairs = zip(judged.product.tolist(), judged.unknown.tolist(), strict=True)
         found.product = ["" if unknown else self.products[product] for product, unknown in pairs]
-        return batch
+        return found
 
     def predict_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Predict a batch, in full precision like validation, from which the thresholds are."""
@@ -626,9 +625,9 @@ class UniAD(AnomalibModule):
         prepare = self.pre_processor
         covered = prepare.covered(batch) if isinstance(prepare, AntialiasedPreProcessor) else None
         features = self.model.extract(batch if prepare is None else prepare(batch))
-        raw = self.model.predict(features, covered)
+        raw: Any = self.model.predict(features, covered)
         judged = self.model.judge(features, raw)
-        found = raw if judged is None else InferenceBatch(pred_score=judged.score, anomaly_map=judged.anomaly_map)
+        found: Any = raw if judged is None else InferenceBatch(pred_score=judged.score, anomaly_map=judged.anomaly_map)
         if self.post_processor is not None:
             found = self.post_processor(found)
             finite = raw.pred_score.abs() < math.inf  # (B,); NaN is not
@@ -637,7 +636,8 @@ class UniAD(AnomalibModule):
             found = found._replace(pred_score=torch.where(finite, found.pred_score, raw.pred_score), pred_label=label)
         if judged is None or not self._shows_products:
             return found
-        return WithProduct(*found, judged.product, judged.unknown, raw.pred_score)  # type: ignore[return-value]
+        shown: Any = WithProduct
+        return shown(*found, judged.product, judged.unknown, raw.pred_score)
 
     def _covered(self, batch: Any) -> torch.Tensor | None:
         """Where the images of a batch lie in the map, ``(B, 1, H, W)``; ``None`` if nothing is padded."""
@@ -897,7 +897,7 @@ class UniAD(AnomalibModule):
         return self._loaded_thresholds
 
     def calibrated(
-        self, products: Sequence[str], thresholds: Mapping[str, Mapping[Level, float]], rules: Mapping[str, str]
+        self, products: Sequence[str], thresholds: Mapping[str, Mapping[Any, float]], rules: Mapping[str, str]
     ) -> None:
         """Take what a calibration has found.
 
@@ -911,7 +911,7 @@ class UniAD(AnomalibModule):
         if isinstance(self.evaluator, PerCategoryEvaluator):
             self.evaluator.category_thresholds = {name: dict(levels) for name, levels in thresholds.items()}
 
-    def judge_as(self, batch: Any, raw: InferenceBatch, names: Sequence[str]) -> None:
+    def judge_as(self, batch: Any, raw: Any, names: Sequence[str]) -> None:
         """Judge images again as of products that are told.
 
         Args:

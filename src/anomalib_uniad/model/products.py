@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which product an image shows, and how it scores among good images of that product."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from anomalib.models.components.base import DynamicBufferMixin
-from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 from sklearn.covariance import ledoit_wolf
 from torch import nn
@@ -86,15 +85,13 @@ class Products(DynamicBufferMixin, nn.Module):
         Returns:
             list[list[int]]: Numbers of the products, those together that are easily confused.
         """
-        samples = [np.asarray(pooled.cpu(), dtype=np.float64) for pooled in products]
+        samples = [pooled.double().cpu() for pooled in products]
         means, root = _estimate(samples)
         farthest, confused = _cross_validated(samples)
-        device = self.means.device
-        self.means = torch.as_tensor(means, dtype=torch.float32, device=device)
-        self.to_distance = torch.as_tensor(root, dtype=torch.float32, device=device)
-        self.farthest = torch.tensor(farthest, dtype=torch.float32, device=device)
-        groups = connected_components(confused > CONFUSED, directed=False)[1]
-        return [np.flatnonzero(groups == group).tolist() for group in range(groups.max() + 1)]
+        self.means, self.to_distance = means.to(self.means), root.to(self.means)
+        self.farthest = torch.tensor(farthest).to(self.means)
+        groups = connected_components((confused > CONFUSED).numpy(), directed=False)[1]
+        return [[row for row, other in enumerate(groups) if other == group] for group in sorted(set(groups))]
 
     def calibrate(self, image: Sequence[tuple[float, float]], pixel: Sequence[float]) -> None:
         """Take thresholds of each product, NaN where nothing is decided.
@@ -135,29 +132,29 @@ def on_scale(values: torch.Tensor, threshold: torch.Tensor, middle: torch.Tensor
     return beyond / (1 + beyond.abs())
 
 
-def _estimate(samples: Sequence[NDArray]) -> tuple[NDArray, NDArray]:
+def _estimate(samples: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Means (P, C), and a root (C, C) of the inverse covariance within products, from P times (N, C)."""
-    means = np.stack([sample.mean(axis=0) for sample in samples])
-    within = np.concatenate([sample - mean for sample, mean in zip(samples, means, strict=True)])
-    covariance, _ = ledoit_wolf(within, assume_centered=True)
-    values, vectors = np.linalg.eigh(covariance)
-    return means, vectors / np.sqrt(np.maximum(values, 1e-6 * max(values[-1], 1e-12)))
+    means = torch.stack([sample.mean(dim=0) for sample in samples])
+    within = torch.cat([sample - mean for sample, mean in zip(samples, means, strict=True)])
+    covariance = torch.from_numpy(ledoit_wolf(within.numpy(), assume_centered=True)[0])
+    values, vectors = torch.linalg.eigh(covariance)
+    return means, vectors * values.clamp(min=1e-6 * max(values[-1].item(), 1e-12)).rsqrt()
 
 
-def _cross_validated(samples: Sequence[NDArray]) -> tuple[float, NDArray]:
+def _cross_validated(samples: Sequence[torch.Tensor]) -> tuple[float, torch.Tensor]:
     """Square of the largest distance of a known product, and which part of each product is taken for which (P, P).
 
     Without enough images to leave some out, nothing is too far.
     """
-    confused = np.zeros((len(samples), len(samples)))
+    confused = torch.zeros(len(samples), len(samples))
     if min(map(len, samples)) < 2:
-        return np.inf, confused
+        return math.inf, confused
     distances = []
     for fold in range(FOLDS):
-        parts = [np.arange(len(sample)) % min(FOLDS, len(sample)) == fold for sample in samples]
+        parts = [torch.arange(len(sample)) % min(FOLDS, len(sample)) == fold for sample in samples]
         means, root = _estimate([sample[~part] for sample, part in zip(samples, parts, strict=True)])
         for product, (sample, part) in enumerate(zip(samples, parts, strict=True)):
-            squares = np.square((sample[part][:, None] - means) @ root).sum(axis=2)  # (N, P)
+            squares = ((sample[part][:, None] - means) @ root).square().sum(dim=2)  # (N, P)
             distances.append(squares[:, product])
-            np.add.at(confused[product], squares.argmin(axis=1), 1 / len(sample))
-    return float(FARTHEST**2 * np.median(np.concatenate(distances))), confused * (1 - np.eye(len(samples)))
+            confused[product] += torch.bincount(squares.argmin(dim=1), minlength=len(samples)) / len(sample)
+    return float(FARTHEST**2 * torch.cat(distances).median()), confused * (1 - torch.eye(len(samples)))
