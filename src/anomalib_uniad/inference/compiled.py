@@ -20,6 +20,7 @@ PrecisionHint = Literal["f32", "bf16", "auto"]
 
 PRODUCT_TENSORS = ("product", "unknown_product", "uncalibrated_score")
 """Inner tensors of files of models that recognise products."""
+_PRODUCT_MAP = "uncalibrated_map"  # another one, which files of earlier versions do not have
 
 _VIRTUAL_DEVICES = {"AUTO", "BATCH", "HETERO", "MULTI"}
 
@@ -33,7 +34,8 @@ class Compiled:
         batch_size (int): Images per request.
         size (tuple[int, int] | None): Height and width of images; ``None`` for images of any size.
         outputs (dict[str, int]): Position of each output by name: ``pred_score``, ``anomaly_map`` and others; of models
-            that recognise products also ``product``, ``unknown_product`` and ``uncalibrated_score``.
+            that recognise products also ``product``, ``unknown_product``, ``uncalibrated_score`` and, if the file has
+            it, ``uncalibrated_map``.
         raw_outputs (dict[str, int]): Position of the raw values of outputs that are cut to [0, 1], by name.
         metadata (ModelMetadata): Metadata of the file.
         hash (str): Of the file with its weights.
@@ -113,8 +115,10 @@ def compile_file(
     raw = {name: raw_values_of(model.output(name)) for name in ("pred_score", "anomaly_map") if name in outputs}
     if metadata.products:  # whose own tensor has the score from before the calibration
         raw = {}
-        outputs |= {name: len(model.outputs) + index for index, name in enumerate(PRODUCT_TENSORS)}
-        model.add_outputs(list(PRODUCT_TENSORS))
+        inner = {name for node in model.get_ops() for port in node.outputs() for name in port.names}
+        added = [*PRODUCT_TENSORS, *({_PRODUCT_MAP} & inner)]
+        outputs |= {name: len(model.outputs) + index for index, name in enumerate(added)}
+        model.add_outputs(added)
     cut = {name: port for name, port in raw.items() if port is not None}
     raw_outputs = {name: len(model.outputs) + index for index, name in enumerate(cut)}
     if cut:

@@ -59,11 +59,21 @@ class Limit:
         middle (float): Geometric mean of the scores of good images; NaN if there are too few.
         threshold (float): Scores above it are anomalous; NaN if there are too few good images to tell.
         rule (str): How it was found, and by how many images, for tables.
+        spread (float): Standard deviation of the logarithms of the scores of good images; NaN if it was not measured.
+        images (float): How many good images that were not trained on middle and spread are from, those of other
+            products counting less; 0 if there were too few.
     """
 
     middle: float
     threshold: float
     rule: str
+    spread: float = np.nan
+    images: float = 0.0
+
+    @property
+    def good_scores(self) -> dict[str, float]:
+        """What was measured on good images, as exported files keep it; empty if nothing was."""
+        return {"middle": self.middle, "spread": self.spread, "images": self.images} if self.images else {}
 
 
 def limits(products: Mapping[str, KnownScores], rate: float = 0.01) -> dict[str, Limit]:
@@ -117,8 +127,9 @@ def _limit(known: KnownScores, own: Floats, others: Sequence[Floats], rate: floa
     weights = np.concatenate([np.ones(len(own)), np.full(len(rest), min(1.0, OTHERS / max(len(rest), 1)))])
     count = weights.sum() ** 2 / np.square(weights).sum() if len(values) else 0.0  # Kish's effective sample size
     if count < LEAST_GOOD:
-        (middle, deviation), count = TYPICAL_RISE, float(len(known.trained))
+        (middle, deviation), count, measured = TYPICAL_RISE, float(len(known.trained)), 0.0
     else:
+        measured = float(count)
         middle = float(np.average(values, weights=weights))
         deviation = float(np.average(np.square(values - middle), weights=weights) * count / (count - 1)) ** 0.5
     above = student.isf(rate, count - 1) * deviation * (1 + 1 / count) ** 0.5
@@ -129,7 +140,8 @@ def _limit(known: KnownScores, own: Floats, others: Sequence[Floats], rate: floa
         limit = _separating(good, np.log(known.defective), limit)
         rule = f"fewest mistakes: {images}, {len(known.defective)} defective"
     # A product whose images all score the same still has a scale.
-    return Limit(float(np.exp(middle)), float(np.exp(max(limit, middle + 1e-3))), rule)
+    spread = of[1] * deviation if measured else np.nan
+    return Limit(float(np.exp(middle)), float(np.exp(max(limit, middle + 1e-3))), rule, spread, measured)
 
 
 def _separating(good: Floats, defective: Floats, wanted: float) -> float:
