@@ -105,10 +105,7 @@ def compile_file(
     known = {*_VIRTUAL_DEVICES, *available, *(name.split(".")[0] for name in available)}  # GPU.1 is one of GPU
     if device not in known and device.split(":")[0] not in _VIRTUAL_DEVICES:
         raise InputError(f"There is no device {device!r}; this machine has {', '.join(available)}, and there is AUTO.")
-    try:
-        model = core.read_model(file)
-    except RuntimeError as error:
-        raise InputError(f"{file} is not a model that OpenVINO can read: {_last_line(error)}") from error
+    model = _read_model(core, file)
     metadata = ModelMetadata.read(model, file)
     outputs = {name: index for index, output in enumerate(model.outputs) for name in output.names}
     _check_ports(file, model, outputs)
@@ -145,6 +142,30 @@ def compile_file(
     except RuntimeError as error:
         raise InputError(f"OpenVINO cannot compile {file} for {device} with {config}: {_last_line(error)}") from error
     return Compiled(compiled, batch_size, size, outputs, raw_outputs, metadata, _hash_of(file))
+
+
+def read_metadata(file: Path) -> tuple[ModelMetadata, str]:
+    """Read the metadata of a model that anomalib has exported, and its hash, without compiling it.
+
+    Args:
+        file (Path): As of :func:`compile_file`.
+
+    Returns:
+        tuple[ModelMetadata, str]: The metadata, and the hash of the file with its weights.
+
+    Raises:
+        FileNotFoundError: If the file or the weights beside it are not there.
+        ValueError: If it is no such model, or its metadata is malformed.
+    """
+    file = _check_files(file)
+    return ModelMetadata.read(_read_model(ov.Core(), file), file), _hash_of(file)
+
+
+def _read_model(core: ov.Core, file: Path) -> ov.Model:
+    try:
+        return core.read_model(file)
+    except RuntimeError as error:
+        raise InputError(f"{file} is not a model that OpenVINO can read: {_last_line(error)}") from error
 
 
 def _hash_of(file: Path) -> str:
