@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What other light and a lens out of focus do to good images: false alarms, and whether ``anomalib-uniad drift`` warns.
+
+python benchmarks/drift.py --model model.xml --folder datasets/SyntheticProducts
+"""
+
+import csv
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from jsonargparse import auto_cli
+from PIL import Image, ImageEnhance, ImageFilter
+
+from anomalib_uniad.drift.command import TABLE, UNKNOWN, report_drift
+from anomalib_uniad.inference import predict
+from anomalib_uniad.inference.images import TABLE as PREDICTIONS
+from harness import CPU, RESULTS, add_rows, origin, show
+
+CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "none": lambda image: image,
+    "brightness +10 %": lambda image: ImageEnhance.Brightness(image).enhance(1.1),
+    "brightness -10 %": lambda image: ImageEnhance.Brightness(image).enhance(0.9),
+    "blur of 3 px": lambda image: image.filter(ImageFilter.GaussianBlur(3)),
+}
+
+
+def drift(model: Path, folder: Path, output: Path = RESULTS / "drift.csv", good: str = "test/good") -> None:
+    """Change good images, predict them and look for drift; add the rows to a csv file.
+
+    Args:
+        model: Exported file of a model with `product_calibration`.
+        folder: A folder for each product, as the model calls it.
+        output: The csv file.
+        good: Where the good images of each product are that were not trained on.
+    """
+    rows = []
+    for name, change in CHANGES.items():
+        with tempfile.TemporaryDirectory() as place:
+            images, predicted, found = (Path(place) / part for part in ("images", "predictions", "drift"))
+            for file in sorted(folder.glob(f"*/{good}/*")):
+                target = images / file.relative_to(folder).parts[0] / f"{file.stem}.png"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with Image.open(file) as image:
+                    change(image.convert("RGB")).save(target)
+            predict(model, [images], predicted, heatmaps=False)
+            report = report_drift([predicted / PREDICTIONS], model, output=found)
+            print(name, *report.sentences, sep="\n  ")
+            rows += [{"change": name, **row} for row in _rows(predicted / PREDICTIONS, found / TABLE, images)]
+    add_rows(output, [{"images_of": folder.name, **row, **origin(CPU)} for row in rows], ["images_of", "change", "product"])
+    show(output, ["change", "product", "images", "false_alarms", "unknown", "times", "lowest", "highest", "drift"])
+
+
+def _rows(predictions: Path, table: Path, images: Path) -> list[dict[str, object]]:
+    """A row for each product, by the folder of its images, and one for all of them."""
+    with predictions.open(newline="", encoding="utf-8") as opened:
+        predicted = list(csv.DictReader(opened))
+    with table.open(newline="", encoding="utf-8") as opened:
+        compared = {row["product"]: row for row in csv.DictReader(opened) if row["window"] == "all"}
+    rows: list[dict[str, object]] = []
+    for product in sorted(path.name for path in images.iterdir()):
+        decisions = np.array([row["decision"] for row in predicted if Path(row["path"]).parent.name == product])
+        of = compared.get(product, {})
+        rows.append(
+            {
+                "product": product,
+                "images": len(decisions),
+                "false_alarms": int((decisions == "anomalous").sum()),
+                "unknown": int((decisions == "unknown").sum()),
+                **{name: of.get(name, "") for name in ("times", "lowest", "highest")},
+                "drift": of.get("drift", "too few images"),
+            }
+        )
+    whole = {name: sum(int(str(row[name])) for row in rows) for name in ("images", "false_alarms", "unknown")}
+    return [*rows, {"product": "(all)", **whole, "drift": compared[UNKNOWN]["drift"]}]
+
+
+if __name__ == "__main__":
+    auto_cli(drift, as_positional=False)
