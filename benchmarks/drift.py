@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What other light and a lens out of focus do to good images: false alarms, and whether ``anomalib-uniad drift`` warns.
 
-python benchmarks/drift.py --model model.xml --folder datasets/SyntheticProducts
+python benchmarks/drift.py --model model.xml
 """
 
 import csv
@@ -16,26 +16,57 @@ from PIL import Image, ImageEnhance, ImageFilter
 from anomalib_uniad.drift.command import TABLE, UNKNOWN, report_drift
 from anomalib_uniad.inference import predict
 from anomalib_uniad.inference.images import TABLE as PREDICTIONS
+from anomalib_uniad.synthetic import PRODUCTS
 from harness import CPU, RESULTS, add_rows, origin, show
 
+_FRESH = 2026  # no seed of the data set
 CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "none": lambda image: image,
     "brightness +10 %": lambda image: ImageEnhance.Brightness(image).enhance(1.1),
     "brightness -10 %": lambda image: ImageEnhance.Brightness(image).enhance(0.9),
+    "blur of 1 px": lambda image: image.filter(ImageFilter.GaussianBlur(1)),
     "blur of 3 px": lambda image: image.filter(ImageFilter.GaussianBlur(3)),
 }
 
 
-def drift(model: Path, folder: Path, output: Path = RESULTS / "drift.csv", good: str = "test/good") -> None:
+def drift(
+    model: Path,
+    folder: Path | None = None,
+    output: Path = RESULTS / "drift.csv",
+    good: str = "test/good",
+    count: int = 60,
+    seed: int = 0,
+) -> None:
     """Change good images, predict them and look for drift; add the rows to a csv file.
 
     Args:
         model: Exported file of a model with `product_calibration`.
-        folder: A folder for each product, as the model calls it.
+        folder: A folder for each product, as the model calls it. Default: fresh images of the six generated products, in
+            none of their data sets.
         output: The csv file.
         good: Where the good images of each product are that were not trained on.
+        count: How many images of each product are generated.
+        seed: Of these images.
     """
-    rows = []
+    with tempfile.TemporaryDirectory() as place:
+        if folder is None:
+            folder = Path(place) / "fresh SyntheticProducts"
+            _generate(folder, good, count, seed)
+        rows = [{"images_of": folder.name, **row, **origin(CPU, seed)} for row in _of_changes(model, folder, good)]
+    add_rows(output, rows, ["images_of", "change", "product"])
+    show(output, ["change", "product", "images", "false_alarms", "unknown", "times", "lowest", "highest", "drift"])
+
+
+def _generate(folder: Path, good: str, count: int, seed: int) -> None:
+    for index, (name, product) in enumerate(PRODUCTS.items()):
+        (folder / name / good).mkdir(parents=True)
+        for number in range(count):
+            pixels, _ = product.render(np.random.default_rng([_FRESH, seed, index, number]))
+            Image.fromarray(pixels).save(folder / name / good / f"{number:03}.png")
+
+
+def _of_changes(model: Path, folder: Path, good: str) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
     for name, change in CHANGES.items():
         with tempfile.TemporaryDirectory() as place:
             images, predicted, found = (Path(place) / part for part in ("images", "predictions", "drift"))
@@ -48,8 +79,7 @@ def drift(model: Path, folder: Path, output: Path = RESULTS / "drift.csv", good:
             report = report_drift([predicted / PREDICTIONS], model, output=found)
             print(name, *report.sentences, sep="\n  ")
             rows += [{"change": name, **row} for row in _rows(predicted / PREDICTIONS, found / TABLE, images)]
-    add_rows(output, [{"images_of": folder.name, **row, **origin(CPU)} for row in rows], ["images_of", "change", "product"])
-    show(output, ["change", "product", "images", "false_alarms", "unknown", "times", "lowest", "highest", "drift"])
+    return rows
 
 
 def _rows(predictions: Path, table: Path, images: Path) -> list[dict[str, object]]:

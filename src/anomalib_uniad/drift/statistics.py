@@ -46,9 +46,10 @@ class GoodScores:
 
     @classmethod
     def of_calibration(cls, measured: Mapping[str, float]) -> "GoodScores":
-        """From ``middle``, ``spread`` and ``images``, as exported files keep them."""
-        images = measured["images"]
-        return cls(math.log(measured["middle"]), measured["spread"], images**-0.5, max(images - 1, 1.0))
+        """From ``good_scores`` of the metadata of an exported file."""
+        return cls(
+            math.log(measured["middle"]), measured["spread"], measured["images"] ** -0.5, measured["freedom"]
+        )
 
     @classmethod
     def of_reference(cls, scores: NDArray[np.floating]) -> "GoodScores":

@@ -57,8 +57,9 @@ class ModelMetadata:
             Defaults to ``()``, it recognises none.
         typical_scores (dict[str, float]): Typical raw score of a good image of each product. Defaults to ``{}``.
         good_scores (dict[str, dict[str, float]]): What was measured on good images of each product that were not trained
-            on: ``"middle"``, the geometric mean of their raw scores, ``"spread"``, the standard deviation of the
-            logarithms, and ``"images"``, from how many these are. Defaults to ``{}``.
+            on: ``"middle"``, the geometric mean of their raw scores, ``"images"``, from how many, ``"spread"``, the
+            standard deviation of the logarithms, and ``"freedom"``, its degrees of freedom, to which images of other
+            products contribute. Defaults to ``{}``.
         image_score (dict[str, Any]): How the raw score of an image follows from its raw map: the arguments
             ``reduction``, ``pool_size`` and ``top_fraction`` of :func:`~anomalib_uniad.inference.score.score_map`.
             Defaults to ``{}``, not known.
@@ -252,11 +253,11 @@ def _typical_scores(value: Any) -> dict[str, float]:
 
 
 def _good_scores(value: Any) -> dict[str, dict[str, float]]:
-    keys = ("middle", "spread", "images")
+    keys = ("middle", "images", "spread", "freedom")
     found = {name: _numbers(measured, keys) for name, measured in _mapping(value).items()}
     for name, measured in found.items():
-        if set(measured) != set(keys) or min(measured.values()) < 0 or not measured["middle"]:
-            raise InputError(f"{name!r} must have middle, spread and images, none negative, got {measured}")
+        if set(measured) != set(keys) or not all(number > 0 or key == "spread" for key, number in measured.items()):
+            raise InputError(f"{name!r} must have {', '.join(keys)}, all positive, got {measured}")
     return found
 
 

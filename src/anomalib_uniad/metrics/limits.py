@@ -17,6 +17,8 @@ from anomalib_uniad.metrics.functional import Floats
 
 LEAST_GOOD = 5
 """Good images of a product without which nothing is decided."""
+LEAST_OWN = 3
+"""Of these, those that were not trained on, without which nothing is said about what is usual."""
 OTHERS = 10.0
 """As how many images of its own those of all other products count, at most, for a product."""
 TYPICAL_RISE = (1.0, 1.5)
@@ -59,21 +61,14 @@ class Limit:
         middle (float): Geometric mean of the scores of good images; NaN if there are too few.
         threshold (float): Scores above it are anomalous; NaN if there are too few good images to tell.
         rule (str): How it was found, and by how many images, for tables.
-        spread (float): Standard deviation of the logarithms of the scores of good images; NaN if it was not measured.
-        images (float): How many good images that were not trained on middle and spread are from, those of other
-            products counting less; 0 if there were too few.
+        good_scores (dict[str, float]): What the product's own good images say that were not trained on, see
+            ``ModelMetadata``; empty if there are too few.
     """
 
     middle: float
     threshold: float
     rule: str
-    spread: float = np.nan
-    images: float = 0.0
-
-    @property
-    def good_scores(self) -> dict[str, float]:
-        """What was measured on good images, as exported files keep it; empty if nothing was."""
-        return {"middle": self.middle, "spread": self.spread, "images": self.images} if self.images else {}
+    good_scores: dict[str, float] = field(default_factory=dict)
 
 
 def limits(products: Mapping[str, KnownScores], rate: float = 0.01) -> dict[str, Limit]:
@@ -127,9 +122,8 @@ def _limit(known: KnownScores, own: Floats, others: Sequence[Floats], rate: floa
     weights = np.concatenate([np.ones(len(own)), np.full(len(rest), min(1.0, OTHERS / max(len(rest), 1)))])
     count = weights.sum() ** 2 / np.square(weights).sum() if len(values) else 0.0  # Kish's effective sample size
     if count < LEAST_GOOD:
-        (middle, deviation), count, measured = TYPICAL_RISE, float(len(known.trained)), 0.0
+        (middle, deviation), count = TYPICAL_RISE, float(len(known.trained))
     else:
-        measured = float(count)
         middle = float(np.average(values, weights=weights))
         deviation = float(np.average(np.square(values - middle), weights=weights) * count / (count - 1)) ** 0.5
     above = student.isf(rate, count - 1) * deviation * (1 + 1 / count) ** 0.5
@@ -140,8 +134,30 @@ def _limit(known: KnownScores, own: Floats, others: Sequence[Floats], rate: floa
         limit = _separating(good, np.log(known.defective), limit)
         rule = f"fewest mistakes: {images}, {len(known.defective)} defective"
     # A product whose images all score the same still has a scale.
-    spread = of[1] * deviation if measured else np.nan
-    return Limit(float(np.exp(middle)), float(np.exp(max(limit, middle + 1e-3))), rule, spread, measured)
+    limit = max(limit, middle + 1e-3)
+    return Limit(float(np.exp(middle)), float(np.exp(limit)), rule, _good_scores(of, own, others))
+
+
+def _good_scores(of: tuple[float, float], own: Floats, others: Sequence[Floats]) -> dict[str, float]:
+    """Middle of a product's own distances, and their spread around the middle of each product.
+
+    Products differ in how much higher unseen images score: by how much, only its own can tell.
+    """
+    groups = [group for group in (own, *others) if len(group) > 1]
+    freedoms = np.array([len(group) - 1.0 for group in groups])
+    elsewhere = freedoms.sum() - (len(own) - 1)
+    weights = np.array([1.0 if group is own else min(1.0, OTHERS / max(elsewhere, 1)) for group in groups])
+    if len(own) < LEAST_OWN or (weights * freedoms).sum() < LEAST_GOOD - 1:
+        return {}
+    squares = np.array([np.square(group - group.mean()).sum() for group in groups])
+    spread = (weights @ squares / (weights @ freedoms)) ** 0.5
+    freedom = (weights @ freedoms) ** 2 / (weights**2 @ freedoms)
+    return {
+        "middle": float(np.exp(of[0] + of[1] * own.mean())),
+        "spread": float(of[1] * spread),
+        "images": float(len(own)),
+        "freedom": float(freedom),
+    }
 
 
 def _separating(good: Floats, defective: Floats, wanted: float) -> float:

@@ -63,7 +63,7 @@ def test_what_50_images_find() -> None:
     """From 20 good images of the calibration, in spreads; a spread of 0.25 is 28 % in the score."""
     assert warnings(20, 50, 0.0, moved=2.0, runs=200) > 0.95
     assert warnings(20, 50, 0.0, moved=-1.5, runs=200) > 0.9
-    assert warnings(100, 50, 0.0, moved=1.0, runs=200) > 0.8
+    assert warnings(100, 50, 0.0, moved=1.0, runs=200) > 0.7
 
 
 def test_the_statistic_by_hand() -> None:
@@ -97,7 +97,7 @@ def write(file: Path, products: dict[str, np.ndarray], threshold: float, unknown
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    measured = {"middle": float(np.exp(1.0)), "spread": SPREAD, "images": 30.0}
+    measured = {"middle": float(np.exp(1.0)), "images": 30.0, "spread": SPREAD, "freedom": 29.0}
     metadata = replace(NORMALISED, good_scores={"screw": measured, "nut": measured})
     return save_tiny(tmp_path / "model.xml", metadata)
 
