@@ -41,8 +41,8 @@ def drift(
 
     Args:
         model: Exported file of a model with `product_calibration`.
-        folder: A folder for each product, as the model calls it. Default: fresh images of the six generated products, in
-            none of their data sets.
+        folder: A folder for each product, as the model calls it. Default: fresh images of the six generated products,
+            which are not in their data set.
         output: The csv file.
         good: Where the good images of each product are that were not trained on.
         count: How many images of each product are generated.

@@ -27,6 +27,7 @@ from anomalib_uniad.metrics.run_files import to_markdown
 
 RESULTS = Path(__file__).parents[1] / "results"
 BLOCK = re.compile(r"(<!-- (table|arguments): (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+WARNINGS = ("higher", "lower", "anomalous")  # of drift
 TABLES: dict[str, Callable[[Path], str]] = {}
 NOT_YET = "Not measured yet."
 METRICS = ("image_AUROC", "image_AP", "image_F1Max", "pixel_AUROC", "pixel_AP", "pixel_F1Max", "pixel_AUPRO")
@@ -276,6 +277,23 @@ def data_check(rows: pd.DataFrame) -> str:
     }
     side = rows["pixels"].iloc[0]
     return f"On {rows['device'].iloc[0]}, images of {side} x {side} pixels:\n\n{markdown(columns)}"
+
+
+@once_measured
+def drift(rows: pd.DataFrame) -> str:
+    """False alarms and warnings in other light and out of focus."""
+    products = rows[rows["product"] != "(all)"]
+    columns: dict[str, list[str]] = {"good images": [], "false alarms": [], "of unknown products": [], "warnings": []}
+    for change, part in rows.groupby("change", sort=False):
+        whole, each = part[part["product"] == "(all)"].iloc[0], part[part["product"] != "(all)"]
+        warned = [f"{row.product} ({row.drift})" for row in each.itertuples() if row.drift in WARNINGS]
+        warned += ["unknown products"] if whole["drift"] == "unknown" else []
+        columns["good images"].append("as they are" if change == "none" else str(change))
+        columns["false alarms"].append(f"{100 * whole['false_alarms'] / whole['images']:.1f} %")
+        columns["of unknown products"].append(f"{100 * whole['unknown'] / whole['images']:.1f} %")
+        columns["warnings"].append(", ".join(warned) or "none")
+    images = products["images"].iloc[0]
+    return f"{markdown(columns)}\n\n{images} images of each of {products['product'].nunique()} products."
 
 
 @once_measured

@@ -170,12 +170,14 @@ def _sentence(name: str, rows: Sequence[Comparison], since: str) -> str:
             f"{name or 'All'}: {row.anomalous} of {_images(row)} are anomalous, where at most {row.most} were to be "
             f"expected: either many are defective, or {_LOOK}."
         )
-    return f"{scores}, no drift ({row.lowest:.2g} to {row.highest:.2g} is usual)."
+    return f"{scores}, no drift ({row.lowest:.3g} to {row.highest:.3g} is usual)."
 
 
 def _nothing(name: str, count: int, known: bool) -> str:
     if not known:
-        return f"{name or 'All'}: nothing is known of its good scores; give --reference with {LEAST_IMAGES} of its images."
+        return (
+            f"{name or 'All'}: nothing is known of its good scores; give --reference with {LEAST_IMAGES} of its images."
+        )
     return f"{name or 'All'}: {count} images are too few to tell, {LEAST_IMAGES} are needed."
 
 
@@ -183,7 +185,7 @@ def _unknown_sentence(rows: Sequence[Comparison]) -> str:
     row = next((row for row in reversed(rows) if row.drift), rows[-1])
     text = f"{row.anomalous} of {_images(row)} show no product that the model knows"
     if row.drift:
-        return f"{text}, where at most {row.most} were to be expected: look whether the camera has moved."
+        return f"{text}, where at most {row.most} were to be expected: {_LOOK}."
     return f"{text}, no drift (at most {row.most} is usual)."
 
 

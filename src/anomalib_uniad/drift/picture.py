@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from .predictions import Series
-from .statistics import GoodScores, to_logs
+from .statistics import GoodScores
 
 # Colours of Okabe and Ito, which colour-blind people can tell apart; markers and lines differ in shape too.
 _NORMAL, _ANOMALOUS, _MEDIAN, _BAND = "#56B4E9", "#D55E00", "#000000", "#009E73"

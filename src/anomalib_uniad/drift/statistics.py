@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether the scores of a product have moved, though there may be defects among them.
 
-The logarithms of good scores are close to normally distributed, with a mean m and standard deviation s that were measured
-on n images. Of a window of N images, in which at most a share e is defective, the median lies where the defects push it
-at most, and varies with the standard error of a sample median (Stuart and Ord, Kendall's Advanced Theory of Statistics,
-volume 1, section 10.10; https://en.wikipedia.org/wiki/Median#Sampling_distribution):
+The logarithms of good scores are close to normally distributed, with a mean m and a standard deviation s, which were
+measured on n images. Of a window of N images, in which at most a share e is defective, the median lies where the
+defects push it at most, and varies with the standard error of a sample median (Stuart and Ord, Kendall's
+Advanced Theory of Statistics, volume 1, section 10.10; https://en.wikipedia.org/wiki/Median#Sampling_distribution):
 
     between m and m + s q,   q = Phi^-1(1 / (2 (1 - e)))        error s / (2 (1 - e) phi(q) sqrt(N))
 
@@ -47,9 +47,7 @@ class GoodScores:
     @classmethod
     def of_calibration(cls, measured: Mapping[str, float]) -> "GoodScores":
         """From ``good_scores`` of the metadata of an exported file."""
-        return cls(
-            math.log(measured["middle"]), measured["spread"], measured["images"] ** -0.5, measured["freedom"]
-        )
+        return cls(math.log(measured["middle"]), measured["spread"], measured["images"] ** -0.5, measured["freedom"])
 
     @classmethod
     def of_reference(cls, scores: NDArray[np.floating]) -> "GoodScores":
@@ -132,7 +130,8 @@ def compare(
         most = at_most(count, defects + (1 - defects) * good.share_above(threshold, chance), chance)
     drift: Drift = "higher" if moved > highest else "lower" if moved < lowest else ""
     drift = drift or ("anomalous" if anomalous > most else "")
-    return Comparison(product, window, count, *map(math.exp, (moved, lowest, highest)), anomalous, most, drift)
+    times, least, largest = map(math.exp, (moved, lowest, highest))
+    return Comparison(product, window, count, times, least, largest, anomalous, most, drift)
 
 
 def at_most(count: int, share: float, chance: float) -> int:

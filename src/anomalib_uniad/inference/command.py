@@ -48,8 +48,8 @@ def predict(
         heatmaps: Write `heatmaps/<path of the image>.png`, the image with its anomaly map over it, and
             `masks/<path of the image>.png`.
         minimum_area: Defective regions of fewer pixels are left out of masks and regions.
-        regions_of_interest: regions.yaml with the part of each product's images that counts: scores, decisions, masks and
-            regions are of that part alone. Default: all of each image.
+        regions_of_interest: regions.yaml with the part of each product's images that counts: scores, decisions, masks
+            and regions are of that part alone. Default: all of each image.
         overwrite: Replace files that are there; heatmaps of images that are not predicted now stay.
         device: OpenVINO's name of the device, for example CPU, GPU or AUTO.
         precision_hint: Precision of the computation. "f32" gives the numbers of torch; "bf16" is faster on processors
@@ -144,7 +144,9 @@ def _run(
                 writer.pictures(output.file, output.image, output.inspection)
             except OSError as error:  # the prediction goes on
                 output.error = f"The heatmap of {output.file.path} cannot be written: {error}."
-        output.inspection = replace(output.inspection, anomaly_map=None, region_of_interest=None)  # until its row is written, it waits in memory
+        output.inspection = replace(
+            output.inspection, anomaly_map=None, region_of_interest=None
+        )  # until its row is written, it waits in memory
 
     counts: Counter[str] = Counter()
     console = Console(stderr=True, highlight=False)

@@ -56,10 +56,10 @@ class ModelMetadata:
             inner tensor ``product``; scores and maps are then on one scale for all of them, with thresholds at 0.
             Defaults to ``()``, it recognises none.
         typical_scores (dict[str, float]): Typical raw score of a good image of each product. Defaults to ``{}``.
-        good_scores (dict[str, dict[str, float]]): What was measured on good images of each product that were not trained
-            on: ``"middle"``, the geometric mean of their raw scores, ``"images"``, from how many, ``"spread"``, the
-            standard deviation of the logarithms, and ``"freedom"``, its degrees of freedom, to which images of other
-            products contribute. Defaults to ``{}``.
+        good_scores (dict[str, dict[str, float]]): What was measured on good images of each product that were not
+            trained on: ``"middle"``, the geometric mean of their raw scores, ``"images"``, from how many, ``"spread"``,
+            the standard deviation of the logarithms, and ``"freedom"``, its degrees of freedom, to which images of
+            other products contribute. Defaults to ``{}``.
         image_score (dict[str, Any]): How the raw score of an image follows from its raw map: the arguments
             ``reduction``, ``pool_size`` and ``top_fraction`` of :func:`~anomalib_uniad.inference.score.score_map`.
             Defaults to ``{}``, not known.

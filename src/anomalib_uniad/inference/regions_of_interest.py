@@ -150,9 +150,7 @@ class RegionsOfInterest:
         return self.products.get(product, self.everywhere)
 
 
-def on_map(
-    inside: NDArray[np.bool_], shape: tuple[int, int], geometry: Geometry | None = None
-) -> NDArray[np.bool_]:
+def on_map(inside: NDArray[np.bool_], shape: tuple[int, int], geometry: Geometry | None = None) -> NDArray[np.bool_]:
     """Find the part of a map that shows a region.
 
     Args:

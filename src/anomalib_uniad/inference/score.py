@@ -22,8 +22,8 @@ def score_map(
     Args:
         anomaly_map (NDArray[np.floating]): ``(H, W)``.
         inside (NDArray[np.bool_]): ``(H, W)``, the pixels that count; at least one.
-        reduction (str): ``"max"`` of the average-pooled map, ``"mean"``, ``"std"``, or ``"top"``, the mean of the highest
-            pixels less half of the mean of all. Defaults to ``"max"``.
+        reduction (str): ``"max"`` of the average-pooled map, ``"mean"``, ``"std"``, or ``"top"``, the mean of the
+            highest pixels less half of the mean of all. Defaults to ``"max"``.
         pool_size (int): Side of the average pool before ``"max"``, in pixels; stride 1. Defaults to ``16``.
         top_fraction (float): Part of the pixels that ``"top"`` takes the mean of, rounded, at least one. Defaults to
             ``0.02``.
