@@ -6,7 +6,7 @@ python benchmarks/drift.py --model model.xml
 
 import csv
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +34,12 @@ def drift(
     folder: Path | None = None,
     output: Path = RESULTS / "drift.csv",
     good: str = "test/good",
-    count: int = 60,
+    count: int = 120,
     seed: int = 0,
 ) -> None:
-    """Change good images, predict them and look for drift; add the rows to a csv file.
+    """Change every second good image, predict them and look for drift; add the rows to a csv file.
+
+    The others are the reference, as they are.
 
     Args:
         model: Exported file of a model with `product_calibration`.
@@ -52,9 +54,11 @@ def drift(
         if folder is None:
             folder = Path(place) / "fresh SyntheticProducts"
             _generate(folder, good, count, seed)
-        rows = [{"images_of": folder.name, **row, **origin(CPU, seed)} for row in _of_changes(model, folder, good)]
-    add_rows(output, rows, ["images_of", "change", "product"])
-    show(output, ["change", "product", "images", "false_alarms", "unknown", "times", "lowest", "highest", "drift"])
+        found = list(_of_changes(model, folder, good, Path(place)))
+    rows = [{"images_of": folder.name, **row, **origin(CPU, seed)} for row in found]
+    same = ["images_of", "change", "compared_with", "product"]
+    add_rows(output, rows, same)
+    show(output, [*same[1:], "images", "false_alarms", "unknown", "times", "lowest", "highest", "drift"])
 
 
 def _generate(folder: Path, good: str, count: int, seed: int) -> None:
@@ -65,31 +69,40 @@ def _generate(folder: Path, good: str, count: int, seed: int) -> None:
             Image.fromarray(pixels).save(folder / name / good / f"{number:03}.png")
 
 
-def _of_changes(model: Path, folder: Path, good: str) -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = []
+def _of_changes(model: Path, folder: Path, good: str, place: Path) -> Iterator[dict[str, object]]:
+    """Of each change, compared with the calibration, and with every second image as it is."""
+    reference = _predict(model, folder, good, CHANGES["none"], 1, place / "reference")
     for name, change in CHANGES.items():
-        with tempfile.TemporaryDirectory() as place:
-            images, predicted, found = (Path(place) / part for part in ("images", "predictions", "drift"))
-            for file in sorted(folder.glob(f"*/{good}/*")):
-                target = images / file.relative_to(folder).parts[0] / f"{file.stem}.png"
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with Image.open(file) as image:
-                    change(image.convert("RGB")).save(target)
-            predict(model, [images], predicted, heatmaps=False)
-            report = report_drift([predicted / PREDICTIONS], model, output=found)
-            print(name, *report.sentences, sep="\n  ")
-            rows += [{"change": name, **row} for row in _rows(predicted / PREDICTIONS, found / TABLE, images)]
-    return rows
+        predicted = _predict(model, folder, good, change, 0, place / name)
+        for to, known in {"calibration": None, "reference": reference}.items():
+            report = report_drift([predicted], model, known, output=place / name / to)
+            print(f"{name}, compared with the {to}", *report.sentences, sep="\n  ")
+            for row in _rows(predicted, place / name / to / TABLE):
+                yield {"change": name, "compared_with": to, **row}
 
 
-def _rows(predictions: Path, table: Path, images: Path) -> list[dict[str, object]]:
+def _predict(
+    model: Path, folder: Path, good: str, change: Callable[[Image.Image], Image.Image], half: int, place: Path
+) -> Path:
+    """Predict every second image of each product, changed; return the table."""
+    for product in sorted(folder.iterdir()):
+        for file in sorted((product / good).glob("*"))[half::2]:
+            target = place / "images" / product.name / f"{file.stem}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with Image.open(file) as image:
+                change(image.convert("RGB")).save(target)
+    predict(model, [place / "images"], place / "predictions", heatmaps=False)
+    return place / "predictions" / PREDICTIONS
+
+
+def _rows(predictions: Path, table: Path) -> list[dict[str, object]]:
     """A row for each product, by the folder of its images, and one for all of them."""
     with predictions.open(newline="", encoding="utf-8") as opened:
         predicted = list(csv.DictReader(opened))
     with table.open(newline="", encoding="utf-8") as opened:
         compared = {row["product"]: row for row in csv.DictReader(opened) if row["window"] == "all"}
     rows: list[dict[str, object]] = []
-    for product in sorted(path.name for path in images.iterdir()):
+    for product in sorted({Path(row["path"]).parent.name for row in predicted}):
         decisions = np.array([row["decision"] for row in predicted if Path(row["path"]).parent.name == product])
         of = compared.get(product, {})
         rows.append(

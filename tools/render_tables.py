@@ -27,7 +27,6 @@ from anomalib_uniad.metrics.run_files import to_markdown
 
 RESULTS = Path(__file__).parents[1] / "results"
 BLOCK = re.compile(r"(<!-- (table|arguments): (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-WARNINGS = ("higher", "lower", "anomalous")  # of drift
 TABLES: dict[str, Callable[[Path], str]] = {}
 NOT_YET = "Not measured yet."
 METRICS = ("image_AUROC", "image_AP", "image_F1Max", "pixel_AUROC", "pixel_AP", "pixel_F1Max", "pixel_AUPRO")
@@ -282,18 +281,23 @@ def data_check(rows: pd.DataFrame) -> str:
 @once_measured
 def drift(rows: pd.DataFrame) -> str:
     """False alarms and warnings in other light and out of focus."""
-    products = rows[rows["product"] != "(all)"]
-    columns: dict[str, list[str]] = {"good images": [], "false alarms": [], "of unknown products": [], "warnings": []}
+    columns: dict[str, list[str]] = {"good images": [], "false alarms": [], "of unknown products": []}
+    columns |= {f"warnings, {to}": [] for to in ("calibration", "reference")}
     for change, part in rows.groupby("change", sort=False):
-        whole, each = part[part["product"] == "(all)"].iloc[0], part[part["product"] != "(all)"]
-        warned = [f"{row.product} ({row.drift})" for row in each.itertuples() if row.drift in WARNINGS]
-        warned += ["unknown products"] if whole["drift"] == "unknown" else []
+        whole = part[part["product"] == "(all)"].iloc[0]
         columns["good images"].append("as they are" if change == "none" else str(change))
-        columns["false alarms"].append(f"{100 * whole['false_alarms'] / whole['images']:.1f} %")
-        columns["of unknown products"].append(f"{100 * whole['unknown'] / whole['images']:.1f} %")
-        columns["warnings"].append(", ".join(warned) or "none")
-    images = products["images"].iloc[0]
-    return f"{markdown(columns)}\n\n{images} images of each of {products['product'].nunique()} products."
+        for name, counted in (("false alarms", "false_alarms"), ("of unknown products", "unknown")):
+            columns[name].append(f"{100 * whole[counted] / whole['images']:.1f} %")
+        for to, compared in part.groupby("compared_with"):
+            named = compared.replace({"product": {"(all)": "unknown products"}})
+            warned = named[named["drift"].isin(["higher", "lower", "anomalous", "unknown"])]
+            words = [
+                f"{row.product}: {row.drift}" if row.drift != "unknown" else row.product for row in warned.itertuples()
+            ]
+            columns[f"warnings, {to}"].append(", ".join(words) or "none")
+    products = rows[rows["product"] != "(all)"]
+    images, count = products["images"].iloc[0], products["product"].nunique()
+    return f"{markdown(columns)}\n\n{images} images of each of {count} products, and as many others for the reference."
 
 
 @once_measured

@@ -85,7 +85,7 @@ def report_drift(
         for label, count in _windows(len(found.unknown), window)
         if len(found.unknown) >= LEAST_IMAGES
     ]
-    since = "at calibration" if reference is None else f"in {reference.name}"
+    since = "at calibration" if reference is None else f"in {reference}"
     sentences = [
         _sentence(name, compared[name], since) if name in compared else _nothing(name, len(series.scores), name in good)
         for name, series in sorted(found.products.items())
