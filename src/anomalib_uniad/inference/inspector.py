@@ -196,10 +196,13 @@ class Inspector:
         for output in outputs:
             if output.error:
                 raise InputError(output.error)
+        return [self._judged(output, name) for output, name in zip(outputs, names, strict=True)]
+
+    def _judged(self, output: Output, product: str) -> Inspection:
         try:
-            return [self._judge(output, name) for output, name in zip(outputs, names, strict=True)]
+            return self._judge(output, product)
         except RegionError as error:
-            raise InputError(f"An image cannot be judged: {error}.") from error
+            raise InputError(f"{output.file.path} cannot be judged: {error}.") from error
 
     def _prepare(self, image: NDArray, number: int) -> Output:
         pixels, metadata = np.asarray(image), self._compiled.metadata

@@ -89,7 +89,7 @@ def test_each_product_has_its_own(tmp_path: Path) -> None:
     file.write_text("products: {bottle: {mask: right.png}}")
     inspector = Inspector(tmp_path / "model.xml", regions_of_interest=file)
     assert inspector.inspect(frame(), "cable").region_of_interest is None
-    with pytest.raises(ValueError, match="not known which product it shows"):
+    with pytest.raises(ValueError, match="Image 0 cannot be judged: it is not known which product it shows"):
         inspector.inspect(frame())
 
 
