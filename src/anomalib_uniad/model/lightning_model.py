@@ -640,7 +640,7 @@ class UniAD(AnomalibModule):
             found = found._replace(pred_score=torch.where(finite, found.pred_score, raw.pred_score), pred_label=label)
         if judged is None or not self._shows_products:
             return found
-        return WithProduct(*found, judged.product, judged.unknown, raw.pred_score, raw.anomaly_map)  # type: ignore[return-value]
+        return WithProduct(*found, judged.product, judged.unknown, raw.pred_score, raw.anomaly_map)  # type: ignore[arg-type,return-value]
 
     def _covered(self, batch: Any) -> torch.Tensor | None:
         """Where the images of a batch lie in the map, ``(B, 1, H, W)``; ``None`` if nothing is padded."""
