@@ -198,3 +198,22 @@ def test_no_torch(model: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=os.environ)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines()[-1] == "[]"
+
+
+def test_false_warnings_are_rare_where_the_spread_is_from_other_products_too() -> None:
+    """Three good images of each of six products, of which unseen ones rise more or less."""
+    generator = np.random.default_rng(0)
+    warned = 0
+    for _ in range(60):
+        rises = generator.uniform(0, 2.5, 6)
+
+        def unseen(rise: float, count: int, defects: float = 0.0) -> np.ndarray:
+            return production(generator, count, defects, moved=rise)
+
+        known = {str(row): KnownScores(production(generator, 60), unseen(rise, 3)) for row, rise in enumerate(rises)}
+        for limit, rise in zip(limits(known).values(), rises, strict=True):
+            scores = unseen(rise, 50, 0.1)
+            good = GoodScores.of_calibration(limit.good_scores)
+            count = int((scores > limit.threshold).sum())
+            warned += bool(compare("nut", "all", scores, count, good, limit.threshold).drift)
+    assert warned <= 0.01 * 60 * 6
