@@ -346,6 +346,28 @@ def data_check(rows: pd.DataFrame) -> str:
 
 
 @once_measured
+def drift(rows: pd.DataFrame) -> str:
+    """False alarms and warnings in other light and out of focus."""
+    columns: dict[str, list[str]] = {"good images": [], "false alarms": [], "of unknown products": []}
+    columns |= {f"warnings, {to}": [] for to in ("calibration", "reference")}
+    for change, part in rows.groupby("change", sort=False):
+        whole = part[part["product"] == "(all)"].iloc[0]
+        columns["good images"].append("as they are" if change == "none" else str(change))
+        for name, counted in (("false alarms", "false_alarms"), ("of unknown products", "unknown")):
+            columns[name].append(f"{100 * whole[counted] / whole['images']:.1f} %")
+        for to, compared in part.groupby("compared_with"):
+            named = compared.replace({"product": {"(all)": "unknown products"}})
+            warned = named[named["drift"].isin(["higher", "lower", "anomalous", "unknown"])]
+            words = [
+                f"{row.product}: {row.drift}" if row.drift != "unknown" else row.product for row in warned.itertuples()
+            ]
+            columns[f"warnings, {to}"].append(", ".join(words) or "none")
+    products = rows[rows["product"] != "(all)"]
+    images, count = products["images"].iloc[0], products["product"].nunique()
+    return f"{markdown(columns)}\n\n{images} images of each of {count} products, and as many others for the reference."
+
+
+@once_measured
 def messages(rows: pd.DataFrame) -> str:
     """What a user reads after a mistake, and how soon."""
     columns = {

@@ -290,6 +290,40 @@ def check(
         sys.exit(1)
 
 
+def drift(
+    predictions: list[Path],
+    model: Path | None = None,
+    reference: Path | None = None,
+    output: Path = Path("drift"),
+    window: int = 50,
+    defects: float = 0.1,
+    overwrite: bool = False,
+) -> None:
+    """Tell whether the scores of a production have moved: a lamp that ages, a lens out of focus, a camera that moved.
+
+    Compares all images of each product, and its last ones, with the good images of the calibration, or of a reference.
+    Ends with exit code 3 if something has moved, 0 if nothing has. Writes drift.csv and drift.png. Needs neither torch
+    nor anomalib.
+
+    Args:
+        predictions: predictions.csv of `anomalib-uniad predict`, one or several in the order of time.
+        model: The exported file, model.xml or model.onnx, that has predicted them.
+        reference: predictions.csv of a good time, in the place of the calibration.
+        output: Folder of the results.
+        window: How many images the last ones are.
+        defects: Largest usual share of defective images.
+        overwrite: Replace results that are there.
+    """
+    from anomalib_uniad.drift.command import report_drift
+
+    found = report_drift(predictions, model, reference, output, window, defects, overwrite)
+    for sentence in found.sentences:
+        _show(sentence)
+    _show(f"Wrote {found.files[0]} and {found.files[1]}.")
+    if found.drift:
+        sys.exit(3)
+
+
 def make_meta(
     folder: Path,
     output: Path | None = None,
@@ -398,6 +432,7 @@ COMMANDS: dict[str, Any] = {
         "clear": cache_clear,
     },
     "check": check,
+    "drift": drift,
     "import-checkpoint": import_checkpoint,
     "make-meta": make_meta,
     "parity": parity,
@@ -409,6 +444,7 @@ COMMANDS: dict[str, Any] = {
 
 # Arguments that are several paths: name, how many, how the help calls one of them, and what it is.
 _LISTS: dict[Any, tuple[str, str, str, str]] = {
+    drift: ("predictions", "+", "PREDICTIONS", "predictions.csv of `anomalib-uniad predict`, in the order of time."),
     parity: ("models", "*", "MODEL", "Exported file: model.xml, model.onnx or model.pt."),
     predict: ("images", "+", "IMAGES", "Folder, searched at all depths, or image."),
     recalibrate: ("images", "+", "IMAGES", "Folder, searched at all depths, or image."),

@@ -13,6 +13,7 @@ from anomalib.engine import Engine
 from PIL import Image
 
 from anomalib_uniad import MultiCategory, PerCategoryEvaluator, UniAD
+from anomalib_uniad.inference import Inspector
 from anomalib_uniad.inference.command import predict
 from anomalib_uniad.review.table import find_table, read_table
 from helpers import make_mvtec_like
@@ -122,11 +123,41 @@ def test_a_run_is_reviewed(trained: tuple[UniAD, Engine, Path]) -> None:
         assert image.picture == table.file.parent / "images" / Path(*Path(image.path).parts[-4:])
 
 
+@pytest.mark.slow
+def test_regions_of_interest_of_exported_files(trained: tuple[UniAD, Engine, Path], tmp_path: Path) -> None:
+    model, _, folder = trained
+    path = model.to_openvino(tmp_path / "file")
+    (tmp_path / "whole.yaml").write_text("everywhere: {boxes: [[0, 0, 1, 1]]}")
+    (tmp_path / "part.yaml").write_text("products: {bolt: {boxes: [[0, 0, 0.5, 1]]}}")
+    plain, whole, part = (
+        Inspector(path, regions_of_interest=file) for file in (None, tmp_path / "whole.yaml", tmp_path / "part.yaml")
+    )
+    for file in sorted((folder / "data").glob("*/test/*/*.png")):
+        image = np.asarray(Image.open(file))
+        wanted, found, half = (inspector.inspect(image) for inspector in (plain, whole, part))
+        assert (found.raw_score, found.score) == pytest.approx((wanted.raw_score, wanted.score), abs=1e-4)
+        assert (found.decision, found.product) == (wanted.decision, wanted.product)
+        assert (half.region_of_interest is not None) == (wanted.product == "bolt")
+        if wanted.product == "bolt":
+            with torch.no_grad():
+                features = model.model.extract(
+                    model.pre_processor(torch.from_numpy(image.copy()).permute(2, 0, 1)[None] / 255)
+                )
+                raw = model.model.predict(features).anomaly_map
+            inside = torch.zeros(1, 1, 64, 64, dtype=torch.bool)
+            inside[..., :32] = True
+            filled = torch.where(inside, raw, raw[..., :32].min())
+            assert half.raw_score == pytest.approx(float(model.model.score(filled, inside)), abs=1e-3)
+
+
 def test_a_checkpoint_brings_products_and_thresholds(trained: tuple[UniAD, Engine, Path]) -> None:
     model, _, folder = trained
     loaded = UniAD.load_from_checkpoint(next(folder.rglob("model.ckpt")))
     assert loaded.products == model.products
     assert loaded.category_thresholds == model.category_thresholds
+    assert loaded.metadata.good_scores == model.metadata.good_scores
+    measured = model.metadata.good_scores["bolt"]
+    assert 0 < measured["middle"] < model.category_thresholds["bolt"]["image"]
     images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for one, other in zip(loaded.eval()(images), model.eval()(images), strict=True):

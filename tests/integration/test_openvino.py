@@ -15,6 +15,7 @@ import torch
 from anomalib.engine import Engine
 from anomalib.metrics import AUROC
 from anomalib.models.components.base.export_mixin import ExportMixin
+from PIL import Image
 from torch import nn
 
 from anomalib_uniad import MultiCategory, UniAD
@@ -293,9 +294,9 @@ def test_snippets_of_the_docs(trained, exported: Path, monkeypatch, capsys) -> N
     monkeypatch.chdir(exported.parent)
     blocks = re.findall(r"```python\n(.*?)```", DEPLOYMENT.read_text(encoding="utf-8"), re.DOTALL)
     snippets = [block for block in blocks if '"model.xml"' in block]
-    assert len(snippets) == 2
+    assert len(snippets) == 3
     for snippet in snippets:
-        exec(snippet, {})
+        exec(snippet, {"frame": np.asarray(Image.open("new.png").convert("RGB"))})
     described, scored = capsys.readouterr().out.splitlines()[-2:]
     assert re.fullmatch(r"[01](\.\d+)? (True|False) \(1, 1, 64, 64\)", scored)
     assert described.startswith("('bottle', 'cable') {'image': ")

@@ -15,6 +15,7 @@ from anomalib_uniad import UniAD
 from anomalib_uniad.cli import main
 from anomalib_uniad.inference import ModelMetadata
 from anomalib_uniad.inference.compiled import compile_file
+from anomalib_uniad.inference.heatmap import caption_height
 from anomalib_uniad.inference.images import find_images
 from anomalib_uniad.inference.predictor import Predictor
 from helpers import write_image
@@ -152,4 +153,6 @@ def test_command(exported: dict[str, Path], images: Path, tmp_path: Path, capsys
         heatmap = tmp_path / "heatmaps" / Path(row["path"]).relative_to(images).with_suffix(".png")
         assert heatmap.is_file() != bool(row["error"])
         if not row["error"]:
-            assert Image.open(heatmap).size == Image.open(row["path"]).size
+            width, height = Image.open(row["path"]).size
+            assert Image.open(heatmap).size == (width, height + caption_height(width))
+            assert Image.open(tmp_path / row["mask"]).size == (width, height)

@@ -22,7 +22,7 @@ OUTPUTS = ("pred_score", "pred_label", "anomaly_map", "pred_mask")
 class WithProduct(NamedTuple):
     """anomalib's outputs for B images, and what a model that recognises products knows besides.
 
-    anomalib's inferencers and OpenVINO's Model API refuse files with outputs that they do not know. So the last three
+    anomalib's inferencers and OpenVINO's Model API refuse files with outputs that they do not know. So the last four
     are inner tensors of the files, which keep their names.
 
     Attributes:
@@ -33,6 +33,7 @@ class WithProduct(NamedTuple):
         product (torch.Tensor): Number of the product ``(B,)``.
         unknown_product (torch.Tensor): Whether it is of none of the known ones ``(B,)``.
         uncalibrated_score (torch.Tensor): ``(B,)``.
+        uncalibrated_map (torch.Tensor): ``(B, 1, H, W)``.
     """
 
     pred_score: torch.Tensor
@@ -42,6 +43,7 @@ class WithProduct(NamedTuple):
     product: torch.Tensor
     unknown_product: torch.Tensor
     uncalibrated_score: torch.Tensor
+    uncalibrated_map: torch.Tensor
 
 
 def metadata_of(
@@ -54,6 +56,8 @@ def metadata_of(
     geometry: Geometry | None = None,
     products: Sequence[str] = (),
     typical_scores: Sequence[float] = (),
+    good_scores: Mapping[str, Mapping[str, float]] | None = None,
+    image_score: Mapping[str, Any] | None = None,
 ) -> ModelMetadata:
     """Collect the metadata of a model for its exported file, without values that are unknown or not learned yet.
 
@@ -68,6 +72,9 @@ def metadata_of(
         geometry (Geometry | None): Crop and padding. Defaults to ``None``, neither.
         products (Sequence[str]): Names of the products that it recognises. Defaults to ``()``.
         typical_scores (Sequence[float]): Typical score of a good image of each. Defaults to ``()``.
+        good_scores (Mapping[str, Mapping[str, float]] | None): What was measured of the scores of good images of each.
+            Defaults to ``None``, nothing.
+        image_score (Mapping[str, Any] | None): How a score follows from a map. Defaults to ``None``, not known.
 
     Returns:
         ModelMetadata: The metadata, without the precision.
@@ -100,6 +107,8 @@ def metadata_of(
         value_range=value_range,
         products=tuple(products),
         typical_scores=_finite(dict(zip(products, typical_scores, strict=True))),
+        good_scores={name: dict(measured) for name, measured in (good_scores or {}).items()},
+        image_score=dict(image_score or {}),
     )
 
 

@@ -26,6 +26,7 @@ def predict(
     thresholds: Path | None = None,
     heatmaps: bool = True,
     minimum_area: int = 0,
+    regions_of_interest: Path | None = None,
     overwrite: bool = False,
     device: str = "CPU",
     precision_hint: Literal["f32", "bf16", "auto"] = "f32",
@@ -47,6 +48,8 @@ def predict(
         heatmaps: Write `heatmaps/<path of the image>.png`, the image with its anomaly map over it, and
             `masks/<path of the image>.png`.
         minimum_area: Defective regions of fewer pixels are left out of masks and regions.
+        regions_of_interest: regions.yaml with the part of each product's images that counts: scores, decisions, masks
+            and regions are of that part alone. Default: all of each image.
         overwrite: Replace files that are there; heatmaps of images that are not predicted now stay.
         device: OpenVINO's name of the device, for example CPU, GPU or AUTO.
         precision_hint: Precision of the computation. "f32" gives the numbers of torch; "bf16" is faster on processors
@@ -66,6 +69,7 @@ def predict(
             thresholds,
             heatmaps,
             minimum_area,
+            regions_of_interest,
             overwrite,
             device,
             precision_hint,
@@ -90,6 +94,7 @@ def _predict(
     thresholds: Path | None,
     heatmaps: bool,
     minimum_area: int,
+    regions_of_interest: Path | None,
     overwrite: bool,
     device: str,
     precision_hint: Literal["f32", "bf16", "auto"],
@@ -108,7 +113,7 @@ def _predict(
         _say(f"{device} cannot compute in bf16 here; the model runs in f32.", stderr=True)
     if heatmaps and "anomaly_map" not in compiled.outputs:
         raise InputError(f"{model} puts out no anomaly map: leave the heatmaps out with --heatmaps false.")
-    judge = Judge(compiled, minimum_area, category, thresholds)
+    judge = Judge(compiled, minimum_area, category, thresholds, regions_of_interest)
     for file in files:
         judge.decider.category_of(file.path)  # report mistakes before the work
     with Writer(output, files, heatmaps, overwrite, judge.origin) as writer:
@@ -124,16 +129,24 @@ def _run(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from .regions_of_interest import RegionError
+
     def finish(output: "Output") -> None:
         if output.image is None or output.error:
             return
-        output.inspection = judge(output)
+        try:
+            output.inspection = judge(output)
+        except RegionError as error:  # of this image alone
+            output.error = f"{output.file.path} cannot be judged: {error}."
+            return
         if heatmaps:
             try:
                 writer.pictures(output.file, output.image, output.inspection)
             except OSError as error:  # the prediction goes on
                 output.error = f"The heatmap of {output.file.path} cannot be written: {error}."
-        output.inspection = replace(output.inspection, anomaly_map=None)  # until its row is written, it waits in memory
+        output.inspection = replace(
+            output.inspection, anomaly_map=None, region_of_interest=None
+        )  # until its row is written, it waits in memory
 
     counts: Counter[str] = Counter()
     console = Console(stderr=True, highlight=False)

@@ -20,6 +20,7 @@ PrecisionHint = Literal["f32", "bf16", "auto"]
 
 PRODUCT_TENSORS = ("product", "unknown_product", "uncalibrated_score")
 """Inner tensors of files of models that recognise products."""
+_PRODUCT_MAP = "uncalibrated_map"  # another one, which files of earlier versions do not have
 
 _VIRTUAL_DEVICES = {"AUTO", "BATCH", "HETERO", "MULTI"}
 
@@ -33,7 +34,8 @@ class Compiled:
         batch_size (int): Images per request.
         size (tuple[int, int] | None): Height and width of images; ``None`` for images of any size.
         outputs (dict[str, int]): Position of each output by name: ``pred_score``, ``anomaly_map`` and others; of models
-            that recognise products also ``product``, ``unknown_product`` and ``uncalibrated_score``.
+            that recognise products also ``product``, ``unknown_product``, ``uncalibrated_score`` and, if the file has
+            it, ``uncalibrated_map``.
         raw_outputs (dict[str, int]): Position of the raw values of outputs that are cut to [0, 1], by name.
         metadata (ModelMetadata): Metadata of the file.
         hash (str): Of the file with its weights.
@@ -103,18 +105,17 @@ def compile_file(
     known = {*_VIRTUAL_DEVICES, *available, *(name.split(".")[0] for name in available)}  # GPU.1 is one of GPU
     if device not in known and device.split(":")[0] not in _VIRTUAL_DEVICES:
         raise InputError(f"There is no device {device!r}; this machine has {', '.join(available)}, and there is AUTO.")
-    try:
-        model = core.read_model(file)
-    except RuntimeError as error:
-        raise InputError(f"{file} is not a model that OpenVINO can read: {_last_line(error)}") from error
+    model = _read_model(core, file)
     metadata = ModelMetadata.read(model, file)
     outputs = {name: index for index, output in enumerate(model.outputs) for name in output.names}
     _check_ports(file, model, outputs)
     raw = {name: raw_values_of(model.output(name)) for name in ("pred_score", "anomaly_map") if name in outputs}
     if metadata.products:  # whose own tensor has the score from before the calibration
         raw = {}
-        outputs |= {name: len(model.outputs) + index for index, name in enumerate(PRODUCT_TENSORS)}
-        model.add_outputs(list(PRODUCT_TENSORS))
+        inner = {name for node in model.get_ops() for port in node.outputs() for name in port.names}
+        added = [*PRODUCT_TENSORS, *({_PRODUCT_MAP} & inner)]
+        outputs |= {name: len(model.outputs) + index for index, name in enumerate(added)}
+        model.add_outputs(added)
     cut = {name: port for name, port in raw.items() if port is not None}
     raw_outputs = {name: len(model.outputs) + index for index, name in enumerate(cut)}
     if cut:
@@ -141,6 +142,30 @@ def compile_file(
     except RuntimeError as error:
         raise InputError(f"OpenVINO cannot compile {file} for {device} with {config}: {_last_line(error)}") from error
     return Compiled(compiled, batch_size, size, outputs, raw_outputs, metadata, _hash_of(file))
+
+
+def read_metadata(file: Path) -> tuple[ModelMetadata, str]:
+    """Read the metadata of a model that anomalib has exported, and its hash, without compiling it.
+
+    Args:
+        file (Path): As of :func:`compile_file`.
+
+    Returns:
+        tuple[ModelMetadata, str]: The metadata, and the hash of the file with its weights.
+
+    Raises:
+        FileNotFoundError: If the file or the weights beside it are not there.
+        ValueError: If it is no such model, or its metadata is malformed.
+    """
+    file = _check_files(file)
+    return ModelMetadata.read(_read_model(ov.Core(), file), file), _hash_of(file)
+
+
+def _read_model(core: ov.Core, file: Path) -> ov.Model:
+    try:
+        return core.read_model(file)
+    except RuntimeError as error:
+        raise InputError(f"{file} is not a model that OpenVINO can read: {_last_line(error)}") from error
 
 
 def _hash_of(file: Path) -> str:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Raw score, normalised score and decision from the output of a model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
@@ -131,6 +131,39 @@ class Decider:
             threshold = self._metadata.threshold_of("image")
             anomalous = None if threshold is None else raw > threshold
         return Decision(category, raw, normalised, threshold, anomalous)
+
+    def rescored(self, output: Output, raw: float) -> Output:
+        """An output with another raw score, as the model would have put it out.
+
+        Args:
+            output (Output): Of the model.
+            raw (float): Of its image.
+        """
+        metadata, changed = self._model, replace(output, score=raw, raw_score=raw)
+        if output.product is None and not self.normalised:
+            return changed
+        if output.product is None:
+            changed.score = float(np.clip((raw - (self._center or 0)) / (self._width or 1) + 0.5, 0, 1))
+        else:
+            name = metadata.products[output.product]
+            threshold = metadata.category_thresholds.get(name, {}).get("image")
+            if output.unknown or threshold is None:
+                changed.score = output.score
+                return changed
+            changed.score = float(_normalised(raw, threshold, metadata.typical_scores[name]))
+        changed.label = changed.score > 1 - metadata.normalization.get("image_sensitivity", 0.5)
+        return changed
+
+    def product_of(self, output: Output, category: str = "") -> str:
+        """Name of the product that an image is judged as; empty if it is not known.
+
+        Args:
+            output (Output): Of the model.
+            category (str): What was given. Defaults to ``""``, nothing.
+        """
+        if category or output.product is None or output.unknown:
+            return category
+        return self._metadata.products[output.product]
 
     def shown_map(self, output: Output, category: str | None = None) -> np.ndarray:
         """Scale the map of an image to [0, 1] for a heatmap.

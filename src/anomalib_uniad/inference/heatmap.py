@@ -64,6 +64,8 @@ def draw_heatmap(image: np.ndarray, values: np.ndarray) -> Image.Image:
 def draw_inspection(image: np.ndarray, inspection: Inspection) -> Image.Image:
     """Draw what a model says: the heatmap with the outline of the mask, and decision, score and product below it.
 
+    A black line is around the region of interest.
+
     Args:
         image (np.ndarray): ``(H, W, 3)``, from 0 to 255.
         inspection (Inspection): With its map.
@@ -73,12 +75,13 @@ def draw_inspection(image: np.ndarray, inspection: Inspection) -> Image.Image:
     """
     values = inspection.anomaly_map
     drawn = draw_heatmap(image, np.full(image.shape[:2], np.nan) if values is None else values)
-    if inspection.mask is not None and inspection.mask.any():
-        import cv2  # see regions
+    for part, colour in ((inspection.region_of_interest, (0, 0, 0)), (inspection.mask, (255, 255, 255))):
+        if part is not None and part.any():
+            import cv2  # see regions
 
-        outlines, _ = cv2.findContours(inspection.mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        width = max(1, round(min(image.shape[:2]) / 200))
-        drawn = Image.fromarray(cv2.drawContours(np.array(drawn), outlines, -1, (255, 255, 255), width))
+            outlines, _ = cv2.findContours(part.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+            width = max(1, round(min(image.shape[:2]) / 200))
+            drawn = Image.fromarray(cv2.drawContours(np.array(drawn), outlines, -1, colour, width))
     score = inspection.raw_score if inspection.score is None else inspection.score
     words = (inspection.decision, "" if score is None else f"{score:.3g}", inspection.product)
     text = "  ".join(filter(None, words))

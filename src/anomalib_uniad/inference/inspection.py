@@ -23,10 +23,11 @@ class Inspection:
         score (float | None): From 0 to 1, 0.5 at the threshold; ``None`` if the model does not normalise.
         raw_score (float | None): As trained; ``None`` if the file does not have it.
         threshold (float | None): Of the raw score.
-        anomaly_map (NDArray[np.float32] | None): ``(H, W)``, from 0 to 1, NaN outside of the model's crop; ``None`` if
-            the model has no map.
+        anomaly_map (NDArray[np.float32] | None): ``(H, W)``, from 0 to 1, NaN outside of the model's crop and of the
+            region of interest; ``None`` if the model has no map.
         mask (NDArray[np.bool_] | None): ``(H, W)``, what is defective; ``None`` without map or threshold.
         regions (list[Region]): Connected parts of the mask, the highest peak first.
+        region_of_interest (NDArray[np.bool_] | None): ``(H, W)``, what counts; ``None`` if all of the image does.
     """
 
     decision: Word
@@ -37,3 +38,4 @@ class Inspection:
     anomaly_map: NDArray[np.float32] | None = field(default=None, repr=False)
     mask: NDArray[np.bool_] | None = field(default=None, repr=False)
     regions: list[Region] = field(default_factory=list)
+    region_of_interest: NDArray[np.bool_] | None = field(default=None, repr=False)

@@ -16,6 +16,8 @@ from .images import ImageFile
 from .inspection import Inspection, Word
 from .predictor import Output, Requests
 from .regions import find_regions
+from .regions_of_interest import RegionError, RegionsOfInterest, on_map
+from .score import score_map
 from .thresholds_file import GivenThresholds
 
 
@@ -27,6 +29,7 @@ class Judge:
         minimum_area (int): Defective regions of fewer pixels are left out of mask and regions. Defaults to ``0``.
         category (str): As of :class:`~anomalib_uniad.inference.decision.Decider`. Defaults to ``""``.
         thresholds (Path | None): ``thresholds.yaml`` by which to decide. Defaults to ``None``, as the model does.
+        regions_of_interest (Path | None): ``regions.yaml``, outside of which nothing counts. Defaults to ``None``.
 
     Attributes:
         origin (tuple[str, str]): Hashes of the model and of the thresholds by which is decided.
@@ -36,7 +39,12 @@ class Judge:
     """
 
     def __init__(
-        self, compiled: Compiled, minimum_area: int = 0, category: str = "", thresholds: Path | None = None
+        self,
+        compiled: Compiled,
+        minimum_area: int = 0,
+        category: str = "",
+        thresholds: Path | None = None,
+        regions_of_interest: Path | None = None,
     ) -> None:
         if minimum_area < 0:
             raise InputError(f"minimum_area must be at least 0 pixels, got {minimum_area}.")
@@ -46,8 +54,15 @@ class Judge:
             given = GivenThresholds.read(thresholds).put_into(compiled.metadata, thresholds)
         self.decider = Decider(compiled.metadata, decides, has_raw, category, given)
         self.origin = (compiled.hash, (given or compiled.metadata).hash_of_thresholds())
-        self._geometry = compiled.metadata.geometry
+        self._geometry, self._image_score = compiled.metadata.geometry, compiled.metadata.image_score
         self._minimum_area = minimum_area
+        self._interest = RegionsOfInterest()
+        if regions_of_interest is not None:
+            self._interest = RegionsOfInterest.read(regions_of_interest)
+            normalised = self.decider.normalised or bool(compiled.metadata.products)
+            raw = "anomaly_map" in (compiled.raw_outputs if normalised else compiled.outputs)
+            has_raw_map = raw or "uncalibrated_map" in compiled.outputs
+            self._interest.check(compiled.metadata, has_raw_map, regions_of_interest)
 
     def __call__(self, output: Output, product: str | None = None, maps: bool = True) -> Inspection:
         """Judge an image.
@@ -57,8 +72,12 @@ class Judge:
             product (str | None): What it shows, empty if that is not known. Defaults to ``None``: by its path, if the
                 category is ``"auto"``.
             maps (bool): Whether map, mask and regions are wanted. Defaults to ``True``.
+
+        Raises:
+            RegionError: If the region of interest does not fit to the image.
         """
         product = self.decider.category_of(output.file.path) if product is None else product
+        output, inside = self._look_inside(output, product)
         found = self.decider.decide(output, product)
         word: Word = "undecided" if found.anomalous is None else "anomalous" if found.anomalous else "normal"
         word = "unknown" if found.unknown else word
@@ -67,11 +86,25 @@ class Judge:
             return Inspection(word, found.category, *scores)
         size = (output.image.shape[0], output.image.shape[1])
         shown = map_to_image(self.decider.shown_map(output, product), size, self._geometry)
+        if inside is not None:
+            shown[~inside] = np.nan
         threshold = self.decider.mask_threshold(found)
         if threshold is None:
-            return Inspection(word, found.category, *scores, shown)
+            return Inspection(word, found.category, *scores, shown, region_of_interest=inside)
         mask, regions = find_regions(shown, threshold, self._minimum_area)
-        return Inspection(word, found.category, *scores, shown, mask, regions)
+        return Inspection(word, found.category, *scores, shown, mask, regions, inside)
+
+    def _look_inside(self, output: Output, product: str) -> tuple[Output, NDArray[np.bool_] | None]:
+        """The output with the score of the region of interest, and that region ``(H, W)``, if it has one."""
+        region = self._interest.region_of(self.decider.product_of(output, product))
+        if region is None and self._interest.products and not product and output.product is None:
+            raise RegionError("it is not known which product it shows, by which its region of interest is chosen")
+        raw_map = output.anomaly_map if output.raw_map is None else output.raw_map
+        if region is None or output.image is None or raw_map is None:
+            return output, None
+        inside = region.of(output.image.shape[:2])
+        part = on_map(inside, (raw_map.shape[0], raw_map.shape[1]), self._geometry)
+        return self.decider.rescored(output, score_map(raw_map, part, **self._image_score)), inside
 
 
 class Inspector:
@@ -87,6 +120,8 @@ class Inspector:
         minimum_area (int): Defective regions of fewer pixels are left out of mask and regions. Defaults to ``0``.
         thresholds (Path | str | None): ``thresholds.yaml`` by which to decide, for example of ``anomalib-uniad
             review``. Defaults to ``None``, as the model has learned.
+        regions_of_interest (Path | str | None): ``regions.yaml`` with the part of each product's images that counts.
+            Defaults to ``None``, all of it.
 
     Raises:
         FileNotFoundError: If the file is not there.
@@ -106,10 +141,12 @@ class Inspector:
         threads: int = 0,
         minimum_area: int = 0,
         thresholds: Path | str | None = None,
+        regions_of_interest: Path | str | None = None,
     ) -> None:
         self._compiled = compile_file(Path(model), device, precision_hint, threads, "LATENCY")
         given = None if thresholds is None else Path(thresholds)
-        self._judge = Judge(self._compiled, minimum_area, thresholds=given)
+        regions = None if regions_of_interest is None else Path(regions_of_interest)
+        self._judge = Judge(self._compiled, minimum_area, thresholds=given, regions_of_interest=regions)
         self._requests = Requests(self._compiled)
 
     @property
@@ -159,7 +196,13 @@ class Inspector:
         for output in outputs:
             if output.error:
                 raise InputError(output.error)
-        return [self._judge(output, name) for output, name in zip(outputs, names, strict=True)]
+        return [self._judged(output, name) for output, name in zip(outputs, names, strict=True)]
+
+    def _judged(self, output: Output, product: str) -> Inspection:
+        try:
+            return self._judge(output, product)
+        except RegionError as error:
+            raise InputError(f"{output.file.path} cannot be judged: {error}.") from error
 
     def _prepare(self, image: NDArray, number: int) -> Output:
         pixels, metadata = np.asarray(image), self._compiled.metadata

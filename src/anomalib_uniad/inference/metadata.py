@@ -26,6 +26,7 @@ SECTION = "model_info"
 _ONNX_SECTION = "framework"  # where OpenVINO puts the metadata_props of an ONNX file
 _TEXTS = ("model", "version", "precision")
 _RANGE = ("image_min", "image_max", "pixel_min", "pixel_max")
+REDUCTIONS = ("max", "top", "mean", "std")
 _SENSITIVITY = ("image_sensitivity", "pixel_sensitivity")
 
 
@@ -55,6 +56,13 @@ class ModelMetadata:
             inner tensor ``product``; scores and maps are then on one scale for all of them, with thresholds at 0.
             Defaults to ``()``, it recognises none.
         typical_scores (dict[str, float]): Typical raw score of a good image of each product. Defaults to ``{}``.
+        good_scores (dict[str, dict[str, float]]): What was measured on good images of each product that were not
+            trained on: ``"middle"``, the geometric mean of their raw scores, ``"images"``, from how many, ``"spread"``,
+            the standard deviation of the logarithms, and ``"freedom"``, its degrees of freedom, to which images of
+            other products contribute. Defaults to ``{}``.
+        image_score (dict[str, Any]): How the raw score of an image follows from its raw map: the arguments
+            ``reduction``, ``pool_size`` and ``top_fraction`` of :func:`~anomalib_uniad.inference.score.score_map`.
+            Defaults to ``{}``, not known.
 
     Examples:
         >>> metadata = ModelMetadata(model="UniAD", image_size=(224, 224), thresholds={"image": 12.5})
@@ -78,6 +86,8 @@ class ModelMetadata:
     precision: str | None = None
     products: tuple[str, ...] = ()
     typical_scores: dict[str, float] = field(default_factory=dict)
+    good_scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    image_score: dict[str, Any] = field(default_factory=dict)
 
     def to_properties(self) -> dict[str, str]:
         """Return the known values as text, as they are written into a file.
@@ -242,6 +252,23 @@ def _typical_scores(value: Any) -> dict[str, float]:
     return _numbers(value, tuple(_mapping(value)))
 
 
+def _good_scores(value: Any) -> dict[str, dict[str, float]]:
+    keys = ("middle", "images", "spread", "freedom")
+    found = {name: _numbers(measured, keys) for name, measured in _mapping(value).items()}
+    for name, measured in found.items():
+        if set(measured) != set(keys) or not all(number > 0 or key == "spread" for key, number in measured.items()):
+            raise InputError(f"{name!r} must have {', '.join(keys)}, all positive, got {measured}")
+    return found
+
+
+def _image_score(value: Any) -> dict[str, Any]:
+    rule = _mapping(value)
+    numbers = _numbers({key: rule.get(key) for key in ("pool_size", "top_fraction")}, ("pool_size", "top_fraction"))
+    if rule.get("reduction") not in REDUCTIONS or numbers["pool_size"] < 1 or not 0 < numbers["top_fraction"] <= 1:
+        raise InputError(f"it must have a known reduction, pool_size and top_fraction, got {value!r}")
+    return {"reduction": rule["reduction"], **numbers, "pool_size": int(numbers["pool_size"])}
+
+
 def _normalization(value: Any) -> dict[str, float]:
     numbers = _numbers(value, _RANGE + _SENSITIVITY)
     for level in ("image", "pixel"):
@@ -263,4 +290,6 @@ _READERS = {
     "value_range": check_value_range,
     "products": _names,
     "typical_scores": _typical_scores,
+    "good_scores": _good_scores,
+    "image_score": _image_score,
 }

@@ -119,8 +119,9 @@ class Requests:
                 output.label = bool(named["pred_label"].reshape(-1)[index])
             if "anomaly_map" in named:
                 output.anomaly_map = named["anomaly_map"][index].reshape(named["anomaly_map"].shape[-2:])
-            if "anomaly_map" in raw:
-                output.raw_map = raw["anomaly_map"][index].reshape(raw["anomaly_map"].shape[-2:])
+            raw_map = raw.get("anomaly_map", named.get("uncalibrated_map"))
+            if raw_map is not None:
+                output.raw_map = raw_map[index].reshape(raw_map.shape[-2:])
 
     def _request(self, request: ov.InferRequest, images: np.ndarray) -> list[np.ndarray]:
         """Images ``(B, H, W, 3)`` -> all outputs."""

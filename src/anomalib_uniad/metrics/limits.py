@@ -17,6 +17,8 @@ from anomalib_uniad.metrics.functional import Floats
 
 LEAST_GOOD = 5
 """Good images of a product without which nothing is decided."""
+LEAST_OWN = 3
+"""Of these, those that were not trained on, without which nothing is said about what is usual."""
 OTHERS = 10.0
 """As how many images of its own those of all other products count, at most, for a product."""
 TYPICAL_RISE = (1.0, 1.5)
@@ -59,11 +61,14 @@ class Limit:
         middle (float): Geometric mean of the scores of good images; NaN if there are too few.
         threshold (float): Scores above it are anomalous; NaN if there are too few good images to tell.
         rule (str): How it was found, and by how many images, for tables.
+        good_scores (dict[str, float]): What the product's own good images say that were not trained on, see
+            ``ModelMetadata``; empty if there are too few.
     """
 
     middle: float
     threshold: float
     rule: str
+    good_scores: dict[str, float] = field(default_factory=dict)
 
 
 def limits(
@@ -138,7 +143,30 @@ def _limit(known: KnownScores, own: Floats, others: Sequence[Floats], rate: floa
         limit = _separating(good, np.log(known.defective), limit)
         rule = f"fewest mistakes: {images}, {len(known.defective)} defective"
     # A product whose images all score the same still has a scale.
-    return Limit(float(np.exp(middle)), float(np.exp(max(limit, middle + 1e-3))), rule)
+    limit = max(limit, middle + 1e-3)
+    return Limit(float(np.exp(middle)), float(np.exp(limit)), rule, _good_scores(of, own, others))
+
+
+def _good_scores(of: tuple[float, float], own: Floats, others: Sequence[Floats]) -> dict[str, float]:
+    """Middle of a product's own distances, and their spread around the middle of each product.
+
+    Products differ in how much higher unseen images score: by how much, only its own can tell.
+    """
+    groups = [group for group in (own, *others) if len(group) > 1]
+    freedoms = np.array([len(group) - 1.0 for group in groups])
+    elsewhere = freedoms.sum() - (len(own) - 1)
+    weights = np.array([1.0 if group is own else min(1.0, OTHERS / max(elsewhere, 1)) for group in groups])
+    if len(own) < LEAST_OWN or (weights * freedoms).sum() < LEAST_GOOD - 1:
+        return {}
+    squares = np.array([np.square(group - group.mean()).sum() for group in groups])
+    spread = (weights @ squares / (weights @ freedoms)) ** 0.5
+    freedom = (weights @ freedoms) ** 2 / (weights**2 @ freedoms)
+    return {
+        "middle": float(np.exp(of[0] + of[1] * own.mean())),
+        "spread": float(of[1] * spread),
+        "images": float(len(own)),
+        "freedom": float(freedom),
+    }
 
 
 def _separating(good: Floats, defective: Floats, wanted: float) -> float:

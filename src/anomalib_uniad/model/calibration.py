@@ -84,7 +84,8 @@ class ProductCalibration(Callback):
         products.calibrate(
             [(image[name].middle, image[name].threshold) for name in names], [learned[name]["pixel"] for name in names]
         )
-        model.calibrated(names, learned, {name: image[name].rule for name in names})
+        good = {name: image[name].good_scores for name in names if image[name].good_scores}
+        model.calibrated(names, learned, {name: image[name].rule for name in names}, good)
         if isinstance(model.post_processor, CalibratedPostProcessor):
             model.post_processor.calibrated()
         self._rows = []

@@ -70,6 +70,7 @@ from .components.neck import FeatureResize
 from .components.padding import BackbonePadding, PaddingMode
 from .components.tiles import size_of_tiles
 from .loss import ReconstructionLoss
+from .products import Judged
 from .torch_model import FeatureNormMode, PositionEmbedding, UniADModel
 from .visualizer import HeatmapVisualizer
 
@@ -254,6 +255,8 @@ class UniAD(AnomalibModule):
         products (list[str]): With ``product_calibration``, names of the products that it recognises, in the order of
             their numbers. Kept in checkpoints and exported files.
         threshold_rules (dict[str, str]): How the threshold of each was found, and by how many images.
+        good_scores (dict[str, dict[str, float]]): What was measured of the scores of good images of each, see
+            ``ModelMetadata``.
         value_range (tuple[float, float] | None): Pixel values that are black and white in images of more than 8 bits,
             those of the datamodule of the training. Kept in checkpoints and exported files.
         training_summary (dict[str, Any]): ``dataset``, ``images``, ``categories``, ``epochs`` and ``seed`` of the
@@ -430,6 +433,7 @@ class UniAD(AnomalibModule):
         self._shows_products = False
         self.products: list[str] = []
         self.threshold_rules: dict[str, str] = {}
+        self.good_scores: dict[str, dict[str, float]] = {}
         self._initial_categories: list[str] = []
         if initial_checkpoint is not None:
             self._start_from(Path(initial_checkpoint))
@@ -622,11 +626,7 @@ class UniAD(AnomalibModule):
         A score that is not finite stays as it is: OpenVINO would cut NaN to 0, the score of a perfect image. Such an
         image is never called normal.
         """
-        prepare = self.pre_processor
-        covered = prepare.covered(batch) if isinstance(prepare, AntialiasedPreProcessor) else None
-        features = self.model.extract(batch if prepare is None else prepare(batch))
-        raw: Any = self.model.predict(features, covered)
-        judged = self.model.judge(features, raw)
+        raw, judged = self.look(batch)
         found: Any = raw if judged is None else InferenceBatch(pred_score=judged.score, anomaly_map=judged.anomaly_map)
         if self.post_processor is not None:
             found = self.post_processor(found)
@@ -637,7 +637,15 @@ class UniAD(AnomalibModule):
         if judged is None or not self._shows_products:
             return found
         shown: Any = WithProduct
-        return shown(*found, judged.product, judged.unknown, raw.pred_score)
+        return shown(*found, judged.product, judged.unknown, raw.pred_score, raw.anomaly_map)
+
+    def look(self, batch: torch.Tensor) -> tuple[Any, Judged | None]:
+        """Raw score and map of images as of :meth:`forward`, and what they are judged to be, if products are known."""
+        prepare = self.pre_processor
+        covered = prepare.covered(batch) if isinstance(prepare, AntialiasedPreProcessor) else None
+        features = self.model.extract(batch if prepare is None else prepare(batch))
+        raw = self.model.predict(features, covered)
+        return raw, self.model.judge(features, raw)
 
     def _covered(self, batch: Any) -> torch.Tensor | None:
         """Where the images of a batch lie in the map, ``(B, 1, H, W)``; ``None`` if nothing is padded."""
@@ -851,6 +859,7 @@ class UniAD(AnomalibModule):
         checkpoint["training_summary"] = dict(self.training_summary)
         checkpoint["value_range"] = self.value_range
         checkpoint["products"], checkpoint["threshold_rules"] = list(self.products), dict(self.threshold_rules)
+        checkpoint["good_scores"] = dict(self.good_scores)
         if self.auto_precision:
             checkpoint["bfloat16"] = self._bfloat16
         if isinstance(self.evaluator, PerCategoryEvaluator):
@@ -879,6 +888,7 @@ class UniAD(AnomalibModule):
         self.value_range = check_value_range(checkpoint.get("value_range"))
         self.products = list(checkpoint.get("products", []))
         self.threshold_rules = dict(checkpoint.get("threshold_rules", {}))
+        self.good_scores = dict(checkpoint.get("good_scores", {}))
         self._bfloat16 = checkpoint.get("bfloat16", True)
         if self._trainer is not None:
             self._check_value_range(getattr(self._trainer, "datamodule", None))
@@ -897,7 +907,11 @@ class UniAD(AnomalibModule):
         return self._loaded_thresholds
 
     def calibrated(
-        self, products: Sequence[str], thresholds: Mapping[str, Mapping[Any, float]], rules: Mapping[str, str]
+        self,
+        products: Sequence[str],
+        thresholds: Mapping[str, Mapping[Any, float]],
+        rules: Mapping[str, str],
+        good_scores: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
         """Take what a calibration has found.
 
@@ -905,7 +919,11 @@ class UniAD(AnomalibModule):
             products (Sequence[str]): Names of the products, in the order of their numbers.
             thresholds (Mapping[str, Mapping[str, float]]): Product -> ``"image"`` and ``"pixel"`` -> threshold.
             rules (Mapping[str, str]): How the threshold of each was found.
+            good_scores (Mapping[str, Mapping[str, float]] | None): What was measured of the scores of good images of
+                each. Defaults to ``None``, as it was.
         """
+        if good_scores is not None:
+            self.good_scores = {name: dict(measured) for name, measured in good_scores.items()}
         self.products, self.threshold_rules = list(products), dict(rules)
         self._loaded_thresholds = {name: dict(levels) for name, levels in thresholds.items()}
         if isinstance(self.evaluator, PerCategoryEvaluator):
@@ -939,6 +957,7 @@ class UniAD(AnomalibModule):
     @property
     def metadata(self) -> ModelMetadata:
         """Metadata of the model for exported files."""
+        score = self.model.score
         return metadata_of(
             type(self).__name__,
             self.input_size,
@@ -949,6 +968,8 @@ class UniAD(AnomalibModule):
             self.geometry,
             self.products,
             [] if self.model.products is None else self.model.products.image[:, 0].tolist(),
+            self.good_scores,
+            {"reduction": score.reduction, "pool_size": score.pool_size, "top_fraction": score.top_fraction},
         )
 
     def to_onnx(  # type: ignore[override]  # as anomalib's, not Lightning's

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import openvino as ov
 import torch
-from anomalib.data import ImageBatch, InferenceBatch
+from anomalib.data import ImageBatch
 
 from anomalib_uniad.errors import InputError
 from anomalib_uniad.inference.compiled import compile_file
@@ -46,12 +46,13 @@ class TorchModel:
 
     def __init__(self, model: Any, file: Path) -> None:
         self.name, self.size_bytes = file.name, file.stat().st_size
-        self._model, self._raw = model.eval(), InferenceBatch()
-        model.model.register_forward_hook(self._keep)
+        self._model = model.eval()
 
     def predict(self, image: np.ndarray) -> ImageResult:
         """Predict an image."""
-        normalised, raw = self.infer(image), self._raw
+        normalised = self.infer(image)
+        with torch.inference_mode():
+            raw, _ = self._model.look(_tensor(image))
         result = ImageResult()
         label = getattr(normalised, "pred_label", None)
         if label is not None and label.dtype == torch.bool:
@@ -65,10 +66,12 @@ class TorchModel:
     @torch.inference_mode()
     def infer(self, image: np.ndarray) -> Any:
         """Predict an image without fetching the result, for measuring."""
-        return self._model(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)
+        return self._model(_tensor(image))
 
-    def _keep(self, module: Any, inputs: Any, output: InferenceBatch) -> None:
-        self._raw = output  # before the post-processor
+
+def _tensor(image: np.ndarray) -> torch.Tensor:
+    """Pixels ``(H, W, 3)`` from 0 to 255 -> ``(1, 3, H, W)`` from 0 to 1."""
+    return torch.from_numpy(image).permute(2, 0, 1)[None] / 255
 
 
 class ExportedModel:

@@ -22,6 +22,7 @@ def test_a_model_that_was_not_trained() -> None:
         "model": "UniAD",
         "version": version("anomalib-uniad"),
         "image_size": "[64, 64]",
+        "image_score": '{"reduction": "max", "pool_size": 16, "top_fraction": 0.02}',
     }
 
 

@@ -72,3 +72,19 @@ def test_too_few_images_decide_nothing_and_say_so() -> None:
 def test_images_that_all_score_the_same_have_a_scale() -> None:
     found = limits({"nut": KnownScores(good=np.full(9, 2.0))})["nut"]
     assert found.middle < found.threshold < 2.01
+
+
+def test_what_is_usual_is_from_its_own_images() -> None:
+    """The middle, that is; others, of which unseen images rise far more, help with the spread alone."""
+    trained, own = log_normal(100, 0.0, 0.1), log_normal(4, 0.2, 0.2, 1)
+    other = KnownScores(log_normal(100, 0.0, 0.1, 2), log_normal(30, 1.0, 0.2, 3))
+    found = limits({"nut": KnownScores(trained, own), "bolt": other})["nut"].good_scores
+    assert found["middle"] == pytest.approx(stats.gmean(own))
+    assert found["images"] == 4
+    assert found["spread"] == pytest.approx(0.2, abs=0.06)
+    assert 3 < found["freedom"] < 32
+    alone = limits({"nut": KnownScores(good=own[:0]), "bolt": other})
+    assert alone["nut"].good_scores == {}
+    logs = np.log(other.good)
+    assert alone["bolt"].good_scores["spread"] == pytest.approx(logs.std(ddof=1))
+    assert alone["bolt"].good_scores["freedom"] == pytest.approx(29)

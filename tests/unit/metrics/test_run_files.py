@@ -59,6 +59,7 @@ def test_files(tmp_path, monkeypatch, capsys):
             "note",
             "kind",
             *COUNTS,
+            "threshold_rule",
             "model",
             "dataset",
             "epochs",
