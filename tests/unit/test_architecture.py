@@ -19,7 +19,7 @@ LAYERS = (
     {"inference", "synthetic", "training", "metrics"},
     {"data", "deploy"},
     {"model"},
-    {"check", "import_checkpoint", "parity", "report"},
+    {"check", "import_checkpoint", "parity", "report", "serve"},
     {"benchmark"},
     {"cli"},
 )
