@@ -59,9 +59,8 @@ async def read_upload(request: Request) -> Upload:
     if kind == "multipart/form-data":
         try:
             form = await MultiPartParser(request.headers, _chunks(request, limits), max_files=1, max_fields=8).parse()
-        except (MultiPartException, KeyError) as error:  # KeyError: no boundary
-            reason = getattr(error, "message", "it has no boundary").rstrip(".")
-            raise HTTPException(400, f"The form cannot be read: {reason}.") from error
+        except MultiPartException as error:
+            raise HTTPException(400, f"The form cannot be read: {error.message.rstrip('.')}.") from error
         fields |= {name: value for name, value in form.items() if isinstance(value, str)}
         files = [value for value in form.values() if isinstance(value, UploadFile)]
         if not files:
