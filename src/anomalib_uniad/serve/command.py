@@ -53,9 +53,9 @@ def serve(
     check_at_least("max_megabytes", max_megabytes, 0.001)
     try:
         import litserve  # noqa: F401
-        import multipart  # noqa: F401
         import openvino  # noqa: F401
         import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
     except ModuleNotFoundError as error:
         raise MissingPackageError(f"{error.name} is not installed: pip install 'anomalib-uniad[serve]'") from error
     _check_port(host, port)
