@@ -7,7 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -176,8 +176,9 @@ def _run(
     columns = (TextColumn("Predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     start = time.perf_counter()
     disable = not console.is_terminal or stop is not None
-    with Progress(*columns, console=console, transient=True, disable=disable) as progress:
-        outputs = (output for files in batches for output in predictor.predict(files, finish))
+    # Closed at once when it ends early: until then, threads go on with images that nobody asks for.
+    judged = closing(output for files in batches for output in predictor.predict(files, finish))
+    with Progress(*columns, console=console, transient=True, disable=disable) as progress, judged as outputs:
         for output in progress.track(outputs, total=total):
             if stop is not None and output.inspection is None and not output.file.path.exists():
                 continue
