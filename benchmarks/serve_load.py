@@ -96,8 +96,8 @@ def serve_load(
     about |= origin(f"{processor()}, {os.cpu_count()} cores", packages=PACKAGES)
     path = output_dir / "serve.csv"
     add_rows(path, [{**row, **about} for row in rows], ("part", *same, "model", "device"))
-    columns = ("per_second", "inspector_ratio", "requests", "refused", "failed", "memory_start_mb", "memory_end_mb")
-    show(path, ("part", *columns))
+    memories = [f"memory_{when}_mb" for when in ("start", "half", "end")]
+    show(path, ("part", "per_second", "inspector_ratio", "requests", "refused", "failed", *memories))
 
 
 def export(folder: Path) -> Path:
@@ -166,11 +166,15 @@ def send(port: int, images: Sequence[bytes], clients: int) -> tuple[float, list[
 
 
 def long_run(port: int, process: psutil.Process, good: Sequence[bytes], requests: int, clients: int) -> Row:
-    """Send many images, broken ones among them, and look at the memory of all processes of the server."""
+    """Send many images, broken ones among them; the memory of all processes before, between and after."""
     broken = [image[: len(image) // 2] for image in good]
     sent = [(good if number % BROKEN else broken)[number % len(good)] for number in range(requests)]
-    start = memory(process)
-    seconds, statuses = send(port, sent, clients)
+    sizes, seconds, statuses = [memory(process)], 0.0, []
+    for part in (sent[: requests // 2], sent[requests // 2 :]):
+        took, found = send(port, part, clients)
+        seconds += took
+        statuses += found
+        sizes.append(memory(process))
     wanted = [200 if number % BROKEN else 400 for number in range(requests)]
     counts = Counter(statuses)
     return {
@@ -179,8 +183,7 @@ def long_run(port: int, process: psutil.Process, good: Sequence[bytes], requests
         "judged": counts[200],
         "refused": counts[400],
         "failed": sum(found != status for found, status in zip(statuses, wanted, strict=True)),
-        "memory_start_mb": start,
-        "memory_end_mb": memory(process),
+        **dict(zip(("memory_start_mb", "memory_half_mb", "memory_end_mb"), sizes, strict=True)),
     }
 
 

@@ -74,7 +74,7 @@ def arrivals(
 
     A file is given out once, when it has not changed for a moment and can be read to its end, or when it has not
     changed for longer and still cannot. One that disappears before is forgotten. Heatmaps and masks beside a table of
-    predictions are left out.
+    predictions are left out, and so are hidden files, which will mostly be renamed.
 
     Args:
         folders (Sequence[Path]): The folders.
@@ -95,7 +95,7 @@ def arrivals(
     def add(place: Path, relative: Path) -> None:
         folder, prefix = places[place]
         key = str((folder / relative).absolute())
-        if key not in judged and key not in waiting:
+        if key not in judged and key not in waiting and not relative.name.startswith("."):
             waiting[key] = _Waiting(ImageFile(folder / relative, prefix / relative))
 
     changes = watch(
