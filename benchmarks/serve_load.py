@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
@@ -151,15 +151,16 @@ def send(port: int, images: Sequence[bytes], clients: int) -> tuple[float, list[
     """Send images, so many at a time; returns seconds and the status of each answer."""
     local = threading.local()
 
+    def connect() -> None:
+        local.connection = opened.enter_context(closing(HTTPConnection("127.0.0.1", port, timeout=120)))
+
     def post(image: bytes) -> int:
-        if not hasattr(local, "connection"):
-            local.connection = HTTPConnection("127.0.0.1", port, timeout=120)
         local.connection.request("POST", "/inspect", image, {"content-type": "image/png"})
         answer = local.connection.getresponse()
         answer.read()
         return int(answer.status)
 
-    with ThreadPoolExecutor(clients) as pool:
+    with ExitStack() as opened, ThreadPoolExecutor(clients, initializer=connect) as pool:
         start = time.perf_counter()
         statuses = list(pool.map(post, images))
         return time.perf_counter() - start, statuses

@@ -3,7 +3,6 @@
 
 import errno
 import os
-import signal
 import socket
 from pathlib import Path
 from typing import Any, Literal
@@ -77,14 +76,6 @@ def serve(
     inspector = Inspector(**options)  # mistakes are found here, not in the workers
     server = Server(inspector, options, workers, max_batch_size, batch_timeout, int(max_megabytes * 1e6))
     del inspector
-    process = os.getpid()
-
-    def interrupt(*_: Any) -> None:
-        if os.getpid() == process:  # not in the process of the routes, which is forked and ends by itself
-            raise KeyboardInterrupt
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
     server.run(host, port, num_api_servers=1, log_level="warning", generate_client_file=False)
 
 

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The server: LitServe with the routes that it does not have."""
 
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
-from litserve import LitServer
+from litserve import LitAPI, LitServer
 from starlette.responses import FileResponse
 
 import anomalib_uniad
@@ -59,9 +62,27 @@ class Server(LitServer):
         self.app.add_api_route("/ui/style.css", lambda: FileResponse(_STYLE), response_model=None)
 
     def run(self, host: str, port: int, **arguments: Any) -> None:
-        """Serve until Ctrl-C."""
+        """Serve until Ctrl-C or SIGTERM."""
         self._address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        super().run(host, port, **arguments)
+        self._process, self._ends = os.getpid(), False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._interrupt)
+        try:
+            super().run(host, port, **arguments)
+        except KeyboardInterrupt:  # before LitServe waits for it, or once more
+            for process in multiprocessing.active_children():
+                process.terminate()
+
+    def launch_single_inference_worker(self, lit_api: LitAPI, worker_id: int) -> Any:
+        """Start a worker again that has died, unless it was ended."""
+        if self._ends:
+            return self.inference_workers[worker_id]
+        return super().launch_single_inference_worker(lit_api, worker_id)
+
+    def _interrupt(self, *_: Any) -> None:
+        if os.getpid() == self._process:  # not in the process of the routes, which is forked and ends by itself
+            self._ends = True
+            raise KeyboardInterrupt
 
     def verify_worker_status(self) -> None:
         """Wait for the first worker, and say that it is ready."""
