@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from starlette.responses import JSONResponse, Response
 
+from anomalib_uniad.errors import InputError
 from anomalib_uniad.image_files import reason_of, to_rgb
 from anomalib_uniad.inference import Inspection, Inspector
 from anomalib_uniad.inference.heatmap import draw_inspection
@@ -76,7 +77,7 @@ class InspectAPI(LitAPI):
             return JSONResponse(self._content(found, pixels, upload.pictures), headers={DECISION: found.decision})
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             return _error(413, f"The image has more than {Image.MAX_IMAGE_PIXELS:,} pixels.")
-        except ValueError as error:
+        except InputError as error:
             return _error(400, str(error))
         except Exception:
             logging.getLogger(__name__).exception("An image cannot be judged.")
@@ -89,9 +90,9 @@ class InspectAPI(LitAPI):
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             raise
         except UnidentifiedImageError as error:
-            raise ValueError(f"The image cannot be read: it is none of {', '.join(_FORMATS)}.") from error
+            raise InputError(f"The image cannot be read: it is none of {', '.join(_FORMATS)}.") from error
         except Exception as error:  # Pillow's decoders raise all kinds on damaged files
-            raise ValueError(f"The image cannot be read: {reason_of(error, '')}.") from error
+            raise InputError(f"The image cannot be read: {reason_of(error, '')}.") from error
 
     def _content(self, found: Inspection, pixels: NDArray, pictures: str) -> dict[str, Any]:
         model, thresholds = self._inspector.origin
