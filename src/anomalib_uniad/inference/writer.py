@@ -164,7 +164,8 @@ def _go_on(table: Path, regions: Path, origin: tuple[str, str]) -> set[str]:
                 continue
             cells = next(csv.reader([record.decode("utf-8", "surrogateescape")]))
             row = dict(zip(COLUMNS, cells, strict=False))
-            if cells != list(COLUMNS) if not end else (row.get("model"), row.get("thresholds")) != origin:
+            fits = (row.get("model"), row.get("thresholds")) == origin if end else tuple(cells) == COLUMNS
+            if not fits:
                 raise _another(table)
             if end:
                 paths.add(str(Path(row["path"]).absolute()))
