@@ -368,6 +368,30 @@ def drift(rows: pd.DataFrame) -> str:
 
 
 @once_measured
+def serve(rows: pd.DataFrame) -> str:
+    """The server beside Inspector alone, and what many requests leave behind."""
+    texts = []
+    for (model, pixels), part in rows.groupby(["model", "pixels"], sort=False):
+        speed, long = part[part["rounds"].notna()], part[part["rounds"].isna()].iloc[0]
+        spans = zip(speed["inspector_ratio_min"], speed["inspector_ratio_max"], strict=True)
+        columns = {
+            "": speed["part"],
+            "images per s": [f"{value:.1f}" for value in speed["per_second"]],
+            "times Inspector": [f"{value:.2f}" for value in speed["inspector_ratio"]],
+            "of all rounds": [f"{least:.2f} to {most:.2f}" for least, most in spans],
+        }
+        sizes = [f"{long[f'memory_{when}_mb']:,.0f}" for when in ("start", "half", "end")]
+        texts.append(
+            f"{model}, images of {pixels} x {pixels} pixels, {long['clients']} clients on the same machine:\n\n"
+            f"{markdown(columns)}\n\n"
+            f"{long['requests']:,} requests in a row, {long['refused']:.0f} of them with a broken image: "
+            f"{long['failed']:.0f} wrong answers; memory of all processes {sizes[0]} MB at the start, {sizes[1]} MB at "
+            f"half, {sizes[2]} MB at the end."
+        )
+    return f"On {rows['device'].iloc[0]}:\n\n" + "\n\n".join(texts)
+
+
+@once_measured
 def messages(rows: pd.DataFrame) -> str:
     """What a user reads after a mistake, and how soon."""
     columns = {

@@ -14,6 +14,7 @@ from anomalib_uniad.errors import InputError, UserError
 from anomalib_uniad.files import check_output
 from anomalib_uniad.inference import predict  # light: the rest is imported when it runs
 from anomalib_uniad.messages import wants_traceback
+from anomalib_uniad.serve import serve
 
 
 def cache_ls(directory: Path | None = None) -> None:
@@ -440,6 +441,7 @@ COMMANDS: dict[str, Any] = {
     "recalibrate": recalibrate,
     "report": report,
     "review": review,
+    "serve": serve,
 }
 
 # Arguments that are several paths: name, how many, how the help calls one of them, and what it is.

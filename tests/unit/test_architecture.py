@@ -30,7 +30,7 @@ LAYERS = (
     {"inference", "synthetic", "training", "metrics"},
     {"data", "deploy"},
     {"model"},
-    {"check", "drift", "import_checkpoint", "parity", "report"},
+    {"check", "drift", "import_checkpoint", "parity", "report", "serve"},
     {"benchmark", "review"},
     {"cli"},
 )

@@ -2,11 +2,15 @@
 """``anomalib-uniad predict``. OpenVINO, numpy and Pillow are imported when it runs."""
 
 import io
+import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Literal
 
 from anomalib_uniad.errors import InputError, MissingPackageError
@@ -31,11 +35,13 @@ def predict(
     device: str = "CPU",
     precision_hint: Literal["f32", "bf16", "auto"] = "f32",
     threads: int = 0,
+    watch: bool = False,
 ) -> None:
     """Predict images with an exported model: a table of scores and decisions, and a heatmap and a mask for each image.
 
     Images that cannot be read are reported and have their error in the table; the others are predicted, and the
-    exit code is 1. Needs neither torch nor anomalib.
+    exit code is 1. Needs neither torch nor anomalib. With `--watch true`, it goes on with images as they arrive, until
+    Ctrl-C or SIGTERM, which end it with exit code 0.
 
     Args:
         model: model.xml (with model.bin beside it) or model.onnx, as `anomalib export` writes them.
@@ -56,25 +62,29 @@ def predict(
             that have it and shifts scores slightly; "auto" is OpenVINO's choice, which is bf16 on such processors.
             Models in INT8 stay in INT8.
         threads: Threads for the model on the CPU; 0 takes all cores.
+        watch: Judge what is in the folders, then each image that arrives, once: a table of the same model and
+            thresholds is gone on with.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names need not be in the terminal's encoding
     try:
-        failed = _predict(
-            model,
-            images,
-            output,
-            category,
-            thresholds,
-            heatmaps,
-            minimum_area,
-            regions_of_interest,
-            overwrite,
-            device,
-            precision_hint,
-            threads,
-        )
+        with _stopped_by_signals() if watch else nullcontext() as stop:
+            failed = _predict(
+                model,
+                images,
+                output,
+                category,
+                thresholds,
+                heatmaps,
+                minimum_area,
+                regions_of_interest,
+                overwrite,
+                device,
+                precision_hint,
+                threads,
+                stop,
+            )
     except KeyboardInterrupt:
         _say("Interrupted; the rows of the images until then are in the table.", stderr=True)
         sys.exit(130)
@@ -99,36 +109,56 @@ def _predict(
     device: str,
     precision_hint: Literal["f32", "bf16", "auto"],
     threads: int,
+    stop: Event | None,
 ) -> int:
-    """Predict; return the number of images without a result."""
+    """Predict, with ``stop`` what arrives until then; return the number of images without a result."""
     from .compiled import compile_file, computes_in_bf16
     from .images import HEATMAPS, MASKS, find_images
     from .inspector import Judge
     from .predictor import Predictor
+    from .watching import arrivals, check_folders
     from .writer import Writer
 
-    files = find_images(images, leave_out=[output / HEATMAPS, output / MASKS])  # of an earlier run
+    files: list[ImageFile] = []
+    if stop is None:
+        files = find_images(images, leave_out=[output / HEATMAPS, output / MASKS])  # of an earlier run
+    else:
+        check_folders(images)
     compiled = compile_file(model, device, precision_hint, threads)
     if precision_hint == "bf16" and not computes_in_bf16(compiled):
         _say(f"{device} cannot compute in bf16 here; the model runs in f32.", stderr=True)
     if heatmaps and "anomaly_map" not in compiled.outputs:
         raise InputError(f"{model} puts out no anomaly map: leave the heatmaps out with --heatmaps false.")
     judge = Judge(compiled, minimum_area, category, thresholds, regions_of_interest)
-    for file in files:
-        judge.decider.category_of(file.path)  # report mistakes before the work
-    with Writer(output, files, heatmaps, overwrite, judge.origin) as writer:
-        counts = _run(Predictor(compiled), judge, writer, files, heatmaps)
+    judge.decider.check([file.path for file in files])
+    with Writer(output, files, heatmaps, overwrite, judge.origin, go_on=stop is not None) as writer:
+        predictor = Predictor(compiled)
+        if stop is None:
+            failed = _run(predictor, judge, writer, [files], heatmaps, len(files))["failed"]
+        else:
+            _say(f"Watching {', '.join(map(str, images))}; Ctrl-C ends it.")
+            batches = arrivals(images, writer.judged, stop, compiled.metadata.value_range)
+            _run(predictor, judge, writer, batches, heatmaps, stop=stop)
+            failed = 0
     folders = f", the folders {output / HEATMAPS} and {output / MASKS}" if heatmaps else ""
     _say(f"Wrote {writer.table} and {writer.regions.name}{folders}.")
-    return counts["failed"]
+    return failed
 
 
 def _run(
-    predictor: "Predictor", judge: "Judge", writer: "Writer", files: "list[ImageFile]", heatmaps: bool
+    predictor: "Predictor",
+    judge: "Judge",
+    writer: "Writer",
+    batches: "Iterable[Sequence[ImageFile]]",
+    heatmaps: bool,
+    total: int | None = None,
+    stop: Event | None = None,
 ) -> Counter[str]:
+    """Judge images; those that are watched until they are stopped, and those of them that disappear are left out."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from .decision import NoCategoryError
     from .regions_of_interest import RegionError
 
     def finish(output: "Output") -> None:
@@ -136,7 +166,10 @@ def _run(
             return
         try:
             output.inspection = judge(output)
-        except RegionError as error:  # of this image alone
+        except NoCategoryError as error:  # as the next one, of this image alone
+            output.error = str(error)
+            return
+        except RegionError as error:
             output.error = f"{output.file.path} cannot be judged: {error}."
             return
         if heatmaps:
@@ -152,14 +185,22 @@ def _run(
     console = Console(stderr=True, highlight=False)
     columns = (TextColumn("Predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     start = time.perf_counter()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        for output in progress.track(predictor.predict(files, finish), total=len(files)):
+    disable = not console.is_terminal or stop is not None
+    # Closed at once when it ends early: until then, threads go on with images that nobody asks for.
+    judged = closing(output for files in batches for output in predictor.predict(files, finish))
+    with Progress(*columns, console=console, transient=True, disable=disable) as progress, judged as outputs:
+        for output in progress.track(outputs, total=total):
+            if stop is not None and output.inspection is None and not output.file.path.exists():
+                continue
             writer.row(output.file, output.inspection, output.error)
+            counts["images"] += 1
             if output.error:
                 counts["failed"] += 1
                 progress.console.print(output.error, soft_wrap=True, markup=False)
             elif output.inspection is not None:
                 counts[output.inspection.decision] += 1
+            if stop is not None and stop.is_set():
+                break
     seconds = time.perf_counter() - start
     words = (
         f"{counts['anomalous']} anomalous, {counts['normal']} normal",
@@ -167,8 +208,21 @@ def _run(
         f"{counts['undecided']} without a decision, because the model has no threshold" if counts["undecided"] else "",
         f"{counts['failed']} failed" if counts["failed"] else "",
     )
-    _say(f"{len(files)} images: {', '.join(filter(None, words))}. {len(files) / seconds:.1f} images per second.")
+    rate = f" {counts['images'] / seconds:.1f} images per second." if stop is None else " Stopped."
+    _say(f"{counts['images']} images: {', '.join(filter(None, words))}.{rate}")
     return counts
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[Event]:
+    """Give out what Ctrl-C and SIGTERM set, instead of an interruption."""
+    stop = Event()
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _say(line: str, stderr: bool = False) -> None:

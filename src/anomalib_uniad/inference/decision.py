@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Raw score, normalised score and decision from the output of a model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
@@ -14,6 +15,10 @@ from .metadata import ModelMetadata
 from .predictor import Output
 
 AUTO = "auto"
+
+
+class NoCategoryError(InputError):
+    """An image whose category is not known, or has no threshold."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +101,32 @@ class Decider:
         category = find_category(path, known)
         if not category:
             names = ", ".join(sorted(known)) or "none"
-            raise InputError(
+            raise NoCategoryError(
                 f"No folder in the path {path} has the name of a category of the model ({names}): give the category "
                 "instead of 'auto'."
             )
         self._threshold_of(category)
         return category
+
+    def check(self, paths: Sequence[PurePath]) -> None:
+        """Refuse images of which none has a category, before they are judged.
+
+        Args:
+            paths (Sequence[PurePath]): Their paths.
+
+        Raises:
+            ValueError: Of the first image, if it is so for all.
+        """
+        errors = []
+        for path in paths:
+            try:
+                self.category_of(path)
+            except NoCategoryError as error:
+                errors.append(error)
+            else:
+                return
+        if errors:
+            raise errors[0]
 
     def decide(self, output: Output, category: str | None = None) -> Decision:
         """Decide about an image.
@@ -272,7 +297,7 @@ class Decider:
         thresholds = {name: of["image"] for name, of in self._metadata.category_thresholds.items() if "image" in of}
         if category not in thresholds:
             there = f"it has those of {', '.join(thresholds)}" if thresholds else "it has none of any category"
-            raise InputError(f"The model has no threshold of the category {category!r}: {there}.")
+            raise NoCategoryError(f"The model has no threshold of the category {category!r}: {there}.")
         threshold = self._metadata.moved(thresholds[category], "image")
         if self.normalised and (self._width is None or self._center is None):
             msg = "The thresholds of categories are raw scores, but the metadata lacks how scores are normalised."

@@ -45,16 +45,16 @@ def find_images(sources: Sequence[Path], leave_out: Sequence[Path] = ()) -> list
         FileNotFoundError: If a source is not there.
         ValueError: If a folder has no image or a file is not an image.
     """
-    prefixes = _prefixes(list(dict.fromkeys(source.resolve() for source in sources if source.is_dir())))
+    prefixes = prefixes_of([source for source in sources if source.is_dir()])
     found: list[ImageFile] = []
     earlier: set[Path] = set()
     for source in sources:
         if source.is_dir():
             prefix = prefixes[source.resolve()] if len(sources) > 1 else PurePath()
-            images = [ImageFile(source / path, prefix / path) for path in sorted(_search(source, leave_out))]
+            images = [ImageFile(source / path, prefix / path) for path in sorted(search(source, leave_out))]
         elif not source.exists():
             raise MissingFileError(f"There is no file or folder {source}.")
-        elif _is_image(source):
+        elif is_image(source):
             images = [ImageFile(source, PurePath(source.name))]
         else:
             images = []
@@ -67,8 +67,9 @@ def find_images(sources: Sequence[Path], leave_out: Sequence[Path] = ()) -> list
     return found
 
 
-def _prefixes(folders: Sequence[Path]) -> dict[Path, PurePath]:
-    """The shortest end of each folder's path that is different for all of them."""
+def prefixes_of(sources: Sequence[Path]) -> dict[Path, PurePath]:
+    """Resolved folder -> the shortest end of its path that is different for all of them."""
+    folders = list(dict.fromkeys(source.resolve() for source in sources))
     parts = {folder: folder.relative_to(folder.anchor).parts for folder in folders}
     for count in range(1, max(map(len, parts.values()), default=0) + 1):
         prefixes = {folder: PurePath(*names[-count:]) for folder, names in parts.items()}
@@ -77,8 +78,8 @@ def _prefixes(folders: Sequence[Path]) -> dict[Path, PurePath]:
     return {folder: PurePath(*names) for folder, names in parts.items()}
 
 
-def _search(folder: Path, leave_out: Sequence[Path]) -> Iterator[Path]:
-    """Relative paths of the images of a folder."""
+def search(folder: Path, leave_out: Sequence[Path] = ()) -> Iterator[Path]:
+    """Relative paths of the images of a folder; see :func:`find_images`."""
     visited = {path.resolve() for path in leave_out}
     for name, folders, files in os.walk(folder, followlinks=True):
         here = Path(name)
@@ -86,7 +87,7 @@ def _search(folder: Path, leave_out: Sequence[Path]) -> Iterator[Path]:
         if TABLE in files:
             folders[:] = [name for name in folders if name not in {HEATMAPS, MASKS}]
         folders[:] = [name for name in folders if (here / name).resolve() not in visited]  # links may lead back
-        yield from ((here / name).relative_to(folder) for name in files if _is_image(here / name))
+        yield from ((here / name).relative_to(folder) for name in files if is_image(here / name))
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -107,5 +108,6 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.moveaxis(channels, 0, -1)
 
 
-def _is_image(path: Path) -> bool:
+def is_image(path: Path) -> bool:
+    """Whether a file is there whose name ends as that of an image."""
     return path.suffix.lower() in EXTENSIONS and path.is_file()

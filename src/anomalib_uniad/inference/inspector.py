@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path, PurePath
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,6 +123,13 @@ class Inspector:
             review``. Defaults to ``None``, as the model has learned.
         regions_of_interest (Path | str | None): ``regions.yaml`` with the part of each product's images that counts.
             Defaults to ``None``, all of it.
+        performance_hint (str): ``"LATENCY"`` for one image at a time, ``"THROUGHPUT"`` for several threads that judge
+            at the same time. Defaults to ``"LATENCY"``.
+
+    Attributes:
+        origin (tuple[str, str]): Hashes of the model and of the thresholds by which is decided.
+        value_range (tuple[float, float] | None): Pixel values that become black and white in images with more than 8
+            bits; ``None`` if the model takes no such images.
 
     Raises:
         FileNotFoundError: If the file is not there.
@@ -142,12 +150,15 @@ class Inspector:
         minimum_area: int = 0,
         thresholds: Path | str | None = None,
         regions_of_interest: Path | str | None = None,
+        performance_hint: Literal["LATENCY", "THROUGHPUT"] = "LATENCY",
     ) -> None:
-        self._compiled = compile_file(Path(model), device, precision_hint, threads, "LATENCY")
+        self._compiled = compile_file(Path(model), device, precision_hint, threads, performance_hint)
         given = None if thresholds is None else Path(thresholds)
         regions = None if regions_of_interest is None else Path(regions_of_interest)
         self._judge = Judge(self._compiled, minimum_area, thresholds=given, regions_of_interest=regions)
         self._requests = Requests(self._compiled)
+        self.origin = self._judge.origin
+        self.value_range = self._compiled.metadata.value_range
 
     @property
     def products(self) -> tuple[str, ...]:
@@ -159,8 +170,8 @@ class Inspector:
         """Judge one image.
 
         Args:
-            image (NDArray): ``(H, W, 3)``, red first, or grey ``(H, W)``; uint8, or uint16 for a model with a
-                ``value_range``.
+            image (NDArray): ``(H, W, 3)``, red first, or grey ``(H, W)``; uint8, or for a model with a
+                ``value_range`` uint16, or float32 from 0 to 255 that the range was already applied to.
             product (str): What it shows, if that is known. Defaults to ``""``: the model recognises it, or has one
                 threshold for all.
 
@@ -213,8 +224,8 @@ class Inspector:
         if pixels.dtype == np.uint16 and metadata.value_range is not None:
             low, high = metadata.value_range
             pixels = ((pixels.astype(np.float32) - low) * (255 / (high - low))).clip(0, 255)
-        elif pixels.dtype != np.uint8:
-            allowed = "uint8" if metadata.value_range is None else "uint8 or uint16"
+        elif pixels.dtype != np.uint8 and (pixels.dtype != np.float32 or metadata.value_range is None):
+            allowed = "uint8" if metadata.value_range is None else "uint8, uint16 or float32"
             raise InputError(f"{name} must have pixels of {allowed}, got {pixels.dtype}.")
         try:
             self._compiled.check(pixels.shape[:2])

@@ -47,9 +47,15 @@ class Writer:
         overwrite (bool): Replace files that are there; heatmaps of other images stay. Defaults to ``False``.
         origin (tuple[str, str]): By what is decided: hashes of the model and of its thresholds, for every row.
             Defaults to ``("", "")``.
+        go_on (bool): Go on with a table of the same origin that is there, and take images that ``files`` does not have;
+            the pictures of such keep the extension of the image before ``.png``. Defaults to ``False``.
+
+    Attributes:
+        judged (set[str]): Absolute paths in the table that is gone on with.
 
     Raises:
-        FileExistsError: If ``output`` is a file, or a file that would be written is there already.
+        FileExistsError: If ``output`` is a file, a file that would be written is there already, or the table that is
+            there is of another origin.
     """
 
     def __init__(
@@ -59,6 +65,7 @@ class Writer:
         pictures: bool = True,
         overwrite: bool = False,
         origin: tuple[str, str] = ("", ""),
+        go_on: bool = False,
     ) -> None:
         self.table, self.regions = output / TABLE, output / REGIONS
         names = heatmap_names([file.name for file in files])
@@ -71,16 +78,20 @@ class Writer:
                 msg = f"{folder} is a file, but the {folder.name} need a folder there: give another output folder."
                 raise ExistingFileError(msg)
         planned = [folder / name for name in self._names.values() for folder in folders]
-        check_output(output, [self.table, self.regions, *planned], overwrite)
+        check_output(output, [self.table, self.regions, *planned], overwrite or go_on)
         for folder in folders or [output]:
             folder.mkdir(parents=True, exist_ok=True)
+        self.judged: set[str] = set()
+        if go_on and not overwrite and self.table.exists():
+            self.judged = _go_on(self.table, self.regions, origin)
         # File names need not be valid text: their bytes are written unchanged.
-        mode = "w" if overwrite else "x"
+        mode = "w" if overwrite else "a" if go_on else "x"
         self._table = self.table.open(mode, newline="", encoding="utf-8", errors="surrogateescape")
         self._lines = self.regions.open(mode, encoding="utf-8")
         self._csv = csv.writer(self._table, lineterminator="\n")
-        self._csv.writerow(COLUMNS)
-        self._table.flush()
+        if not self._table.tell():
+            self._csv.writerow(COLUMNS)
+            self._table.flush()
 
     def pictures(self, file: ImageFile, image: np.ndarray, inspection: Inspection) -> None:
         """Write heatmap and mask of an image; safe to call from several threads.
@@ -95,7 +106,7 @@ class Writer:
             pictures[MASKS] = Image.fromarray(inspection.mask.astype(np.uint8) * 255)
         written = []
         for folder, picture in pictures.items():
-            path = self._output / folder / self._names[file]
+            path = self._output / folder / (self._names.get(file) or file.name.with_name(f"{file.name.name}.png"))
             path.parent.mkdir(parents=True, exist_ok=True)
             # Faster than Pillow's default, and not larger for pictures that are mostly texture.
             picture.save(path, compress_level=1, compress_type=zlib.Z_RLE)
@@ -117,10 +128,8 @@ class Writer:
         if found.mask is not None:
             areas = [str(len(found.regions)), f"{sum(region.share for region in found.regions):.4g}"]
         word = "" if found.decision == "undecided" else found.decision
-        heatmap, mask = [*self._written.get(file, []), "", ""][:2]
+        heatmap, mask = [*self._written.pop(file, []), "", ""][:2]
         row = (str(file.path), found.product, *texts, word, *areas, heatmap, mask, *self._origin, error)
-        self._csv.writerow(row)
-        self._table.flush()
         values = dict(zip(COLUMNS, row, strict=True)) | {
             "raw_score": found.raw_score,
             "normalised_score": found.score,
@@ -130,6 +139,8 @@ class Writer:
         }
         self._lines.write(json.dumps(values) + "\n")
         self._lines.flush()
+        self._csv.writerow(row)  # the last: an image is done once it is in the table
+        self._table.flush()
 
     def __enter__(self) -> "Writer":
         return self
@@ -139,6 +150,40 @@ class Writer:
     ) -> None:
         self._table.close()
         self._lines.close()
+
+
+def _go_on(table: Path, regions: Path, origin: tuple[str, str]) -> set[str]:
+    """Absolute paths in a table of the same origin; rows that a kill has cut off are taken out of both files."""
+    paths: set[str] = set()
+    record, end, rows = b"", 0, 0
+    with table.open("rb+") as opened:
+        for line in opened:
+            record += line
+            if not line.endswith(b"\n") or record.count(b'"') % 2:  # a quoted cell may have several lines
+                continue
+            cells = next(csv.reader([record.decode("utf-8", "surrogateescape")]))
+            row = dict(zip(COLUMNS, cells, strict=False))
+            fits = (row.get("model"), row.get("thresholds")) == origin if end else tuple(cells) == COLUMNS
+            if not fits:
+                raise _another(table)
+            if end:
+                paths.add(str(Path(row["path"]).absolute()))
+                rows += 1
+            record, end = b"", end + len(record)
+        if not end and not ",".join(COLUMNS).encode().startswith(record):
+            raise _another(table)
+        opened.truncate(end)
+    if regions.exists():
+        with regions.open("rb+") as opened:
+            lines = [len(line) for line, _ in zip(opened, range(rows), strict=False) if line.endswith(b"\n")]
+            opened.truncate(sum(lines))
+    return paths
+
+
+def _another(table: Path) -> ExistingFileError:
+    return ExistingFileError(
+        f"{table} is not of this model and these thresholds: choose another output folder, or set overwrite to true."
+    )
 
 
 def heatmap_names(images: Sequence[PurePath]) -> list[PurePath]:

@@ -31,7 +31,9 @@ def read_predictions(file: Path | None) -> pd.DataFrame:
                     raise InputError(f"{file} is damaged: it has no column {', '.join(sorted(lacking))}.")
                 for row in reader:
                     label = is_defective(row["label"], "label", file, reader.line_num)
-                    decision = is_defective(row["decision"], "decision", file, reader.line_num)
+                    # What shows no known product is not called normal either.
+                    unknown = row["decision"] == "unknown"
+                    decision = unknown or is_defective(row["decision"], "decision", file, reader.line_num)
                     rows.append((row["category"], row.get("path") or "", label, decision))
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{file} is damaged: {error}.") from error

@@ -81,7 +81,9 @@ def test_many_threads_and_sizes(tmp_path: Path) -> None:
 
 def test_images_of_more_than_8_bits(tmp_path: Path) -> None:
     inspector = Inspector(save_tiny(tmp_path / "model.xml", replace(NORMALISED, value_range=(0.0, 4095.0))))
-    assert inspector.inspect(np.full((9, 9), 2048, np.uint16)).raw_score == pytest.approx(2048 / 4095, abs=1e-4)
+    assert inspector.value_range == (0.0, 4095.0)
+    for image in (np.full((9, 9), 2048, np.uint16), np.full((9, 9), 2048 * 255 / 4095, np.float32)):
+        assert inspector.inspect(image).raw_score == pytest.approx(2048 / 4095, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +97,7 @@ def test_images_of_more_than_8_bits(tmp_path: Path) -> None:
         (np.zeros((0, 9), np.uint8), "", r"got \(0, 9, 1\)"),
         (np.zeros((9, 9)), "", "Image 0 must have pixels of uint8, got float64"),
         (np.zeros((9, 9), np.uint16), "", "must have pixels of uint8, got uint16"),
+        (np.zeros((9, 9), np.float32), "", "must have pixels of uint8, got float32"),
         (np.zeros((9, 9), np.uint8), "nut", "The model has no threshold of nut, only of: bottle, cable"),
     ],
 )
