@@ -2,6 +2,7 @@
 """Raw score, normalised score and decision from the output of a model."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
@@ -117,16 +118,12 @@ class Decider:
         Raises:
             ValueError: Of the first image, if it is so for all.
         """
-        errors = []
         for path in paths:
-            try:
+            with suppress(NoCategoryError):
                 self.category_of(path)
-            except NoCategoryError as error:
-                errors.append(error)
-            else:
                 return
-        if errors:
-            raise errors[0]
+        for path in paths:
+            self.category_of(path)
 
     def decide(self, output: Output, category: str | None = None) -> Decision:
         """Decide about an image.

@@ -67,6 +67,21 @@ def test_categories(folder: Path) -> None:
     assert [name for name, decision in decisions("cable").items() if decision == "anomalous"] == ["cable/250.png"]
 
 
+def test_an_image_without_a_category_stops_no_other(folder: Path, capsys) -> None:
+    (folder / "images" / "loose.png").write_bytes((folder / "images" / "bottle" / "60.png").read_bytes())
+    with pytest.raises(SystemExit, match="1"):
+        main(["predict", "model.xml", "images", "--category", "auto", "--heatmaps", "false"])
+    assert "No folder in the path images/loose.png has the name of a category" in capsys.readouterr().err
+    assert decisions() == {
+        "bottle/60.png": "normal",
+        "bottle/120.png": "anomalous",
+        "bottle/200.png": "anomalous",
+        "cable/120.png": "normal",
+        "cable/250.png": "anomalous",
+        "loose.png": "",
+    }
+
+
 def test_broken_images(folder: Path, capsys) -> None:
     (folder / "images" / "bottle" / "070.png").write_text("[not] an image")
     with pytest.raises(SystemExit, match="1"):
