@@ -176,12 +176,20 @@ def write_recognition(table: pd.DataFrame, about: Mapping[str, Any], output_dir:
         others = Products()
         others.learn([pooled for other, pooled in trained.items() if other != name])
         found = others.recognise(shown[name])[1]
-        row = {"images": len(product), "recognised": float((product == number).float().mean())}
-        row |= {"called_unknown": float(unknown.float().mean()), "found_unknown": float(found.float().mean())}
-        rows.append({"category": name, **row, **about})
+        row = {"images": len(product), "recognised": share(product == number)}
+        unseen = (table["category"] == name) & (table["split"] != "training")
+        defective = torch.tensor(table.loc[unseen, "defective"].tolist())
+        row |= {"good_called_unknown": share(unknown[~defective]), "defects_called_unknown": share(unknown[defective])}
+        rows.append({"category": name, **row, "found_unknown": share(found), **about})
     path = output_dir / "recognition.csv"
     add_rows(path, rows, ("dataset", "seed", "category"))
-    show(path, ("category", "seed", "images", "recognised", "called_unknown", "found_unknown"))
+    columns = ("recognised", "good_called_unknown", "defects_called_unknown", "found_unknown")
+    show(path, ("category", "seed", "images", *columns))
+
+
+def share(which: torch.Tensor) -> float:
+    """Share of images (M,) of which something is true."""
+    return float(which.float().mean())
 
 
 if __name__ == "__main__":

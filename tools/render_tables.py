@@ -298,7 +298,8 @@ def recognition(rows: pd.DataFrame) -> str:
         "product": list(means.index),
         "images": [f"{value:.0f}" for value in means["images"]],
         "recognised": percents(means["recognised"]),
-        "called unknown": percents(means["called_unknown"]),
+        "good ones called unknown": percents(means["good_called_unknown"]),
+        "defective ones called unknown": percents(means["defects_called_unknown"]),
         "found unknown when it is": percents(means["found_unknown"]),
     }
     return f"{markdown(columns)}\n\nIn percent. {how_measured(rows)}"
