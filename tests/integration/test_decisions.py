@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pandas as pd
 import pytest
 import torch
@@ -97,6 +98,12 @@ def test_exported_files_decide_as_torch_does(
     inferencer = OpenVINOInferencer(path, config={"INFERENCE_PRECISION_HINT": "f32"})
     found = [inferencer.predict(file) for file in files]
     assert [bool(one.pred_label) for one in found] == [label for label, _ in wanted]
+    runtime = onnxruntime.InferenceSession(model.to_onnx(tmp_path / "onnx", input_size=size))
+    for file, (label, score) in zip(files, wanted, strict=True):
+        pixels = np.asarray(Image.open(file), np.float32).transpose(2, 0, 1)[None] / 255
+        outputs = runtime.run(["pred_label", "pred_score"], {"input": pixels})
+        assert bool(outputs[0].item()) == label
+        assert outputs[1].item() == pytest.approx(score, abs=1e-3)
     predict(path, [tmp_path / "new"], tmp_path / "out")
     table = pd.read_csv(tmp_path / "out" / "predictions.csv", keep_default_na=False).set_index("path")
     for file, (label, score) in zip(files, wanted, strict=True):
