@@ -27,7 +27,17 @@ from small import SMALL, quiet_engine
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(does not have many workers|LeafSpec)")
 
-PREDICTIONS = ["path", "category", "label", "product", "raw_score", "normalised_score", "threshold", "decision", "error"]
+PREDICTIONS = [
+    "path",
+    "category",
+    "label",
+    "product",
+    "raw_score",
+    "normalised_score",
+    "threshold",
+    "decision",
+    "error",
+]
 
 
 @pytest.fixture(scope="module")
