@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""False alarms and misses of several ways to find thresholds, and how products are recognised.
+"""False alarms and misses of several ways to find thresholds, how products are recognised, and what that costs.
 
-python benchmarks/decisions.py CONFIG CHECKPOINT          # of a training whose split is mixed
+python benchmarks/decisions.py decisions CONFIG CHECKPOINT          # of a training whose split is mixed
+python benchmarks/decisions.py cost CHECKPOINT                      # of a training with calibration
 """
 
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,9 @@ from anomalib_uniad.metrics.functional import f1_threshold, rank, tpr_at_fpr
 from anomalib_uniad.metrics.limits import KnownScores, limits
 from anomalib_uniad.model.calibration import MOST_TRAINED
 from anomalib_uniad.model.products import Products
-from harness import RESULTS, add_rows, show
+from anomalib_uniad.parity.models import ExportedModel
+from anomalib_uniad.parity.timing import latencies
+from harness import CPU, RESULTS, add_rows, origin, show
 from trained_model import load, read_recipe
 
 RATE = 0.01
@@ -77,7 +81,10 @@ def decisions(recipe: Path, checkpoint: Path, draws: int = 20, output_dir: Path 
     about = {"dataset": datamodule.name, **about}
     write_recognition(table, about, output_dir)
     names = list(dict.fromkeys(table["category"]))
-    alike = Products().learn([pooled_of(table, name, trained=True) for name in names])
+    products = Products()
+    alike = products.learn([pooled_of(table, name, trained=True) for name in names])
+    number, unknown = products.recognise(torch.from_numpy(np.stack(table["pooled"]))[:, :, None, None])
+    table["recognised"] = ["" if far else names[row] for row, far in zip(number, unknown, strict=True)]
     groups = [[names[row] for row in group] for group in alike]
     rules: dict[str, Rule] = {
         "one threshold for all": one_for_all,
@@ -90,10 +97,9 @@ def decisions(recipe: Path, checkpoint: Path, draws: int = 20, output_dir: Path 
             known, rest = draw(table, names, validation, number)
             for rule, find in rules.items():
                 thresholds = find(known)
-                rows += [
-                    {"validation": validation, "rule": rule, "category": name, **decide(thresholds[name], *rest[name])}
-                    for name in names
-                ]
+                for name in names:
+                    about_it = {"validation": validation, "rule": rule, "category": name}
+                    rows.append({**about_it, **decide(thresholds, *rest[name], told=rule != "calibrated")})
     frame = pd.DataFrame(rows).groupby(["validation", "rule", "category"], sort=False)
     means = frame.mean(numeric_only=True).reset_index()
     means["false_alarms_deviation"] = frame["false_alarms"].std().to_numpy()
@@ -134,32 +140,44 @@ def pooled_of(table: pd.DataFrame, name: str, trained: bool) -> torch.Tensor:
     return torch.from_numpy(np.stack(table.loc[rows, "pooled"]))
 
 
-def draw(table: pd.DataFrame, names: list[str], validation: str, seed: int) -> tuple[dict[str, KnownScores], dict]:
-    """What thresholds may be from, and scores of the images that are decided about, good and defective ones."""
+def draw(
+    table: pd.DataFrame, names: list[str], validation: str, seed: int
+) -> tuple[dict[str, KnownScores], dict[str, tuple[pd.DataFrame, pd.DataFrame]]]:
+    """What thresholds may be from, and good and defective images that are decided about, of each product."""
     random = np.random.default_rng(seed)
     known, rest = {}, {}
     for row, name in enumerate(names):
         of = table[table["category"] == name]
         unseen = of[of["split"] != "training"]
-        good, defective = (
-            random.permutation(unseen.loc[unseen["defective"] == kind, "score"].to_numpy()) for kind in (False, True)
-        )
+        parts = [unseen[unseen["defective"] == kind] for kind in (False, True)]
+        good, defective = (part.iloc[random.permutation(len(part))] for part in parts)
         aside = [int((of["defective"] == kind)[of["split"] == "validation"].sum()) for kind in (False, True)]
-        shown = VALIDATIONS[validation](good[: aside[0]], defective[: aside[1]], row)
+        scores = [part["score"].to_numpy()[:count] for part, count in zip((good, defective), aside, strict=True)]
+        shown = VALIDATIONS[validation](*scores, row)
         trained = of.loc[of["split"] == "training", "score"].to_numpy()
-        known[name] = KnownScores(trained, good[: shown[0]], defective[: shown[1]])
+        known[name] = KnownScores(trained, scores[0][: shown[0]], scores[1][: shown[1]])
         rest[name] = (good[aside[0] :], defective[aside[1] :])
     return known, rest
 
 
-def decide(threshold: float, good: np.ndarray, defective: np.ndarray) -> dict[str, float]:
-    """Shares of false alarms and misses; what is missed at the least at 2 % false alarms."""
+def decide(
+    thresholds: Mapping[str, float], good: pd.DataFrame, defective: pd.DataFrame, told: bool
+) -> dict[str, float]:
+    """Shares of false alarms and misses, and what is missed at the least at 2 % false alarms.
+
+    By the product that is told or recognised; an image of none is stopped, one without a threshold is undecided.
+    """
+    column = "category" if told else "recognised"
+    limits_of = [part[column].map({**thresholds, "": -np.inf}) for part in (good, defective)]
+    stopped = [part["score"] > limit for part, limit in zip((good, defective), limits_of, strict=True)]
+    passed = [part["score"] <= limit for part, limit in zip((good, defective), limits_of, strict=True)]
     return {
         "good": len(good),
         "defective": len(defective),
-        "false_alarms": float((good > threshold).mean()),
-        "missed": float((defective <= threshold).mean()),
-        "possible": 1 - tpr_at_fpr(rank(defective, good), 0.02),
+        "false_alarms": float(stopped[0].mean()),
+        "missed": float(passed[1].mean()),
+        "undecided": float(pd.concat([~(one | other) for one, other in zip(stopped, passed, strict=True)]).mean()),
+        "possible": 1 - tpr_at_fpr(rank(*(part["score"].to_numpy(copy=True) for part in (defective, good))), 0.02),
     }
 
 
@@ -187,10 +205,38 @@ def write_recognition(table: pd.DataFrame, about: Mapping[str, Any], output_dir:
     show(path, ("category", "seed", "images", *columns))
 
 
+def cost(checkpoint: Path, rounds: int = 7, images: int = 100, output_dir: Path = RESULTS) -> None:
+    """Time of an image in OpenVINO with and without calibration, in turn: ``calibration_cost.csv``, a row per round.
+
+    Args:
+        checkpoint: Of a training with calibration.
+        rounds: Number of rounds.
+        images: Images of a round.
+        output_dir: Folder of the csv file.
+    """
+    model = UniAD.load_from_checkpoint(checkpoint, evaluator=False, visualizer=False).eval()
+    about = {"products": len(model.products), "pixels": model.input_size[0], **origin(CPU, model.seed)}
+    shown = [np.random.default_rng(0).integers(0, 256, (*model.input_size, 3), np.uint8) for _ in range(images)]
+    with tempfile.TemporaryDirectory() as folder:
+        files = {"calibrated": model.to_openvino(Path(folder) / "calibrated", input_size=model.input_size)}
+        model.model.products = None
+        files["not calibrated"] = model.to_openvino(Path(folder) / "plain", input_size=model.input_size)
+        exported = [ExportedModel(Path(file), normalises=True) for file in files.values()]
+        measured = [latencies(exported, shown) for _ in range(rounds)]
+    rows = [
+        {"file": name, "round": number, "latency_ms": 1000 * seconds, **about}
+        for number, found in enumerate(measured)
+        for name, seconds in zip(files, found, strict=True)
+    ]
+    path = output_dir / "calibration_cost.csv"
+    add_rows(path, rows, ("device", "products", "pixels", "file", "round"))
+    show(path, ("file", "round", "latency_ms"))
+
+
 def share(which: torch.Tensor) -> float:
     """Share of images (M,) of which something is true."""
     return float(which.float().mean())
 
 
 if __name__ == "__main__":
-    auto_cli(decisions)
+    auto_cli([decisions, cost])

@@ -261,6 +261,25 @@ def quickstart_decisions(rows: pd.DataFrame) -> str:
     return markdown(columns)
 
 
+@partial(once_measured, file="quickstart")
+def decided(rows: pd.DataFrame) -> str:
+    """The README's sentence about decisions."""
+    means = means_of(rows)
+    parts = []
+    for alone, of in means.groupby(means["data"] == GOOD_ALONE):
+        good, defective = (of["test_images"] - of["defective"]).sum(), of["defective"].sum()
+        start = "with thresholds from good images alone, " if alone else ""
+        parts.append(
+            f"{start}{of['false_alarms'].sum():.0f} of {good:.0f} good parts are called anomalous and "
+            f"{of['missed'].sum():.0f} of {defective:.0f} defective ones missed"
+        )
+    seeds = means["seed"].nunique()
+    return (
+        f"With no option set, by the six generated products of the quickstart ({seeds} seeds): {'; '.join(parts)} "
+        "([decisions](docs/evidence/decisions.md))."
+    )
+
+
 def mistakes(rows: pd.DataFrame) -> str:
     """False alarms and misses in percent."""
     return f"{100 * rows['false_alarms'].mean():.1f} / {100 * rows['missed'].mean():.1f}"
@@ -288,6 +307,19 @@ def decisions_products(rows: pd.DataFrame) -> str:
         f"{100 * rows.loc[rows['category'] == name, 'possible'].mean():.1f}" for name in columns["category"]
     ]
     return markdown(columns)
+
+
+@once_measured
+def calibration_cost(rows: pd.DataFrame) -> str:
+    """Milliseconds of an image with and without calibration."""
+    of = rows.pivot_table(index="round", columns="file", values="latency_ms")
+    times = of["calibrated"] / of["not calibrated"]
+    first = rows.iloc[0]
+    return (
+        f"An image of {first['pixels']:.0f} x {first['pixels']:.0f} pixels, {first['products']:.0f} products, on "
+        f"{first['device']}: {of['calibrated'].median():.2f} ms, without {of['not calibrated'].median():.2f} ms; "
+        f"median of the ratio in each round {times.median():.3f} ({times.min():.3f} to {times.max():.3f})."
+    )
 
 
 @once_measured

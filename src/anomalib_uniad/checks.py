@@ -55,6 +55,20 @@ def check_fraction(name: str, value: float) -> None:
         raise InputError(f"{name} must lie in [0, 1], got {value}.")
 
 
+def check_rate(name: str, value: float) -> None:
+    """Refuse a share of false alarms that is not above 0 and below 0.5.
+
+    Args:
+        name (str): Name of the argument.
+        value (float): Its value.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not 0 < value < 0.5:
+        raise InputError(f"{name} must be above 0 and below 0.5, got {value}.")
+
+
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     """Refuse a value that is none of the choices.
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from anomalib.deploy import OpenVINOInferencer
 from anomalib.engine import Engine
+from anomalib.post_processing import PostProcessor
 from PIL import Image
 
 from anomalib_uniad import MultiCategory, PerCategoryEvaluator, UniAD
@@ -79,6 +80,55 @@ def test_a_product_that_is_told_counts(trained: tuple[UniAD, Engine, Path], tmp_
         assert ((batch.pred_score > 0.5) == batch.pred_label).all()
 
 
+def test_thresholds_of_a_file_decide(trained: tuple[UniAD, Engine, Path], tmp_path: Path) -> None:
+    """In a test of the checkpoint; the other product and its rule stay."""
+    model, _, folder = trained
+    data = MultiCategory(root=folder / "data", train_batch_size=4, eval_batch_size=4, num_workers=0)
+    level = 3 * model.category_thresholds["bolt"]["image"]
+    (tmp_path / "thresholds.yaml").write_text(f"products: {{bolt: {{image: {level}}}}}")
+    changed = UniAD(**ARGUMENTS, thresholds_file=tmp_path / "thresholds.yaml", evaluator=PerCategoryEvaluator())
+    engine = quiet_engine(tmp_path)
+    engine.test(model=changed, datamodule=data, ckpt_path=next(folder.rglob("model.ckpt")))
+    table = pd.read_csv(next(tmp_path.rglob("predictions.csv")), keep_default_na=False, na_values="")
+    of_bolts = table[table["product"] == "bolt"]
+    assert of_bolts["threshold"].to_numpy() == pytest.approx(level)
+    assert ((of_bolts["decision"] == "anomalous") == (of_bolts["raw_score"] > level)).all()
+    of_nuts = table.loc[table["product"] == "nut", "threshold"]
+    assert of_nuts.to_numpy() == pytest.approx(model.category_thresholds["nut"]["image"])
+    rules = pd.read_csv(next(tmp_path.rglob("metrics.csv"))).set_index("category")["threshold_rule"]
+    assert rules["bolt"] == "given: thresholds.yaml"
+    assert rules["nut"] == model.threshold_rules["nut"]
+    with pytest.raises(FileNotFoundError, match=r"There is no file absent\.yaml with thresholds"):
+        UniAD(**ARGUMENTS, thresholds_file="absent.yaml")
+
+
+def test_sensitivity_and_validation_of_a_checkpoint(trained: tuple[UniAD, Engine, Path], tmp_path: Path) -> None:
+    """A sensitivity that is given counts, and a validation does not change what a training has calibrated."""
+    model, _, folder = trained
+    data = MultiCategory(root=folder / "data", train_batch_size=4, eval_batch_size=4, num_workers=0)
+    moved = UniAD(**ARGUMENTS, post_processor=PostProcessor(image_sensitivity=0.9))
+    engine = quiet_engine(tmp_path)
+    engine.validate(model=moved, datamodule=data, ckpt_path=next(folder.rglob("model.ckpt")))
+    assert moved.post_processor.normalized_image_threshold == pytest.approx(0.1)
+    assert moved.category_thresholds == model.category_thresholds
+    with pytest.raises(ValueError, match=r"false_alarm_rate must be above 0 and below 0\.5, got 0"):
+        UniAD(**ARGUMENTS, false_alarm_rate=0.0)
+    with pytest.raises(ValueError, match="leave enable_normalization"):
+        UniAD(**ARGUMENTS, post_processor=PostProcessor(enable_normalization=False))
+
+
+def test_a_training_goes_on_from_weights_without_calibration(trained: tuple[UniAD, Engine, Path]) -> None:
+    checkpoint = next(trained[2].rglob("model.ckpt"))
+    for calibrated in (True, False):
+        started = UniAD(**{**ARGUMENTS, "product_calibration": calibrated}, initial_checkpoint=checkpoint)
+        assert started.products == []
+        assert started.model.products is None or not started.model.products.known
+        images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        features = started.eval().model.extract(started.pre_processor(images))
+        raw = trained[0].eval().model.predict(features).pred_score
+        torch.testing.assert_close(started.model.predict(features).pred_score, raw)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [None, (64, 64)])
 def test_exported_files_decide_as_torch_does(
@@ -114,6 +164,30 @@ def test_exported_files_decide_as_torch_does(
             assert file.parts[-4] == "pin" or file.parts[-2] != "good"
         else:
             assert row["category"] == file.parts[-4]
+
+
+@pytest.mark.slow
+def test_thresholds_are_exported(trained: tuple[UniAD, Engine, Path], tmp_path: Path) -> None:
+    """Also of a product of which too little was known, which then has a scale."""
+    model = UniAD.load_from_checkpoint(next(trained[2].rglob("model.ckpt")))
+    learned = {name: dict(levels) for name, levels in model.category_thresholds.items()}
+    model.model.products.image[1] = torch.nan  # as if there had been too few nuts
+    model.calibrated(["bolt", "nut"], {"bolt": learned["bolt"]}, {}, {})
+    files = sorted((trained[2] / "data" / "nut").glob("test/*/*.png"))
+    before = Inspector(model.to_openvino(tmp_path / "before"))
+    assert {before.inspect(np.asarray(Image.open(file))).decision for file in files} <= {"undecided", "unknown"}
+    level = learned["nut"]["image"]
+    (tmp_path / "thresholds.yaml").write_text(f"products: {{nut: {{image: {level}}}}}")
+    changed = tmp_path / "thresholds.yaml"
+    path = model.to_openvino(tmp_path / "after", onnx_kwargs={"thresholds_file": changed})
+    given = Inspector(tmp_path / "before" / "weights" / "openvino" / "model.xml", thresholds=changed)
+    for file in files:
+        image = np.asarray(Image.open(file))
+        found, same = Inspector(path).inspect(image), given.inspect(image)
+        assert found.decision == same.decision
+        assert found.raw_score == pytest.approx(same.raw_score, rel=1e-4)
+        if found.decision != "unknown":
+            assert (found.decision == "anomalous") == (found.raw_score > level)
 
 
 def test_a_run_is_reviewed(trained: tuple[UniAD, Engine, Path]) -> None:

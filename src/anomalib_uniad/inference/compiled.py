@@ -113,6 +113,8 @@ def compile_file(
     if metadata.products:  # whose own tensor has the score from before the calibration
         raw = {}
         inner = {name for node in model.get_ops() for port in node.outputs() for name in port.names}
+        if lacking := [name for name in PRODUCT_TENSORS if name not in inner]:
+            raise InputError(f"{file} lacks the tensors {', '.join(lacking)} of its metadata: export it again.")
         added = [*PRODUCT_TENSORS, *({_PRODUCT_MAP} & inner)]
         outputs |= {name: len(model.outputs) + index for index, name in enumerate(added)}
         model.add_outputs(added)

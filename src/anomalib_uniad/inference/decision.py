@@ -206,7 +206,7 @@ class Decider:
             raise InputError(f"There is no anomaly map of {output.file.path}.")
         category = self.category_of(output.file.path) if category is None else category
         if output.product is not None:
-            return self._map_of_product(shown, metadata.products[output.product], category)
+            return self._map_of_product(shown, output.raw_map, metadata.products[output.product], category)
         of_category = metadata.category_thresholds.get(category, {}).get("pixel")
         if not category and metadata is not self._model:
             of_category = metadata.thresholds.get("pixel")
@@ -246,12 +246,16 @@ class Decider:
             anomalous = normalised > 1 - metadata.normalization.get("image_sensitivity", 0.5)
         return Decision(name, raw, normalised, threshold, anomalous)
 
-    def _map_of_product(self, shown: np.ndarray, own: str, given: str) -> np.ndarray:
+    def _map_of_product(self, shown: np.ndarray, raw_map: np.ndarray | None, own: str, given: str) -> np.ndarray:
         """A map that was made by the threshold of a product, by that of the one that was given."""
         old = self._model.category_thresholds.get(own, {}).get("pixel")
         new = self._metadata.category_thresholds.get(given or own, {}).get("pixel")
-        if old is None or new is None or old == new:
+        if old == new:
             return shown
+        if new is not None and raw_map is not None:
+            return np.asarray(_normalised(raw_map, new, 0.0), shown.dtype)
+        if old is None or new is None:
+            return np.full_like(shown, 0.5)
         scaled = 2.0 * shown - 1  # from -1 to 1
         raw = old * (1 + scaled / np.maximum(1 - np.abs(scaled), 1e-6))
         return np.asarray(_normalised(raw, new, 0.0), shown.dtype)

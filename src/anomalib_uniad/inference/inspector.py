@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Judges images that are in memory, without torch."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Literal
@@ -54,7 +55,7 @@ class Judge:
         if thresholds is not None:
             given = GivenThresholds.read(thresholds).put_into(compiled.metadata, thresholds)
         self.decider = Decider(compiled.metadata, decides, has_raw, category, given)
-        self.origin = (compiled.hash, (given or compiled.metadata).hash_of_thresholds())
+        decided_by = (given or compiled.metadata).hash_of_thresholds()
         self._geometry, self._image_score = compiled.metadata.geometry, compiled.metadata.image_score
         self._minimum_area = minimum_area
         self._interest = RegionsOfInterest()
@@ -64,6 +65,8 @@ class Judge:
             raw = "anomaly_map" in (compiled.raw_outputs if normalised else compiled.outputs)
             has_raw_map = raw or "uncalibrated_map" in compiled.outputs
             self._interest.check(compiled.metadata, has_raw_map, regions_of_interest)
+            decided_by = hashlib.sha256(decided_by.encode() + self._interest.content()).hexdigest()[:16]
+        self.origin = (compiled.hash, decided_by)
 
     def __call__(self, output: Output, product: str | None = None, maps: bool = True) -> Inspection:
         """Judge an image.
@@ -89,7 +92,7 @@ class Judge:
         shown = map_to_image(self.decider.shown_map(output, product), size, self._geometry)
         if inside is not None:
             shown[~inside] = np.nan
-        threshold = self.decider.mask_threshold(found)
+        threshold = None if found.unknown else self.decider.mask_threshold(found)
         if threshold is None:
             return Inspection(word, found.category, *scores, shown, region_of_interest=inside)
         mask, regions = find_regions(shown, threshold, self._minimum_area)

@@ -120,6 +120,16 @@ class RegionsOfInterest:
             {str(name): _read(file, str(name), region) for name, region in products.items()},
         )
 
+    def content(self) -> bytes:
+        """All of it, the same for the same regions."""
+        regions = {"": self.everywhere, **dict(sorted(self.products.items()))}
+        parts = []
+        for name, region in regions.items():
+            if region is not None:
+                mask = b"" if region.mask is None else repr(region.mask.shape).encode() + region.mask.tobytes()
+                parts.append(repr((name, region.boxes)).encode() + mask)
+        return b"\n".join(parts)
+
     def check(self, metadata: ModelMetadata, has_raw_map: bool, file: Path) -> None:
         """Refuse what a model cannot do, before any work.
 

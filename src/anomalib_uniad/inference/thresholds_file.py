@@ -95,8 +95,13 @@ class GivenThresholds:
         if self.everywhere and metadata.products:
             raise InputError(f"{file} has a global threshold, but the model decides by one of each product: set those.")
 
-        def as_learned(levels: Levels) -> dict[str, float]:
-            """Without anomalib's sensitivity, by which the thresholds of the metadata are moved when it is decided."""
+        def as_learned(levels: Mapping[Any, float]) -> dict[str, float]:
+            """Without anomalib's sensitivity, by which the thresholds of the metadata are moved when it is decided.
+
+            On the scale of all products, it moves what is decided about in the end.
+            """
+            if metadata.products:
+                return {**levels}
             return {level: number - metadata.moved(0.0, level) for level, number in levels.items()}
 
         of_products = {
@@ -105,8 +110,8 @@ class GivenThresholds:
         }
         typical = dict(metadata.typical_scores)
         for name, levels in of_products.items():
-            if name in typical and "image" in levels:
-                typical[name] = min(typical[name], 0.99 * levels["image"])
+            if metadata.products and "image" in levels:  # without a typical score, too little was known of the product
+                typical[name] = min(typical.get(name, 0.5 * levels["image"]), 0.99 * levels["image"])
         return replace(
             metadata,
             thresholds={**metadata.thresholds, **as_learned(self.everywhere)},

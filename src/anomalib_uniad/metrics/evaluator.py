@@ -353,7 +353,8 @@ class PerCategoryEvaluator(Evaluator):
         self._log_results(trainer)
         if not trainer.sanity_checking:
             self._thresholds_from = describe_validation(getattr(trainer, "datamodule", None))
-            self.category_thresholds = self._learned
+            if trainer.state.fn == TrainerFn.FITTING or not getattr(pl_module, "products", None):
+                self.category_thresholds = self._learned  # those of a calibration are of a training
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show and write the results of a validation that is not a part of a training."""
@@ -517,9 +518,14 @@ class PerCategoryEvaluator(Evaluator):
     def _choose_thresholds(self, pl_module: LightningModule) -> None:
         post_processor = getattr(pl_module, "post_processor", None)
         self._global_threshold = global_thresholds(post_processor)["image"]
-        if getattr(pl_module, "products", None):  # each is decided about by its own
+        products: Any = getattr(pl_module, "products", None)
+        if products:  # each is decided about by its own
             self._global_threshold, self._decided_by = float("nan"), self.category_thresholds
-            self._used = self.category_thresholds if self.thresholds == "category" else {}
+            if self.category is not None and self.category not in products:
+                known = ", ".join(products)
+                raise InputError(f"The model has no product {self.category!r}, it knows {known}.")
+            told = self.thresholds == "category" or self.category is not None
+            self._used = self.category_thresholds if told else {}
             return
         if self.thresholds == "global":
             return

@@ -132,6 +132,7 @@ def _limit(known: KnownScores, own: Floats, others: Sequence[Floats], rate: floa
     count = weights.sum() ** 2 / np.square(weights).sum() if len(values) else 0.0  # Kish's effective sample size
     if count < LEAST_GOOD:
         (middle, deviation), count = TYPICAL_RISE, float(len(known.trained))
+        images += ", whose rise is assumed"
     else:
         middle = float(np.average(values, weights=weights))
         deviation = float(np.average(np.square(values - middle), weights=weights) * count / (count - 1)) ** 0.5

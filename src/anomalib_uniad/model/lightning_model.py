@@ -26,7 +26,7 @@ from torchmetrics import Metric
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_uniad.category import known_categories
-from anomalib_uniad.checks import check_at_least, check_choice, check_fraction, check_value_range, repeat
+from anomalib_uniad.checks import check_at_least, check_choice, check_fraction, check_rate, check_value_range, repeat
 from anomalib_uniad.deploy.export import OPSET, WithProduct, any_size, fixes_size, metadata_of, write_metadata
 from anomalib_uniad.deploy.official import OfficialCheckpoint, load_official
 from anomalib_uniad.deploy.pre_processor import AntialiasedPreProcessor
@@ -78,7 +78,15 @@ FeatureCacheMode = Literal["off", "memory", "disk"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 
 # A checkpoint brings the backbone's weights.
-_FROM_CHECKPOINT: dict[str, Any] = {"pre_trained": False, "backbone_weights": None, "initial_checkpoint": None}
+_FROM_CHECKPOINT: dict[str, Any] = {
+    "pre_trained": False,
+    "backbone_weights": None,
+    "initial_checkpoint": None,
+    "thresholds_file": None,
+}
+
+_PRODUCTS = "model.products."
+_SENSITIVITIES = ("image_sensitivity", "pixel_sensitivity")
 
 # Arguments that a model and its checkpoint have to share. Most change predictions, but neither names nor shapes of the
 # weights; for the first ones, torch would list all tensors that do not fit.
@@ -431,6 +439,9 @@ class UniAD(AnomalibModule):
         self.training_summary: dict[str, Any] = {}
         self._loaded_thresholds: dict[str, dict[Level, float]] = {}
         self._shows_products = False
+        # What is given counts more than what a checkpoint has.
+        moved = post_processor.checkpoint_config() if isinstance(post_processor, PostProcessor) else {}
+        self._given_sensitivities = {name: moved[name] for name in _SENSITIVITIES if moved.get(name, 0.5) != 0.5}
         self.products: list[str] = []
         self.threshold_rules: dict[str, str] = {}
         self.good_scores: dict[str, dict[str, float]] = {}
@@ -529,9 +540,12 @@ class UniAD(AnomalibModule):
         checkpoint = read_checkpoint(path, self.checkpoint_safe_globals())
         weights = checkpoint["state_dict"]
         _check_is_uniad(weights, path)
-        _check_same_model(checkpoint.get("hyper_parameters", {}), weights, self, path)
+        # Products are learned anew, also from a training that did not learn them.
+        weights = {name: value for name, value in weights.items() if not name.startswith(_PRODUCTS)}
+        learned = {"product_calibration": self.hparams["product_calibration"]}
+        _check_same_model({**checkpoint.get("hyper_parameters", {}), **learned}, weights, self, path)
         own = {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")}
-        self.model.load_state_dict(own)
+        self.model.load_state_dict(own, strict=False)
         prepared, config = self.pre_processor, checkpoint.get("anomalib_pre_processor_config")
         if isinstance(prepared, PreProcessor) and config is not None:
             prepared.load_checkpoint_config(config)
@@ -776,14 +790,15 @@ class UniAD(AnomalibModule):
     def on_test_start(self) -> None:
         """Refuse images that are read in another way than those of the training; take thresholds that were given."""
         self._check_value_range(self.trainer.datamodule)  # type: ignore[attr-defined]
-        self._take_thresholds()
+        self._take_thresholds(self.hparams["thresholds_file"])
 
-    def _take_thresholds(self) -> None:
-        """Decide by the thresholds of ``thresholds_file`` from now on."""
-        if self.hparams["thresholds_file"] is None:
+    def _take_thresholds(self, thresholds_file: str | Path | None) -> None:
+        """Decide by the thresholds of a file from now on, if there is one."""
+        if thresholds_file is None:
             return
-        file = Path(self.hparams["thresholds_file"])
-        metadata = GivenThresholds.read(file).put_into(self.metadata, file)
+        file = Path(thresholds_file)
+        given = GivenThresholds.read(file)
+        metadata = given.put_into(self.metadata, file)
         if self.model.products is not None:
             levels = [metadata.category_thresholds.get(name, {}) for name in self.products]
             middles = [metadata.typical_scores.get(name, math.nan) for name in self.products]
@@ -792,7 +807,7 @@ class UniAD(AnomalibModule):
         elif isinstance(self.post_processor, PostProcessor):
             for level, threshold in metadata.thresholds.items():
                 getattr(self.post_processor, f"_{level}_threshold").fill_(threshold)
-        rules = {**self.threshold_rules, **dict.fromkeys(metadata.category_thresholds, f"given: {file.name}")}
+        rules = {**self.threshold_rules, **dict.fromkeys(given.products, f"given: {file.name}")}
         self.calibrated(self.products, metadata.category_thresholds, rules)
 
     def _check_value_range(self, datamodule: Any) -> None:
@@ -823,7 +838,7 @@ class UniAD(AnomalibModule):
 
     def on_predict_start(self) -> None:
         """Refuse images read in another way than in training, and warn if there are no thresholds."""
-        self._take_thresholds()
+        self._take_thresholds(self.hparams["thresholds_file"])
         self._check_value_range(self.trainer.datamodule)  # type: ignore[attr-defined]
         refuse_deep(flat(self.trainer.predict_dataloaders))
         post_processor = self.post_processor
@@ -876,6 +891,8 @@ class UniAD(AnomalibModule):
         if self._trained_weights.keep(self, checkpoint):
             return
         super().on_load_checkpoint(checkpoint)
+        if isinstance(self.post_processor, PostProcessor):
+            self.post_processor.load_checkpoint_config(self._given_sensitivities)
         weights = checkpoint.get("state_dict", {})
         file = getattr(self._trainer, "ckpt_path", None) or "The checkpoint"
         if weights:
@@ -988,7 +1005,8 @@ class UniAD(AnomalibModule):
             input_size (tuple[int, int] | None): Height and width of the images; ``None`` is any, or the model's own
                 where the other arguments fix one of them. Defaults to ``None``.
             precision (str): Precision that the metadata name. Defaults to ``"FP32"``.
-            **kwargs (Any): As of anomalib; ``opset_version`` is 18 if it is not given.
+            **kwargs (Any): As of anomalib; ``opset_version`` is 18 if it is not given. ``thresholds_file`` has
+                thresholds in the place of those that were learned.
 
         Returns:
             Path: The file.
@@ -997,7 +1015,7 @@ class UniAD(AnomalibModule):
             ValueError: If the crop does not lie in images of ``input_size``, or the size is fixed, but not given, and
                 the model crops or pads.
         """
-        self._take_thresholds()
+        self._take_thresholds(kwargs.pop("thresholds_file", self.hparams["thresholds_file"]))
         kwargs.setdefault("opset_version", OPSET)
         if input_size is not None and self.geometry is not None:
             self.geometry.check(input_size)
@@ -1094,8 +1112,11 @@ def _check_training(arguments: Mapping[str, Any]) -> None:
         ("resume_interval", 0),
     ):
         check_at_least(name, arguments[name], lowest)
-    for name in ("muon_momentum", "lr_decay_fraction", "false_alarm_rate"):
+    for name in ("muon_momentum", "lr_decay_fraction"):
         check_fraction(name, arguments[name])
+    check_rate("false_alarm_rate", arguments["false_alarm_rate"])
+    if arguments["thresholds_file"] is not None:
+        GivenThresholds.read(Path(arguments["thresholds_file"]))
     if arguments["seed"] is not None:
         check_at_least("seed", arguments["seed"], 0)
     for name, choices in (
@@ -1122,6 +1143,11 @@ def _told_apart(defective: Floats, normal: Floats) -> tuple[float, float]:
 
 def _for_calibration(given: PostProcessor | bool) -> PostProcessor | bool:
     """The post-processor that was given, as one that takes the thresholds of the calibration."""
+    if isinstance(given, PostProcessor) and not (given.enable_normalization and given.enable_thresholding):
+        raise InputError(
+            "product_calibration decides on a scale that is normalised: leave enable_normalization and "
+            "enable_thresholding of the post_processor on, or set product_calibration to false."
+        )
     if isinstance(given, bool | CalibratedPostProcessor):
         return given
     if type(given) in {PostProcessor, LearnedPostProcessor}:
@@ -1181,10 +1207,11 @@ def _check_same_model(
     sizes = [
         f"{name}: {shape} in the checkpoint, {own[name]} in the model"
         for name, shape in theirs.items()
-        if shape != own[name] and not name.startswith("model.products.")  # which have as many as were trained on
+        if shape != own[name] and not name.startswith(_PRODUCTS)  # which have as many as were trained on
     ]
     different = differences(_SAME_IN_CHECKPOINT)
-    if sizes or own.keys() != {name for name in weights if name.startswith("model.")}:  # else the same by another name
+    names = ({name for name in some if not name.startswith(_PRODUCTS)} for some in (own, weights))
+    if sizes or next(names) != {name for name in next(names) if name.startswith("model.")}:  # else by another name
         different += differences(("backbone", "layers"))
     if different or sizes:
         raise InputError(

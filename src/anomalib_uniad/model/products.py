@@ -144,14 +144,16 @@ def _estimate(samples: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tens
 def _cross_validated(samples: Sequence[torch.Tensor]) -> tuple[float, torch.Tensor]:
     """Square of the largest distance of a known product, and which part of each product is taken for which (P, P).
 
-    Without enough images to leave some out, nothing is too far.
+    Products with a single image are not asked. Without others, nothing is too far.
     """
     confused = torch.zeros(len(samples), len(samples))
-    if min(map(len, samples)) < 2:
+    asked = [row for row, sample in enumerate(samples) if len(sample) > 1]
+    if not asked:
         return math.inf, confused
     distances = []
     for fold in range(FOLDS):
         parts = [torch.arange(len(sample)) % min(FOLDS, len(sample)) == fold for sample in samples]
+        parts = [part & (len(part) > 1) for part in parts]
         means, root = _estimate([sample[~part] for sample, part in zip(samples, parts, strict=True)])
         for product, (sample, part) in enumerate(zip(samples, parts, strict=True)):
             squares = ((sample[part][:, None] - means) @ root).square().sum(dim=2)  # (N, P)

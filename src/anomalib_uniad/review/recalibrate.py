@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from anomalib_uniad.category import find_category
+from anomalib_uniad.checks import check_rate
 from anomalib_uniad.errors import InputError
 from anomalib_uniad.files import check_output, replacing
 from anomalib_uniad.inference.compiled import Compiled, compile_file
@@ -102,8 +103,7 @@ def recalibrate(
         OSError: If a file is not there, or one is that must not be replaced.
         ValueError: If an argument is out of its range, no image has a label or none can be judged.
     """
-    if not 0 < false_alarm_rate < 1:
-        raise InputError(f"false_alarm_rate must be between 0 and 1, got {false_alarm_rate}.")
+    check_rate("false_alarm_rate", false_alarm_rate)
     check_output(output.parent, [output], overwrite)
     files = find_images(images)
     known = dict(zip(files, Labels(labels).of([str(file.path) for file in files]), strict=True))

@@ -21,6 +21,7 @@ def serve(
     max_megabytes: float = 32,
     thresholds: Path | None = None,
     minimum_area: int = 0,
+    regions_of_interest: Path | None = None,
     device: str = "CPU",
     precision_hint: Literal["f32", "bf16", "auto"] = "f32",
     threads: int = 0,
@@ -41,6 +42,7 @@ def serve(
         thresholds: thresholds.yaml by which to decide, for example of `anomalib-uniad review`. Default: as the model
             has learned.
         minimum_area: Defective regions of fewer pixels are left out of masks and regions.
+        regions_of_interest: regions.yaml with the part of each product's images that counts. Default: all of it.
         device: OpenVINO's name of the device, for example CPU, GPU or AUTO.
         precision_hint: Precision of the computation. "f32" gives the numbers of torch; "bf16" is faster on processors
             that have it and shifts scores slightly; "auto" is OpenVINO's choice.
@@ -71,6 +73,7 @@ def serve(
         "threads": threads,
         "minimum_area": minimum_area,
         "thresholds": thresholds,
+        "regions_of_interest": regions_of_interest,
         "performance_hint": "THROUGHPUT" if max_batch_size > 1 else "LATENCY",
     }
     inspector = Inspector(**options)  # mistakes are found here, not in the workers

@@ -44,14 +44,19 @@ def test_draws(table: pd.DataFrame, validation: str) -> None:
             good, defective = rest[name]
             assert (len(known[name].good), len(known[name].defective)) == COUNTED[validation]
             assert (len(good), len(defective)) == (12, 10)
-            seen = [*known[name].good, *known[name].defective]
-            assert not {*seen} & {*good, *defective}
-            assert {*seen, *good, *defective} <= {*unseen["score"]}
+            seen, tested = [*known[name].good, *known[name].defective], [*good["score"], *defective["score"]]
+            assert not {*seen} & {*tested}
+            assert {*seen, *tested} <= {*unseen["score"]}
 
 
 def test_shares_and_rules(table: pd.DataFrame) -> None:
-    found = decide(2.0, np.array([1.0, 2.0, 3.0, 0.5]), np.array([2.0, 2.5]))
-    assert (found["false_alarms"], found["missed"]) == (0.25, 0.5)
+    good = pd.DataFrame({"score": [1.0, 2.0, 3.0, 0.5], "recognised": ["nut", "nut", "bolt", ""], "category": "nut"})
+    defective = pd.DataFrame({"score": [2.0, 2.5], "recognised": ["nut", "bolt"], "category": "nut"})
+    thresholds = {"nut": 2.0, "bolt": np.nan}
+    told, recognised = (decide(thresholds, good, defective, told=told) for told in (True, False))
+    assert (told["false_alarms"], told["missed"], told["undecided"]) == (0.25, 0.5, 0)
+    assert (recognised["false_alarms"], recognised["missed"]) == (0.25, 0.5)  # what shows no product is stopped
+    assert recognised["undecided"] == pytest.approx(2 / 6)
     known, _ = draw(table, ["nut", "bolt"], "good alone", 0)
     assert one_for_all(known) == dict.fromkeys(known, max(scores.good.max() for scores in known.values()))
     assert one_for_each(known) == {name: scores.good.max() for name, scores in known.items()}

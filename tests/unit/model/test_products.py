@@ -86,9 +86,12 @@ def test_products_that_are_confused_belong_together() -> None:
     assert groups == [[0, 2], [1], [3]]
 
 
-def test_products_of_one_image_are_recognised_but_nothing_is_unknown() -> None:
+def test_products_of_one_image_do_not_tell_what_is_unknown() -> None:
     products = Products()
     products.learn([pooled(0, 1), pooled(1)])
+    assert products.farthest.isfinite()
+    assert products.recognise(features(pooled(1, 5, seed=2)))[1].sum() == 0
+    products.learn([pooled(0, 1), pooled(1, 1)])
     assert products.farthest.isinf()
 
 

@@ -93,7 +93,7 @@ def test_mistakes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     grey(Path("day"), GOOD)
     with pytest.raises(InputError, match=r"None of the 7 images has a label: put them into folders good and defective"):
         recalibrate(Path("model.xml"), [Path("day")])
-    with pytest.raises(InputError, match=r"false_alarm_rate must be between 0 and 1, got 1\."):
+    with pytest.raises(InputError, match=r"false_alarm_rate must be above 0 and below 0.5, got 1\."):
         recalibrate(Path("model.xml"), [Path("day")], false_alarm_rate=1)
     Path("there.yaml").touch()
     with pytest.raises(FileExistsError, match=r"there\.yaml would be overwritten"):
