@@ -38,7 +38,7 @@ def best_f1(known: list[KnownScores]) -> float:
     """The threshold of best F1; without defects, the highest good score."""
     good = np.concatenate([scores.good for scores in known])
     defective = np.concatenate([scores.defective for scores in known])
-    return float(f1_threshold(rank(defective, good))) if len(defective) else float(good.max(initial=0.0))
+    return float(f1_threshold(rank(defective, good))) if len(defective) else float(good.max())
 
 
 def one_for_all(known: Known) -> dict[str, float]:
@@ -96,6 +96,8 @@ def decisions(recipe: Path, checkpoint: Path, draws: int = 20, output_dir: Path 
         for number in range(draws):
             known, rest = draw(table, names, validation, number)
             for rule, find in rules.items():
+                if validation == "none" and rule != "calibrated":
+                    continue  # there is nothing to find
                 thresholds = find(known)
                 for name in names:
                     about_it = {"validation": validation, "rule": rule, "category": name}
@@ -219,7 +221,7 @@ def cost(checkpoint: Path, rounds: int = 7, images: int = 100, output_dir: Path 
     shown = [np.random.default_rng(0).integers(0, 256, (*model.input_size, 3), np.uint8) for _ in range(images)]
     with tempfile.TemporaryDirectory() as folder:
         files = {"calibrated": model.to_openvino(Path(folder) / "calibrated", input_size=model.input_size)}
-        model.model.products = None
+        model.model.products, model.products = None, []
         files["not calibrated"] = model.to_openvino(Path(folder) / "plain", input_size=model.input_size)
         exported = [ExportedModel(Path(file), normalises=True) for file in files.values()]
         measured = [latencies(exported, shown) for _ in range(rounds)]

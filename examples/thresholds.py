@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compare decisions by one threshold for all products with decisions by a threshold per product.
+"""Compare what a model decides by itself with decisions by a threshold per product that is told.
 
 python examples/thresholds.py model.ckpt mydata
 """
@@ -26,7 +26,7 @@ def main(checkpoint: str, root: str) -> dict[str, float]:
         scores[thresholds] = results["image_F1Score"]
     for category, levels in model.category_thresholds.items():
         print(f"{category}: threshold of images {levels['image']:.4g}, of pixels {levels['pixel']:.4g}")
-    print(f"F1 score of decisions: {scores['global']:.4f} global, {scores['category']:.4f} per product")
+    print(f"F1 score of decisions: {scores['global']:.4f} by itself, {scores['category']:.4f} per product that is told")
     return scores
 
 

@@ -288,7 +288,7 @@ def mistakes(rows: pd.DataFrame) -> str:
 @once_measured
 def decisions(rows: pd.DataFrame) -> str:
     """Ways to find thresholds, on average over products."""
-    columns = crossed(rows, "validation", "rule", mistakes)
+    columns = crossed(rows, "validation", "rule", mistakes)  # without validation images, only one rule finds something
     possible = 100 * rows["possible"].mean()
     return (
         f"False alarms / missed defects in percent, means over products, draws and seeds:\n\n{markdown(columns)}\n\n"

@@ -253,7 +253,8 @@ class UniAD(AnomalibModule):
         pre_processor (PreProcessor | bool): ``True`` resizes to ``image_size`` and normalises by the mean and standard
             deviation of pixels that the backbone was trained with. Defaults to ``True``.
         post_processor (PostProcessor | bool): ``True`` is anomalib's: normalised scores and thresholds, both learned
-            at validation. Before one, nothing is decided. Defaults to ``True``.
+            at validation, thresholds with ``product_calibration`` by product. Before one, nothing is decided. Defaults
+            to ``True``.
         evaluator (Evaluator | bool): ``True`` is ``anomalib_uniad.PerCategoryEvaluator``. Defaults to ``True``.
         visualizer (Visualizer | bool): ``True`` is anomalib's, one heatmap file per image, of the part that the model
             sees. Defaults to ``True``.
