@@ -471,6 +471,11 @@ def main(args: list[str] | None = None) -> None:
             raise
         sys.stdout.flush()  # the sentence comes last
         sys.exit(f"error: {_sentence(error)}")
+    except KeyboardInterrupt:
+        if wants_traceback():
+            raise
+        sys.stderr.write("Interrupted.\n")
+        sys.exit(130)
 
 
 def _run(args: list[str] | None) -> None:

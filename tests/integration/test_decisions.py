@@ -80,6 +80,19 @@ def test_a_product_that_is_told_counts(trained: tuple[UniAD, Engine, Path], tmp_
         assert ((batch.pred_score > 0.5) == batch.pred_label).all()
 
 
+def test_training_images_alone(trained: tuple[UniAD, Engine, Path], tmp_path: Path) -> None:
+    """Without validation images, thresholds are from those that were trained on, and the rule says so."""
+    data = MultiCategory(root=trained[2] / "data", train_batch_size=4, num_workers=0, val_split_mode="none")
+    model = UniAD(**ARGUMENTS)
+    quiet_engine(tmp_path, max_epochs=1).fit(model=model, datamodule=data)
+    assert model.products == ["bolt", "nut"]
+    assert (
+        model.threshold_rules["bolt"] == "1 % false alarms: 16 trained and 0 other good images, whose rise is assumed"
+    )
+    loaded = UniAD.load_from_checkpoint(next(tmp_path.rglob("model.ckpt")))
+    assert loaded.category_thresholds == model.category_thresholds
+
+
 def test_thresholds_of_a_file_decide(trained: tuple[UniAD, Engine, Path], tmp_path: Path) -> None:
     """In a test of the checkpoint; the other product and its rule stay."""
     model, _, folder = trained

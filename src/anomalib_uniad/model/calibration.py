@@ -61,9 +61,17 @@ class ProductCalibration(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Calibrate the model, if it is in training."""
-        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
-            return
-        model: Any = pl_module
+        if not trainer.sanity_checking and trainer.state.fn == TrainerFn.FITTING:
+            self._calibrate(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Calibrate the model by its training images alone at the end, if nothing is validated."""
+        last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        if last and not sum(trainer.num_val_batches):
+            self._rows = []
+            self._calibrate(trainer, pl_module)
+
+    def _calibrate(self, trainer: Trainer, model: Any) -> None:
         products: Products = model.model.products
         trained, pooled = self._look_at_training(trainer, model)
         seen = pd.DataFrame([row for rows in gather_objects(self._rows) for row in rows], columns=_COLUMNS)
