@@ -106,7 +106,9 @@ class Products(DynamicBufferMixin, nn.Module):
 
     def recognise(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Product ``(B,)`` of images by their features ``(B, C, h, w)``, and whether they are of none ``(B,)``."""
-        off = (self.pool(features)[:, None] - self.means) @ self.to_distance  # (B, P, C)
+        # Not a product of matrices, which runtimes compute in bfloat16 where they can: too coarse for distances.
+        own = (self.pool(features)[:, None] * self.to_distance.T).sum(dim=2)  # (B, C)
+        off = own[:, None] - self.means @ self.to_distance  # (B, P, C)
         distance, product = off.square().sum(dim=2).min(dim=1)
         return product, distance > self.farthest
 

@@ -96,6 +96,9 @@ class ExportedModel:
         self._decides = "pred_label" in compiled.outputs
         self.kind: Kind = "raw"
         self._outputs = compiled.raw_outputs
+        if {"uncalibrated_score", "uncalibrated_map"} <= compiled.outputs.keys():
+            names = {"pred_score": "uncalibrated_score", "anomaly_map": "uncalibrated_map"}
+            self._outputs = {name: compiled.outputs[own] for name, own in names.items()}
         if len(self._outputs) < 2:  # the outputs themselves, which are raw without post-processor
             self.kind = "normalised" if normalises and self._decides else "raw"
             self._outputs = compiled.outputs
