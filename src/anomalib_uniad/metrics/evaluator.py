@@ -353,7 +353,7 @@ class PerCategoryEvaluator(Evaluator):
         self._log_results(trainer)
         if not trainer.sanity_checking:
             self._thresholds_from = describe_validation(getattr(trainer, "datamodule", None))
-            if trainer.state.fn == TrainerFn.FITTING or not getattr(pl_module, "products", None):
+            if not getattr(pl_module, "products", None) or trainer.state.fn == TrainerFn.FITTING:
                 self.category_thresholds = self._learned  # those of a calibration are of a training
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
