@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Heatmaps over images."""
 
+import unicodedata
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -84,7 +86,7 @@ def draw_inspection(image: np.ndarray, inspection: Inspection) -> Image.Image:
             drawn = Image.fromarray(cv2.drawContours(np.array(drawn), outlines, -1, colour, width))
     score = inspection.raw_score if inspection.score is None else inspection.score
     words = (inspection.decision, "" if score is None else f"{score:.3g}", inspection.product)
-    text = "  ".join(filter(None, words))
+    text = plain("  ".join(filter(None, words)))
     line = caption_height(drawn.width)
     font = ImageFont.load_default(line * 0.7)
     if (length := font.getlength(text)) > drawn.width:
@@ -93,6 +95,17 @@ def draw_inspection(image: np.ndarray, inspection: Inspection) -> Image.Image:
     picture.paste(drawn)
     ImageDraw.Draw(picture).text((drawn.width / 2, drawn.height + line / 2), text, "white", font, "mm")
     return picture
+
+
+def plain(text: str) -> str:
+    """Text in the letters that Pillow's own font has, with a question mark for others.
+
+    Examples:
+        >>> plain("Zahnbürste 歯")
+        'Zahnburste ?'
+    """
+    letters = (letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
+    return "".join(letters).encode("ascii", "replace").decode()
 
 
 def caption_height(width: int) -> int:
