@@ -144,6 +144,7 @@ def test_predict(fitted, data: MultiCategory, tmp_path: Path) -> None:
     "export_type", [ExportType.TORCH, pytest.param(ExportType.ONNX, marks=pytest.mark.slow), ExportType.OPENVINO]
 )
 @pytest.mark.filterwarnings("ignore")  # torch.onnx and openvino warn about themselves
+@pytest.mark.slow
 def test_export(fitted, data: MultiCategory, tmp_path: Path, export_type: ExportType, monkeypatch) -> None:
     _, checkpoint = fitted
     path = engine(tmp_path).export(
@@ -185,6 +186,7 @@ def test_openvino_agrees_and_keeps_the_mask(fitted, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["reflect", pytest.param("zeros", marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore")  # torch.onnx and openvino warn about themselves
+@pytest.mark.slow
 def test_onnx_keeps_the_padding(tmp_path: Path, mode: str) -> None:
     """Static amounts and reflection are in the file: a model that pads otherwise gives another map."""
     import openvino

@@ -116,6 +116,7 @@ def test_benchmark_of_anomalib(root, tmp_path, monkeypatch):
     assert len(table) == 2
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path):
     outputs = distributed_worker.run_both(tmp_path)
     together = CategoryMetrics(list(PerCategoryEvaluator().test_metrics))

@@ -174,6 +174,7 @@ def small_official(folder: Path) -> Path:
     return write_official(folder / "ckpt.pth.tar", generate(keys, 5), arch)
 
 
+@pytest.mark.slow
 def test_commands_take_the_imported_checkpoint(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     main(["import-checkpoint", str(small_official(tmp_path)), "out.ckpt"])

@@ -67,7 +67,8 @@ class ProductCalibration(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Calibrate the model by its training images alone at the end, if nothing is validated."""
         last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
-        if last and not sum(trainer.num_val_batches):
+        images = hasattr(getattr(trainer.train_dataloader, "dataset", None), "samples")  # else of features alone
+        if last and images and not sum(trainer.num_val_batches):
             self._rows = []
             self._calibrate(trainer, pl_module)
 

@@ -17,6 +17,7 @@ from small import SMALL
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.onnx and openvino warn about themselves
 
 
+@pytest.mark.slow
 def test_mask_and_batches() -> None:
     model = UniAD(**{**SMALL, "layers": (0, 1)}, seed=0, evaluator=False, post_processor=False).eval()
     masks = [module.visible for module in model.modules() if hasattr(module, "visible")]

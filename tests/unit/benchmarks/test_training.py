@@ -87,6 +87,7 @@ def test_ratios_are_those_of_rounds() -> None:
     assert cached["build_in_epochs_without_cache"] == pytest.approx(3629 * 2.0 / 100 / (454 * 3.5))
 
 
+@pytest.mark.slow
 def test_scaling(tmp_path: Path) -> None:
     training.train(["scaling"], output_dir=tmp_path, work_dir=tmp_path, quick=True)
     written = pd.read_csv(tmp_path / "quick" / "training_scaling.csv")

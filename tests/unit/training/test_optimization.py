@@ -208,6 +208,7 @@ def test_gradients_are_clipped(precision: str, limit: float) -> None:
     assert min(norms) > 1e-3 if limit == 0 else norms == pytest.approx([limit, limit], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_compiled_training_equals_eager() -> None:
     """Without dropout and jitter, whose random numbers differ."""
     weights = []
