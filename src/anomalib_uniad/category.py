@@ -10,6 +10,8 @@ from typing import Any
 
 UNKNOWN = "unknown"
 """Category of an image without a path that tells it."""
+UNKNOWN_PRODUCT = "unknown"
+"""Decision about an image of a product that the model does not know, in tables of predictions."""
 
 
 def categories_of(image_paths: Sequence[str | PurePath | None], datamodule: Any = None) -> list[str]:

@@ -23,6 +23,7 @@ LAYERS = (
         "image_files",
         "label_names",
         "metric_names",
+        "pages",
         "plugin",
         "splits",
     },

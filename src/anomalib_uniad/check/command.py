@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 from anomalib.data.utils import Split
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from tqdm import tqdm
 
 from anomalib_uniad.data.image_checks import read_mask_file
 from anomalib_uniad.files import file_names, replacing
+from anomalib_uniad.pages import render
 
 from .contact_sheet import draw
 from .features import BATCH, Extractor, Usual, two_groups
@@ -166,16 +166,10 @@ def write(checked: Checked, output: Path) -> list[Path]:
 
 
 def _page(checked: Checked, sheets: dict[str, str]) -> str:
-    environment = Environment(
-        # The style is that of reports.
-        loader=ChoiceLoader([PackageLoader(f"anomalib_uniad.{name}", ".") for name in ("check", "report")]),
-        autoescape=True,  # names may be anything
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     rows = [{**row, "sheet": sheets[row["product"]]} for row in checked.rows()]
-    return environment.get_template("page.html.j2").render(
+    return render(
+        "check",
+        "page.html.j2",
         name=checked.source.name,
         summary=summary(checked),
         products=rows,

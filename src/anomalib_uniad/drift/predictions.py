@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from anomalib_uniad.category import UNKNOWN_PRODUCT
 from anomalib_uniad.errors import InputError, MissingFileError
 
 _COLUMNS = {"category", "raw_score", "threshold", "decision"}
@@ -78,7 +79,7 @@ def read_predictions(files: Sequence[Path]) -> Predictions:
                 if math.isnan(score):
                     continue
                 models |= {row.get("model") or ""} - {""}
-                unknown.append(row["decision"] == "unknown")
+                unknown.append(row["decision"] == UNKNOWN_PRODUCT)
                 if not unknown[-1]:
                     series = products.setdefault(row["category"], Series())
                     series.scores.append(score)

@@ -18,9 +18,8 @@ from .metadata import ModelMetadata
 
 PrecisionHint = Literal["f32", "bf16", "auto"]
 
-PRODUCT_TENSORS = ("product", "unknown_product", "uncalibrated_score")
-"""Inner tensors of files of models that recognise products."""
-_PRODUCT_MAP = "uncalibrated_map"  # another one, which files of earlier versions do not have
+_PRODUCT = ("product", "unknown_product")  # inner tensors of files of models that recognise products
+_UNCALIBRATED = {"pred_score": "uncalibrated_score", "anomaly_map": "uncalibrated_map"}  # as well
 
 _VIRTUAL_DEVICES = {"AUTO", "BATCH", "HETERO", "MULTI"}
 
@@ -34,9 +33,9 @@ class Compiled:
         batch_size (int): Images per request.
         size (tuple[int, int] | None): Height and width of images; ``None`` for images of any size.
         outputs (dict[str, int]): Position of each output by name: ``pred_score``, ``anomaly_map`` and others; of models
-            that recognise products also ``product``, ``unknown_product``, ``uncalibrated_score`` and, if the file has
-            it, ``uncalibrated_map``.
-        raw_outputs (dict[str, int]): Position of the raw values of outputs that are cut to [0, 1], by name.
+            that recognise products also ``product`` and ``unknown_product``.
+        raw_outputs (dict[str, int]): Position of the raw values of outputs that are calibrated or cut to [0, 1], by
+            name, as far as the file has them.
         metadata (ModelMetadata): Metadata of the file.
         hash (str): Of the file with its weights.
     """
@@ -109,19 +108,12 @@ def compile_file(
     metadata = ModelMetadata.read(model, file)
     outputs = {name: index for index, output in enumerate(model.outputs) for name in output.names}
     _check_ports(file, model, outputs)
-    raw = {name: raw_values_of(model.output(name)) for name in ("pred_score", "anomaly_map") if name in outputs}
-    if metadata.products:  # whose own tensor has the score from before the calibration
-        raw = {}
-        inner = {name for node in model.get_ops() for port in node.outputs() for name in port.names}
-        if lacking := [name for name in PRODUCT_TENSORS if name not in inner]:
-            raise InputError(f"{file} lacks the tensors {', '.join(lacking)} of its metadata: export it again.")
-        added = [*PRODUCT_TENSORS, *({_PRODUCT_MAP} & inner)]
-        outputs |= {name: len(model.outputs) + index for index, name in enumerate(added)}
-        model.add_outputs(added)
-    cut = {name: port for name, port in raw.items() if port is not None}
-    raw_outputs = {name: len(model.outputs) + index for index, name in enumerate(cut)}
-    if cut:
-        model.add_outputs(list(cut.values()))
+    more, raw = _inner_ports(file, model, outputs, bool(metadata.products))
+    first = len(model.outputs)
+    outputs |= {name: first + index for index, name in enumerate(more)}
+    raw_outputs = {name: first + len(more) + index for index, name in enumerate(raw)}
+    if more or raw:
+        model.add_outputs([*more.values(), *raw.values()])
     batch, _, height, width = model.input().partial_shape
     batch_size = batch.get_length() if batch.is_static else 1
     size = (height.get_length(), width.get_length()) if height.is_static and width.is_static else None
@@ -234,6 +226,22 @@ def _with_images_as_input(model: ov.Model, element_type: ov.Type) -> ov.Model:
     steps.input().model().set_layout(ov.Layout("NCHW"))
     steps.input().preprocess().convert_element_type(ov.Type.f32).scale(255.0)
     return steps.build()
+
+
+def _inner_ports(
+    file: Path, model: ov.Model, outputs: dict[str, int], recognises: bool
+) -> tuple[dict[str, ov.Output], dict[str, ov.Output]]:
+    """What becomes an output as well: what is known of products, and raw values, both by name."""
+    names = [name for name in _UNCALIBRATED if name in outputs]
+    if not recognises:
+        ports = {name: raw_values_of(model.output(name)) for name in names}
+        return {}, {name: port for name, port in ports.items() if port is not None}
+    inner = {name: port for node in model.get_ops() for port in node.outputs() for name in port.names}
+    # Files of earlier versions do not have the map.
+    if lacking := [name for name in (*_PRODUCT, _UNCALIBRATED["pred_score"]) if name not in inner]:
+        raise InputError(f"{file} lacks the tensors {', '.join(lacking)} of its metadata: export it again.")
+    raw = {name: inner[_UNCALIBRATED[name]] for name in names if _UNCALIBRATED[name] in inner}
+    return {name: inner[name] for name in _PRODUCT}, raw
 
 
 def raw_values_of(output: ov.Output) -> ov.Output | None:

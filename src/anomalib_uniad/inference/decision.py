@@ -78,7 +78,7 @@ class Decider:
         self._width, self._center = metadata.range_of("image"), metadata.center_of("image")
         self.known = self._width is not None
         self.normalised = self.known or (metadata.model is None and decides)
-        self._has_raw_score = has_raw_score or bool(metadata.products)
+        self._has_raw_score = has_raw_score
         if given is not None and self.normalised and not self._has_raw_score:
             raise InputError("The file has no raw scores, by which thresholds that are given could decide.")
         if category and category != AUTO:

@@ -62,8 +62,7 @@ class Judge:
         if regions_of_interest is not None:
             self._interest = RegionsOfInterest.read(regions_of_interest)
             normalised = self.decider.normalised or bool(compiled.metadata.products)
-            raw = "anomaly_map" in (compiled.raw_outputs if normalised else compiled.outputs)
-            has_raw_map = raw or "uncalibrated_map" in compiled.outputs
+            has_raw_map = "anomaly_map" in (compiled.raw_outputs if normalised else compiled.outputs)
             self._interest.check(compiled.metadata, has_raw_map, regions_of_interest)
             decided_by = hashlib.sha256(decided_by.encode() + self._interest.content()).hexdigest()[:16]
         self.origin = (compiled.hash, decided_by)

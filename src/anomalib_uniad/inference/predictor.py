@@ -25,7 +25,7 @@ class Output:
     Args:
         file (ImageFile): The image.
         score (float | None): Its score, normalised to [0, 1] if the model does that, else raw.
-        raw_score (float | None): Its raw score, if the model normalises and the file has the raw one too.
+        raw_score (float | None): Its raw score, if the model normalises or calibrates and the file has the raw one too.
         product (int | None): Number of the product that it looks most like, if the model recognises products.
         unknown (bool): Whether it is of none of those.
         label (bool | None): Whether the model itself calls it anomalous, if it decides.
@@ -108,7 +108,6 @@ class Requests:
             if "pred_score" in raw:
                 output.raw_score = float(raw["pred_score"].reshape(-1)[index])
             if "product" in named:
-                output.raw_score = float(named["uncalibrated_score"].reshape(-1)[index])
                 output.product = int(named["product"].reshape(-1)[index])
                 output.unknown = bool(named["unknown_product"].reshape(-1)[index])
             if not all(math.isfinite(score) for score in (output.score, output.raw_score or 0.0)):
@@ -119,9 +118,8 @@ class Requests:
                 output.label = bool(named["pred_label"].reshape(-1)[index])
             if "anomaly_map" in named:
                 output.anomaly_map = named["anomaly_map"][index].reshape(named["anomaly_map"].shape[-2:])
-            raw_map = raw.get("anomaly_map", named.get("uncalibrated_map"))
-            if raw_map is not None:
-                output.raw_map = raw_map[index].reshape(raw_map.shape[-2:])
+            if "anomaly_map" in raw:
+                output.raw_map = raw["anomaly_map"][index].reshape(raw["anomaly_map"].shape[-2:])
 
     def _request(self, request: ov.InferRequest, images: np.ndarray) -> list[np.ndarray]:
         """Images ``(B, H, W, 3)`` -> all outputs."""

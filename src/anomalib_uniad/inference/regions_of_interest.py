@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -24,6 +23,7 @@ from anomalib_uniad.errors import InputError, MissingFileError
 from anomalib_uniad.geometry import Geometry
 
 from .metadata import ModelMetadata
+from .product_file import check_products, read_products
 
 Box = tuple[float, float, float, float]
 
@@ -103,21 +103,10 @@ class RegionsOfInterest:
             FileNotFoundError: If it or a mask is not there.
             ValueError: If it is something else; the message names what.
         """
-        if not file.is_file():
-            raise MissingFileError(f"There is no file {file} with regions of interest.")
-        try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"{file} is not yaml: {' '.join(str(error).split())}") from error
-        if not isinstance(content, dict) or not content or set(content) - {"everywhere", "products"}:
-            raise InputError(f"{file} must have the keys everywhere or products, got {content!r}.")
-        products = content.get("products") or {}
-        if not isinstance(products, dict):
-            raise InputError(f"{file}: products must name products, got {products!r}.")
-        everywhere = content.get("everywhere")
+        everywhere, products = read_products(file, "regions of interest", "everywhere")
         return cls(
             None if everywhere is None else _read(file, "everywhere", everywhere),
-            {str(name): _read(file, str(name), region) for name, region in products.items()},
+            {name: _read(file, name, region) for name, region in products.items()},
         )
 
     def content(self) -> bytes:
@@ -146,10 +135,8 @@ class RegionsOfInterest:
                 f"{file} cannot be used: the model's file has no raw maps, or does not say how a score follows from "
                 "them; export it again with this version."
             )
-        known = dict.fromkeys((*metadata.products, *metadata.categories, *metadata.category_thresholds))
-        if unknown := [name for name in self.products if name not in known]:
-            names = ", ".join(known) or "none"
-            raise InputError(f"{file} has regions of {', '.join(unknown)}, but the model knows {names}.")
+        known = (*metadata.products, *metadata.categories, *metadata.category_thresholds)
+        check_products(file, "regions", self.products, known)
 
     def region_of(self, product: str) -> RegionOfInterest | None:
         """Region of a product; ``None`` if all of the image counts.

@@ -18,9 +18,10 @@ from typing import Any
 
 import yaml
 
-from anomalib_uniad.errors import InputError, MissingFileError
+from anomalib_uniad.errors import InputError
 
 from .metadata import Level, ModelMetadata
+from .product_file import check_products, read_products
 
 Levels = dict[Level, float]
 
@@ -48,36 +49,15 @@ class GivenThresholds:
             FileNotFoundError: If it is not there.
             ValueError: If it is something else; the message names what.
         """
-        if not file.is_file():
-            raise MissingFileError(f"There is no file {file} with thresholds.")
-        try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"{file} is not yaml: {' '.join(str(error).split())}") from error
-        if not isinstance(content, dict) or not content or set(content) - {"global", "products"}:
-            raise InputError(f"{file} must have the keys global or products, got {content!r}.")
-        products = content.get("products") or {}
-        if not isinstance(products, dict):
-            raise InputError(f"{file}: products must name products, got {products!r}.")
-        everywhere = _levels(file, "global", content.get("global") or {})
-        return cls(everywhere, {str(name): _levels(file, str(name), levels) for name, levels in products.items()})
+        everywhere, products = read_products(file, "thresholds", "global")
+        levels = {name: _levels(file, name, value) for name, value in products.items()}
+        return cls(_levels(file, "global", everywhere or {}), levels)
 
     def write(self, file: Path) -> None:
         """Write a file that :meth:`read` reads."""
         content: dict[str, Any] = {"global": dict(self.everywhere)} if self.everywhere else {}
         content["products"] = {name: dict(levels) for name, levels in self.products.items()}
         file.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
-
-    def check(self, known: Mapping[str, Any], file: Path) -> None:
-        """Refuse products that a model does not know.
-
-        Args:
-            known (Mapping[str, Any]): Those that it does know, as keys.
-            file (Path): Where the thresholds are from, for the message.
-        """
-        if unknown := [name for name in self.products if name not in known]:
-            names = ", ".join(known) or "none"
-            raise InputError(f"{file} has thresholds of {', '.join(unknown)}, but the model knows {names}.")
 
     def put_into(self, metadata: ModelMetadata, file: Path) -> ModelMetadata:
         """The metadata of a model that decides by these thresholds.
@@ -91,7 +71,7 @@ class GivenThresholds:
                 those of products.
         """
         known = dict.fromkeys(metadata.products or (*metadata.categories, *metadata.category_thresholds))
-        self.check(known, file)
+        check_products(file, "thresholds", self.products, known)
         if self.everywhere and metadata.products:
             raise InputError(f"{file} has a global threshold, but the model decides by one of each product: set those.")
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from anomalib_uniad.category import paths_of, summary_label
+from anomalib_uniad.category import UNKNOWN_PRODUCT, paths_of, summary_label
 from anomalib_uniad.errors import InputError
 from anomalib_uniad.files import file_names, version_of
 from anomalib_uniad.metric_names import heading, in_words
@@ -33,8 +33,6 @@ from anomalib_uniad.metrics.thresholds import Thresholds
 _ODD: Literal["backslashreplace"] = "backslashreplace"  # names of files need not be text
 NO_SCORE = "the score is not a number"
 _LABELS = ("normal", "anomalous")
-UNKNOWN_PRODUCT = "unknown"
-"""Decision about an image of a product that the model does not know."""
 COUNTS = ("training_images", "validation_images", "test_images", "defective", "missed", "false_alarms", "undecided")
 _PREDICTIONS = [
     "path",

@@ -105,10 +105,11 @@ class ProductCalibration(Callback):
         features: list[torch.Tensor] = []
         with evaluating(model), torch.no_grad():
             for batch in training_batches(trainer, model, self._choose(trainer)):
-                outputs = model.validation_step(batch, 0)
+                found = model.features_of(batch)
+                outputs = model.raw_of(batch, found)
                 count = len(outputs.pred_score)
                 rows += _rows(outputs, trainer, [False] * count, [False] * count)
-                features.append(Products.pool(model.model.normalise(model.features_of(batch))).cpu())
+                features.append(Products.pool(model.model.normalise(found)).cpu())
         table = pd.DataFrame([row for part in gather_objects(rows) for row in part], columns=_COLUMNS)
         pooled = torch.cat(gather_objects(torch.cat(features)))
         return table, {name: pooled[part.index.to_numpy()] for name, part in table.groupby("category", sort=False)}

@@ -611,8 +611,12 @@ class UniAD(AnomalibModule):
 
     def validation_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Predict a batch; thresholds and metrics are computed from it by the callbacks."""
+        return self.raw_of(batch, self.features_of(batch))
+
+    def raw_of(self, batch: Batch, features: torch.Tensor) -> STEP_OUTPUT:
+        """Predict a batch by its features ``(B, C, h, w)``, in full precision; raw scores and maps."""
         with torch.autocast(self.device.type, enabled=False):
-            return batch.update(**self.model.predict(self.features_of(batch), self._covered(batch))._asdict())
+            return batch.update(**self.model.predict(features, self._covered(batch))._asdict())
 
     def test_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Predict a batch, in full precision like validation and exported models.
@@ -620,9 +624,7 @@ class UniAD(AnomalibModule):
         With calibration, the batch has raw outputs as ``uncalibrated`` and names of products as ``product``, too.
         """
         with torch.autocast(self.device.type, enabled=False):
-            features = self.model.extract(cast("torch.Tensor", batch.image))
-            raw = self.model.predict(features, self._covered(batch))
-            judged = self.model.judge(features, raw)
+            raw, judged = self.model.look(cast("torch.Tensor", batch.image), self._covered(batch))
         if judged is None:
             return batch.update(**raw._asdict())
         found: Any = batch.update(pred_score=judged.score, anomaly_map=judged.anomaly_map)
@@ -641,8 +643,11 @@ class UniAD(AnomalibModule):
         A score that is not finite stays as it is: OpenVINO would cut NaN to 0, the score of a perfect image. Such an
         image is never called normal.
         """
-        raw, judged = self.look(batch)
-        found: Any = raw if judged is None else InferenceBatch(pred_score=judged.score, anomaly_map=judged.anomaly_map)
+        return self.finish(*self.look(batch))
+
+    def finish(self, raw: Any, judged: Judged | None) -> InferenceBatch:
+        """Post-process what :meth:`look` has found."""
+        found: Any = raw if judged is None else judged.outputs
         if self.post_processor is not None:
             found = self.post_processor(found)
             finite = raw.pred_score.abs() < math.inf  # (B,); NaN is not
@@ -658,9 +663,7 @@ class UniAD(AnomalibModule):
         """Raw score and map of images as of :meth:`forward`, and what they are judged to be, if products are known."""
         prepare = self.pre_processor
         covered = prepare.covered(batch) if isinstance(prepare, AntialiasedPreProcessor) else None
-        features = self.model.extract(batch if prepare is None else prepare(batch))
-        raw = self.model.predict(features, covered)
-        return raw, self.model.judge(features, raw)
+        return self.model.look(batch if prepare is None else prepare(batch), covered)
 
     def _covered(self, batch: Any) -> torch.Tensor | None:
         """Where the images of a batch lie in the map, ``(B, 1, H, W)``; ``None`` if nothing is padded."""
@@ -962,8 +965,7 @@ class UniAD(AnomalibModule):
         judged = self.model.products.judge_as(
             product, torch.zeros_like(product, dtype=torch.bool), raw.pred_score[rows], raw.anomaly_map[rows]
         )
-        found = InferenceBatch(pred_score=judged.score, anomaly_map=judged.anomaly_map)
-        found = found if self.post_processor is None else self.post_processor(found)
+        found = judged.outputs if self.post_processor is None else self.post_processor(judged.outputs)
         for name, values in found._asdict().items():
             if values is not None and (old := getattr(batch, name)) is not None:
                 new = old.clone()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from anomalib.data import InferenceBatch
 from anomalib.models.components.base import DynamicBufferMixin
 from scipy.sparse.csgraph import connected_components
 from sklearn.covariance import ledoit_wolf
@@ -32,6 +33,11 @@ class Judged(NamedTuple):
     anomaly_map: torch.Tensor
     product: torch.Tensor
     unknown: torch.Tensor
+
+    @property
+    def outputs(self) -> InferenceBatch:
+        """Score and map, as models put them out."""
+        return InferenceBatch(pred_score=self.score, anomaly_map=self.anomaly_map)
 
 
 class Products(DynamicBufferMixin, nn.Module):

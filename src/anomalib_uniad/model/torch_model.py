@@ -4,7 +4,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from anomalib.data import InferenceBatch
@@ -234,11 +234,22 @@ class UniADModel(nn.Module):
             score = self.score(anomaly_map, covered)
         return InferenceBatch(pred_score=score, anomaly_map=anomaly_map)
 
-    def judge(self, features: torch.Tensor, raw: InferenceBatch) -> Judged | None:
-        """Raw scores and maps on the scale of all products, by ``features`` (B, C, h, w); ``None`` without one."""
+    def look(self, images: torch.Tensor, covered: torch.Tensor | None = None) -> tuple[Any, Judged | None]:
+        """Predict prepared images, and judge them by product.
+
+        Args:
+            images (torch.Tensor): ``(B, 3, H, W)``.
+            covered (torch.Tensor | None): As of :meth:`predict`. Defaults to ``None``.
+
+        Returns:
+            tuple[InferenceBatch, Judged | None]: Raw scores and maps, and the same on the scale of all products;
+            ``None`` without one.
+        """
+        features = self.extract(images)
+        raw: Any = self.predict(features, covered)
         if self.products is None or not self.products.known:
-            return None
-        return self.products(self.normalise(features), raw.pred_score, raw.anomaly_map)
+            return raw, None
+        return raw, self.products(self.normalise(features), raw.pred_score, raw.anomaly_map)
 
     def forward(
         self, images: torch.Tensor, covered: torch.Tensor | None = None
@@ -254,12 +265,10 @@ class UniADModel(nn.Module):
             ``(B, C, h, w)``; in evaluation, ``pred_score`` ``(B,)`` and ``anomaly_map`` ``(B, 1, H, W)``, on the scale
             of all products if there is one.
         """
-        features = self.extract(images)
         if not self.training:
-            raw = self.predict(features, covered)
-            judged = self.judge(features, raw)
-            return raw if judged is None else InferenceBatch(pred_score=judged.score, anomaly_map=judged.anomaly_map)
-        features = self.normalise(features)
+            raw, judged = self.look(images, covered)
+            return raw if judged is None else judged.outputs
+        features = self.normalise(self.extract(images))
         return self.reconstruct(features), features
 
 

@@ -50,9 +50,9 @@ class TorchModel:
 
     def predict(self, image: np.ndarray) -> ImageResult:
         """Predict an image."""
-        normalised = self.infer(image)
         with torch.inference_mode():
-            raw, _ = self._model.look(_tensor(image))
+            raw, judged = self._model.look(_tensor(image))
+            normalised = self._model.finish(raw, judged)
         result = ImageResult()
         label = getattr(normalised, "pred_label", None)
         if label is not None and label.dtype == torch.bool:
@@ -96,9 +96,6 @@ class ExportedModel:
         self._decides = "pred_label" in compiled.outputs
         self.kind: Kind = "raw"
         self._outputs = compiled.raw_outputs
-        if {"uncalibrated_score", "uncalibrated_map"} <= compiled.outputs.keys():
-            names = {"pred_score": "uncalibrated_score", "anomaly_map": "uncalibrated_map"}
-            self._outputs = {name: compiled.outputs[own] for name, own in names.items()}
         if len(self._outputs) < 2:  # the outputs themselves, which are raw without post-processor
             self.kind = "normalised" if normalises and self._decides else "raw"
             self._outputs = compiled.outputs

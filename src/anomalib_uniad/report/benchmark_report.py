@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from anomalib_uniad.files import check_output, file_names, replacing
+from anomalib_uniad.pages import render
 
 from .benchmark import ABOUT, Benchmark, over_seeds, read_benchmark
 from .columns import MODES
@@ -243,13 +243,6 @@ def _html(
     drawn: dict[str, dict[str, tuple[str, bytes]]],
     facts: Sequence[tuple[str, str]],
 ) -> str:
-    environment = Environment(
-        loader=PackageLoader("anomalib_uniad.report", "."),
-        autoescape=True,  # names may be anything
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     pictures = {
         data: [
             (kind, _PICTURES[kind], f"data:image/png;base64,{base64.b64encode(picture).decode()}")
@@ -257,7 +250,9 @@ def _html(
         ]
         for data, of_data in drawn.items()
     }
-    return environment.get_template("benchmark.html.j2").render(
+    return render(
+        "report",
+        "benchmark.html.j2",
         data=benchmark.data,
         hint=_HINT.format("; point at a value to see the range over seeds"),
         summaries=summaries,

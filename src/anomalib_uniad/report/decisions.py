@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from anomalib_uniad.category import summary_label
+from anomalib_uniad.category import UNKNOWN_PRODUCT, summary_label
 from anomalib_uniad.errors import InputError
 
 # How labels and decisions are written.
@@ -32,7 +32,7 @@ def read_predictions(file: Path | None) -> pd.DataFrame:
                 for row in reader:
                     label = is_defective(row["label"], "label", file, reader.line_num)
                     # What shows no known product is not called normal either.
-                    unknown = row["decision"] == "unknown"
+                    unknown = row["decision"] == UNKNOWN_PRODUCT
                     decision = unknown or is_defective(row["decision"], "decision", file, reader.line_num)
                     rows.append((row["category"], row.get("path") or "", label, decision))
     except (UnicodeDecodeError, csv.Error) as error:

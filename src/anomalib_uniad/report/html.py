@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from anomalib_uniad.pages import render
 
 from .comparison import Cell, Comparison
 from .pictures import CURVES_BYTES, HEATMAPS_BYTES, choose, data_uri, find_curves, find_heatmaps
@@ -19,16 +19,11 @@ def to_html(comparison: Comparison, heatmaps: int) -> str:
 
     Values are shown in percent with one decimal, in full on pointing.
     """
-    environment = Environment(
-        loader=PackageLoader("anomalib_uniad.report", "."),
-        autoescape=True,  # names may be anything
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     rows = [(table.title, row) for table in comparison.tables for row in table.rows()]
     means = [(metric if kind == "mean" else label, kind, cells) for metric, (label, kind, cells) in rows]
-    return environment.get_template("template.html.j2").render(
+    return render(
+        "report",
+        "template.html.j2",
         names=comparison.names,
         colours={run.name: f"run{index % COLOURS}" for index, run in enumerate(comparison.runs)},
         warnings=comparison.warnings,

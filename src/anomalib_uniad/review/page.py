@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from rich.console import Console
 from rich.progress import track
 
@@ -16,6 +15,7 @@ from anomalib_uniad.errors import InputError
 from anomalib_uniad.files import check_output, replacing
 from anomalib_uniad.inference.heatmap import caption_height
 from anomalib_uniad.inference.thresholds_file import GivenThresholds
+from anomalib_uniad.pages import render
 from anomalib_uniad.report.pictures import encode, read_picture
 
 from .labels import Labels
@@ -116,15 +116,9 @@ def _data_uri(image: Image, limit: int) -> str:
 
 
 def _render(table: Table, data: Mapping[str, Any]) -> str:
-    environment = Environment(
-        # The style is that of reports.
-        loader=ChoiceLoader([PackageLoader(f"anomalib_uniad.{name}", ".") for name in ("review", "report")]),
-        autoescape=True,  # names may be anything
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("review.html.j2").render(
+    return render(
+        "review",
+        "review.html.j2",
         name=str(table.file),
         images=sum(len(group.images) for group in table.groups),
         data=data,

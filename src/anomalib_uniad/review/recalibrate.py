@@ -13,12 +13,12 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from anomalib_uniad.category import find_category
+from anomalib_uniad.category import UNKNOWN_PRODUCT, find_category
 from anomalib_uniad.checks import check_rate
 from anomalib_uniad.errors import InputError
 from anomalib_uniad.files import check_output, replacing
 from anomalib_uniad.inference.compiled import Compiled, compile_file
-from anomalib_uniad.inference.images import find_images
+from anomalib_uniad.inference.images import ImageFile, find_images
 from anomalib_uniad.inference.inspector import Judge
 from anomalib_uniad.inference.metadata import ModelMetadata
 from anomalib_uniad.inference.predictor import Output, Predictor
@@ -116,28 +116,8 @@ def recalibrate(
     compiled = compile_file(model, device)
     given = GivenThresholds() if thresholds is None else GivenThresholds.read(thresholds)
     metadata = compiled.metadata if thresholds is None else given.put_into(compiled.metadata, thresholds)
-    judge = Judge(compiled)
-    console = Console(stderr=True, highlight=False)
-    changes: dict[str, Change] = {}
     left: Counter[str] = Counter({"have no label": len(files) - len(wanted)})
-
-    def finish(output: Output) -> None:
-        if not output.error:
-            output.inspection = judge(output, "", maps=False)
-
-    predictions = Predictor(compiled).predict(wanted, finish)
-    for found in track(predictions, "Judging", len(wanted), console=console, transient=True):
-        if found.inspection is None:
-            console.print(found.error, soft_wrap=True, markup=False)
-            left["cannot be judged"] += 1
-        elif found.inspection.decision == "unknown":
-            left["show none of the model's products"] += 1
-        elif found.inspection.raw_score is None:
-            left["have no raw score"] += 1
-        else:
-            product = found.inspection.product or _category(compiled, found.file.path)
-            change = changes.setdefault(product, Change(old=_threshold(metadata, product)))
-            (change.defective if known[found.file] else change.good).append(found.inspection.raw_score)
+    changes = _judge(compiled, metadata, {file: known[file] for file in wanted}, left)
     if not changes:
         raise InputError("No labelled image can be judged, so there are no thresholds to find.")
     changes = {name: changes[name] for name in sorted(changes)}
@@ -150,6 +130,34 @@ def recalibrate(
     with replacing(output) as (path,):
         GivenThresholds(everywhere, products).write(path)
     _show(changes, left, len(files))
+    return changes
+
+
+def _judge(
+    compiled: Compiled, metadata: ModelMetadata, images: Mapping[ImageFile, bool | None], left: Counter[str]
+) -> dict[str, Change]:
+    """Scores of labelled images by what decides about them; counts those that are left out."""
+    judge = Judge(compiled)
+    console = Console(stderr=True, highlight=False)
+    changes: dict[str, Change] = {}
+
+    def finish(output: Output) -> None:
+        if not output.error:
+            output.inspection = judge(output, "", maps=False)
+
+    predictions = Predictor(compiled).predict(list(images), finish)
+    for found in track(predictions, "Judging", len(images), console=console, transient=True):
+        if found.inspection is None:
+            console.print(found.error, soft_wrap=True, markup=False)
+            left["cannot be judged"] += 1
+        elif found.inspection.decision == UNKNOWN_PRODUCT:
+            left["show none of the model's products"] += 1
+        elif found.inspection.raw_score is None:
+            left["have no raw score"] += 1
+        else:
+            product = found.inspection.product or _category(compiled, found.file.path)
+            change = changes.setdefault(product, Change(old=_threshold(metadata, product)))
+            (change.defective if images[found.file] else change.good).append(found.inspection.raw_score)
     return changes
 
 

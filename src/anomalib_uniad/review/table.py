@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
+from anomalib_uniad.category import UNKNOWN_PRODUCT
 from anomalib_uniad.errors import InputError, MissingFileError
 from anomalib_uniad.report.decisions import is_defective
 from anomalib_uniad.report.runs import find_newest
@@ -14,8 +15,6 @@ from .labels import Labels, Row, read_rows
 
 EVERYWHERE = ""
 """Name of the group of all images where one threshold decides about all products."""
-
-_UNKNOWN = "unknown"  # decision about an image of no known product
 
 
 @dataclass
@@ -136,7 +135,7 @@ def _groups(rows: Sequence[Row]) -> Iterator[str | None]:
     if rows and "product" in rows[0]:
         column = "product" if any(row["product"] for row in rows) else "category" if len(thresholds) > 1 else ""
     for row in rows:
-        yield None if row["decision"] == _UNKNOWN else row[column] if column else EVERYWHERE
+        yield None if row["decision"] == UNKNOWN_PRODUCT else row[column] if column else EVERYWHERE
 
 
 def _number(row: Row, name: str, file: Path, line: int) -> float | None:
