@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Up to which score a product is good: from a few good images, and defective ones where there are some.
 
-Scores of good images are close to log-normal. A model knows the images that it was trained on better than others: those
-score lower, and more alike. By how much, in standard deviations of the logarithms of the scores of training images, is
-similar for all products of a model. So it is measured on all good images that were not trained on, together: a product
-with few of those still has an estimate, and the more it has, the more its own ones count.
+Scores of good images are close to log-normal, with a longer tail of high ones. A model knows the images that it was
+trained on better than others: those score lower, and more alike. By how much, in standard deviations of the logarithms of
+the scores of training images, is similar for all products of a model, and so is how long the tail is. So it is measured
+on all good images together: a product with few that were not trained on still has an estimate, and the more it has, the
+more its own ones count.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.stats import norm, pearson3
 from scipy.stats import t as student
 
 from anomalib_uniad.metrics.functional import Floats
@@ -21,6 +23,10 @@ LEAST_OWN = 3
 """Of these, those that were not trained on, without which nothing is said about what is usual."""
 OTHERS = 10.0
 """As how many images of its own those of all other products count, at most, for a product."""
+NORMAL = 20.0
+"""As how many images it counts that the logarithms of scores are normally distributed."""
+MOST_SKEWNESS = 2.0
+"""That of an exponential distribution; a higher one comes from single images."""
 TYPICAL_RISE = (1.0, 1.5)
 """Mean and standard deviation of good images that were not trained on where there are none to measure."""
 
@@ -77,8 +83,9 @@ def limits(
     """Find the threshold of each product.
 
     From good images alone, it is the upper prediction limit of a normal distribution of their logarithms: a further
-    good image exceeds it with the given probability (https://www.itl.nist.gov/div898/handbook/, section 7.2.6). With
-    defective images, it is the nearest to that of all thresholds that make at most one mistake more than the best one,
+    good image exceeds it with the given probability (https://www.itl.nist.gov/div898/handbook/, section 7.2.6), farther
+    away by as much as the quantile of a Pearson type III distribution of the skewness that they have
+    (https://pubs.usgs.gov/publication/tm4B5, section "Estimation"). With defective images, it is the nearest to that of all thresholds that make at most one mistake more than the best one,
     so that it depends on no single image.
 
     Args:
@@ -101,11 +108,25 @@ def limits(
         groups.setdefault(group_of.get(name, name), []).append(known)
     together = {name: KnownScores.together(members) for name, members in groups.items()}
     distances = {name: _distances(known) for name, known in together.items()}
+    logs = [np.log(scores) for known in together.values() for scores in (known.trained, known.good)]
+    reach = _reach(_skewness(logs), rate)
     found = {
-        name: _limit(known, distances[name], [d for other, d in distances.items() if other != name], rate)
+        name: _limit(known, distances[name], [d for other, d in distances.items() if other != name], rate, reach)
         for name, known in together.items()
     }
     return {name: found[group_of.get(name, name)] for name in products}
+
+
+def _skewness(groups: Sequence[Floats]) -> float:
+    """That of all values around the mean of their group, in its standard deviations; at least 0."""
+    usable = [group for group in groups if len(group) >= LEAST_GOOD and group.std() > 0]
+    cubes = np.concatenate([_NONE, *(((group - group.mean()) / group.std()) ** 3 for group in usable)])
+    return float(np.clip(cubes.sum() / (len(cubes) + NORMAL), 0.0, MOST_SKEWNESS))
+
+
+def _reach(skewness: float, rate: float) -> float:
+    """How much farther up the limit of a distribution with a skewness is than that of a normal one."""
+    return float(pearson3.isf(rate, skewness) / norm.isf(rate)) if rate < 0.5 else 1.0
 
 
 def _of_training(known: KnownScores) -> tuple[float, float] | None:
@@ -120,7 +141,7 @@ def _distances(known: KnownScores) -> Floats:
     return _NONE if of is None else (np.log(known.good) - of[0]) / of[1]
 
 
-def _limit(known: KnownScores, own: Floats, others: Sequence[Floats], rate: float) -> Limit:
+def _limit(known: KnownScores, own: Floats, others: Sequence[Floats], rate: float, reach: float) -> Limit:
     images = f"{len(known.trained)} trained and {len(known.good)} other good images"
     of, rest = _of_training(known), np.concatenate([_NONE, *others])
     if of is None:
@@ -136,7 +157,7 @@ def _limit(known: KnownScores, own: Floats, others: Sequence[Floats], rate: floa
     else:
         middle = float(np.average(values, weights=weights))
         deviation = float(np.average(np.square(values - middle), weights=weights) * count / (count - 1)) ** 0.5
-    above = student.isf(rate, count - 1) * deviation * (1 + 1 / count) ** 0.5
+    above = reach * student.isf(rate, count - 1) * deviation * (1 + 1 / count) ** 0.5
     middle, limit = of[0] + of[1] * middle, of[0] + of[1] * (middle + above)
     rule = f"{100 * rate:g} % false alarms: {images}"
     if len(known.defective):

@@ -22,11 +22,25 @@ def test_a_further_good_image_exceeds_the_limit_as_often_as_wanted(count: int) -
 
 
 def test_the_limit_is_that_of_the_textbook() -> None:
-    scores = log_normal(12)
+    scores = np.exp(stats.norm(0.0, 0.2).ppf((np.arange(12) + 0.5) / 12))  # of no skewness
     wanted = stats.t.interval(0.98, 11, np.log(scores).mean(), np.log(scores).std(ddof=1) * (1 + 1 / 12) ** 0.5)[1]
     found = limits({"nut": KnownScores(good=scores)})["nut"]
     assert found.threshold == pytest.approx(np.exp(wanted))
     assert found.middle == pytest.approx(stats.gmean(scores))
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.02, 0.05])
+def test_a_long_tail_that_all_products_show_moves_the_limits(rate: float) -> None:
+    generator = np.random.default_rng(1)
+
+    def tailed(*shape: int) -> np.ndarray:
+        return np.exp(0.2 * stats.pearson3.rvs(1.0, size=shape, random_state=generator))
+
+    exceeded = []
+    for _ in range(40):
+        products = {f"part {row}": KnownScores(scores[:48], scores[48:]) for row, scores in enumerate(tailed(8, 60))}
+        exceeded += [(tailed(2000) > limit.threshold).mean() for limit in limits(products, rate).values()]
+    assert np.mean(exceeded) == pytest.approx(rate, rel=0.5)  # 2.7 times as many at 1 % if the tail were normal
 
 
 def test_what_unseen_images_score_more_is_measured_on_all_products() -> None:
