@@ -244,7 +244,7 @@ class Decider:
         if category or metadata is not self._model:
             normalised = float(_normalised(raw, threshold, metadata.typical_scores[name]))
             anomalous = normalised > 1 - metadata.normalization.get("image_sensitivity", 0.5)
-        return Decision(name, raw, normalised, threshold, anomalous)
+        return Decision(name, raw, normalised, metadata.threshold_of_product(name), anomalous)
 
     def _map_of_product(self, shown: np.ndarray, raw_map: np.ndarray | None, own: str, given: str) -> np.ndarray:
         """A map that was made by the threshold of a product, by that of the one that was given."""

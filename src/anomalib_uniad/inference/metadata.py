@@ -185,6 +185,20 @@ class ModelMetadata:
         width = self.range_of(level) or 0.0
         return threshold + (0.5 - self.normalization.get(f"{level}_sensitivity", 0.5)) * width
 
+    def threshold_of_product(self, name: str) -> float:
+        """Raw score above which a model that recognises products calls one of this product anomalous.
+
+        Args:
+            name (str): The product.
+
+        Returns:
+            float: NaN if nothing is decided, infinite at sensitivities of 0 and 1.
+        """
+        threshold = self.category_thresholds.get(name, {}).get("image", math.nan)
+        scaled = 1 - 2 * self.normalization.get("image_sensitivity", 0.5)  # on a scale from -1 to 1
+        beyond = scaled / (1 - abs(scaled)) if abs(scaled) < 1 else math.copysign(math.inf, scaled)
+        return threshold + beyond * (threshold - self.typical_scores.get(name, math.nan)) if scaled else threshold
+
 
 def _encode(name: str, value: Any) -> str:
     try:

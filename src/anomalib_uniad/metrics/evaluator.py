@@ -520,7 +520,7 @@ class PerCategoryEvaluator(Evaluator):
         self._global_threshold = global_thresholds(post_processor)["image"]
         products: Any = getattr(pl_module, "products", None)
         if products:  # each is decided about by its own
-            self._global_threshold, self._decided_by = float("nan"), self.category_thresholds
+            self._global_threshold, self._decided_by = float("nan"), pl_module.decided_by
             if self.category is not None and self.category not in products:
                 known = ", ".join(products)
                 raise InputError(f"The model has no product {self.category!r}, it knows {known}.")

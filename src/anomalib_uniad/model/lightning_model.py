@@ -927,6 +927,12 @@ class UniAD(AnomalibModule):
             return self.evaluator.category_thresholds
         return self._loaded_thresholds
 
+    @property
+    def decided_by(self) -> dict[str, dict[Level, float]]:
+        """Scores of products above which they are anomalous: their thresholds, moved by anomalib's sensitivity."""
+        metadata = self.metadata
+        return {name: {**of, "image": metadata.threshold_of_product(name)} for name, of in self.category_thresholds.items()}
+
     def calibrated(
         self,
         products: Sequence[str],

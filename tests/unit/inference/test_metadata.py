@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
+import math
 from pathlib import Path
 
 import openvino as ov
 import pytest
+import torch
 
 from anomalib_uniad.inference import ModelMetadata
 from tiny_openvino import save_tiny
@@ -49,6 +51,22 @@ def test_a_file_without(tmp_path: Path) -> None:
     metadata = ModelMetadata.read(ov.Core().read_model(file), file)
     assert metadata == ModelMetadata()
     assert metadata.range_of("image") is metadata.center_of("image") is metadata.threshold_of("pixel") is None
+
+
+@pytest.mark.parametrize("sensitivity", [0.0, 0.2, 0.5, 0.8, 1.0])
+def test_sensitivity_moves_the_threshold_of_a_product(sensitivity: float) -> None:
+    metadata = ModelMetadata(
+        category_thresholds={"nut": {"image": 3.0}},
+        typical_scores={"nut": 2.0},
+        normalization={"image_sensitivity": sensitivity},
+    )
+    moved = metadata.threshold_of_product("nut")
+    beyond = torch.tensor([moved]) - 3.0  # in typical distances of 1
+    if 0 < sensitivity < 1:
+        assert (float(beyond / (1 + beyond.abs())) + 1) / 2 == pytest.approx(1 - sensitivity)
+    else:
+        assert moved == (float("inf") if sensitivity == 0 else -float("inf"))
+    assert math.isnan(ModelMetadata().threshold_of_product("nut"))
 
 
 def test_thresholds() -> None:
