@@ -128,7 +128,7 @@ def test_sensitivity_and_validation_of_a_checkpoint(trained: tuple[UniAD, Engine
     table = pd.read_csv(next(tmp_path.rglob("predictions.csv")), keep_default_na=False, na_values="")
     known = table[table["decision"] != "unknown"]
     assert ((known["raw_score"] > known["threshold"]) == (known["decision"] == "anomalous")).all()
-    assert ((known["threshold"] < known["product"].map(lambda name: model.category_thresholds[name]["image"]))).all()
+    assert (known["threshold"] < known["product"].map(lambda name: model.category_thresholds[name]["image"])).all()
     with pytest.raises(ValueError, match=r"false_alarm_rate must be above 0 and below 0\.5, got 0"):
         UniAD(**ARGUMENTS, false_alarm_rate=0.0)
     with pytest.raises(ValueError, match="leave enable_normalization"):

@@ -2,10 +2,10 @@
 """Up to which score a product is good: from a few good images, and defective ones where there are some.
 
 Scores of good images are close to log-normal, with a longer tail of high ones. A model knows the images that it was
-trained on better than others: those score lower, and more alike. By how much, in standard deviations of the logarithms of
-the scores of training images, is similar for all products of a model, and so is how long the tail is. So it is measured
-on all good images together: a product with few that were not trained on still has an estimate, and the more it has, the
-more its own ones count.
+trained on better than others: those score lower, and more alike. By how much, in standard deviations of the logarithms
+of the scores of training images, is similar for all products of a model, and so is how long the tail is. So it is
+measured on all good images together: a product with few that were not trained on still has an estimate, and the more it
+has, the more its own ones count.
 """
 
 from collections.abc import Mapping, Sequence
@@ -83,10 +83,10 @@ def limits(
     """Find the threshold of each product.
 
     From good images alone, it is the upper prediction limit of a normal distribution of their logarithms: a further
-    good image exceeds it with the given probability (https://www.itl.nist.gov/div898/handbook/, section 7.2.6), farther
-    away by as much as the quantile of a Pearson type III distribution of the skewness that they have
-    (https://pubs.usgs.gov/publication/tm4B5, section "Estimation"). With defective images, it is the nearest to that of all thresholds that make at most one mistake more than the best one,
-    so that it depends on no single image.
+    good image exceeds it with the given probability (https://www.itl.nist.gov/div898/handbook/, section 7.2.6). It is
+    farther up by as much as the quantile of a Pearson type III distribution with the skewness of all good images is
+    (https://pubs.usgs.gov/publication/tm4B5). With defective images, it is the nearest to that of all thresholds that
+    make at most one mistake more than the best one, so that it depends on no single image.
 
     Args:
         products (Mapping[str, KnownScores]): Scores of each product.

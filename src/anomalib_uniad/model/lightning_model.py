@@ -930,8 +930,8 @@ class UniAD(AnomalibModule):
     @property
     def decided_by(self) -> dict[str, dict[Level, float]]:
         """Scores of products above which they are anomalous: their thresholds, moved by anomalib's sensitivity."""
-        metadata = self.metadata
-        return {name: {**of, "image": metadata.threshold_of_product(name)} for name, of in self.category_thresholds.items()}
+        known, metadata = self.category_thresholds, self.metadata
+        return {name: {**of, "image": metadata.threshold_of_product(name)} for name, of in known.items()}
 
     def calibrated(
         self,
