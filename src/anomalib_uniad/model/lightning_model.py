@@ -66,12 +66,13 @@ from anomalib_uniad.transforms import CropAndPad
 
 from .anomaly_map import ImageScore
 from .calibration import ProductCalibration
+from .components.decoder import AttentionTarget, DecoderQuery
 from .components.neck import FeatureResize
 from .components.padding import BackbonePadding, PaddingMode
 from .components.tiles import size_of_tiles
 from .loss import ReconstructionLoss
 from .products import Judged
-from .torch_model import FeatureNormMode, PositionEmbedding, UniADModel
+from .torch_model import FeatureNormMode, PositionEmbedding, Reconstruction, UniADModel
 from .visualizer import HeatmapVisualizer
 
 FeatureCacheMode = Literal["off", "memory", "disk"]
@@ -91,6 +92,8 @@ _SENSITIVITIES = ("image_sensitivity", "pixel_sensitivity")
 # Arguments that a model and its checkpoint have to share. Most change predictions, but neither names nor shapes of the
 # weights; for the first ones, torch would list all tensors that do not fit.
 _SAME_IN_CHECKPOINT = (
+    "reconstruction",
+    "decoder_query",
     "hidden_dim",
     "num_encoder_layers",
     "num_decoder_layers",
@@ -104,6 +107,7 @@ _SAME_IN_CHECKPOINT = (
     "num_heads",
     "neighbor_size",
     "neighbor_mask",
+    "decoder_attention",
     "feature_norm",
     "layer_weights",
     "image_score",
@@ -117,6 +121,9 @@ _SAME_IN_CHECKPOINT = (
 )
 # What checkpoints have that were written before these arguments.
 _BEFORE = {
+    "reconstruction": "uniad",
+    "decoder_query": "layerwise",
+    "decoder_attention": ("encoder", "previous"),
     "feature_norm": "none",
     "layer_weights": None,
     "feature_resize": "bilinear",
@@ -171,8 +178,18 @@ class UniAD(AnomalibModule):
         position_embedding (str): ``"learned"`` or ``"sine"``. Defaults to ``"learned"``.
         neighbor_size (int | Sequence[int]): Height and width of the window that the neighbor mask hides around
             each token, in tokens. Defaults to ``7``.
-        neighbor_mask (bool | Sequence[bool]): Where neighbors are hidden, one value for all or three: encoder,
-            decoder's attention to the encoder, decoder's attention to the previous layer. Defaults to ``True``.
+        neighbor_mask (bool | Sequence[bool]): Where neighbors are hidden, one value for all or three: encoder, first
+            attention of the decoder (by default to the encoder), and its second one (to the previous layer).
+            Defaults to ``True``.
+        reconstruction (str): What reconstructs the features. ``"uniad"``, or for comparison, each with about as many
+            weights: ``"transformer"``, the same without neighbor mask and with a query in the first layer of the
+            decoder alone, ``"cnn"``, whose layers have convolutions in the place of attention, and ``"mlp"``, which
+            sees one token at a time. Defaults to ``"uniad"``.
+        decoder_query (str): Which layers of the decoder start from a learned query: ``"layerwise"``, ``"first"`` (as
+            DETR) or ``"none"``; the others start from the output of the previous layer. Defaults to ``"layerwise"``.
+        decoder_attention (Sequence[str]): What the first and the second attention of each layer of the decoder attend
+            to, ``"encoder"`` or ``"previous"``, its output or that of the previous layer.
+            Defaults to ``("encoder", "previous")``.
         feature_norm (str): ``"standard"`` brings each channel of the features to mean 0 and standard deviation 1 over
             the training images, which are looked at once before the first training; ``"none"`` leaves them as they
             are. Loss and map are those of what is reconstructed. Defaults to ``"none"``.
@@ -311,6 +328,9 @@ class UniAD(AnomalibModule):
         position_embedding: PositionEmbedding = "learned",
         neighbor_size: int | Sequence[int] = 7,
         neighbor_mask: bool | Sequence[bool] = True,
+        reconstruction: Reconstruction = "uniad",
+        decoder_query: DecoderQuery = "layerwise",
+        decoder_attention: Sequence[AttentionTarget] = ("encoder", "previous"),
         feature_norm: FeatureNormMode = "none",
         layer_weights: Sequence[float] | None = None,
         jitter_scale: float = 20.0,
@@ -362,6 +382,7 @@ class UniAD(AnomalibModule):
         check_at_least("image_size", min(image_size), 1)
         neighbor_size = repeat("neighbor_size", neighbor_size, int, 2)
         neighbor_mask = repeat("neighbor_mask", neighbor_mask, bool, 3)
+        decoder_attention = tuple(decoder_attention)
         feature_cache_copies = check_copies(feature_cache_copies)
         if feature_cache_copies and feature_cache == "off":
             raise InputError("feature_cache_copies are kept in the feature cache: set feature_cache to memory or disk.")
@@ -423,6 +444,9 @@ class UniAD(AnomalibModule):
                 position_embedding=position_embedding,
                 neighbor_size=neighbor_size,
                 neighbor_mask=neighbor_mask,
+                reconstruction=reconstruction,
+                decoder_query=decoder_query,
+                decoder_attention=decoder_attention,
                 feature_norm=feature_norm,
                 layer_weights=layer_weights,
                 jitter_scale=jitter_scale,

@@ -25,6 +25,8 @@ from .components import (
     NeighborMaskedEncoder,
     SinePosition,
 )
+from .components.baselines import ReconstructionCNN, ReconstructionMLP
+from .components.decoder import AttentionTarget, DecoderQuery
 from .components.neck import FeatureResize
 from .components.padding import BackbonePadding, PaddingMode
 from .components.tiles import Tiles
@@ -32,6 +34,7 @@ from .products import Judged, Products
 
 PositionEmbedding = Literal["learned", "sine"]
 FeatureNormMode = Literal["none", "standard"]
+Reconstruction = Literal["uniad", "transformer", "cnn", "mlp"]
 
 
 class ReconstructionTransformer(nn.Module):
@@ -48,8 +51,12 @@ class ReconstructionTransformer(nn.Module):
         dropout (float): Dropout. Defaults to ``0.1``.
         position_embedding (str): ``"learned"`` or ``"sine"``. Defaults to ``"learned"``.
         neighbor_size (tuple[int, int]): Hidden window, in tokens. Defaults to ``(7, 7)``.
-        neighbor_mask (tuple[bool, bool, bool]): Where it is hidden: encoder, decoder's attention to the encoder,
-            decoder's attention to the previous layer. Defaults to ``(True, True, True)``.
+        neighbor_mask (tuple[bool, bool, bool]): Where it is hidden: encoder, first and second attention of the decoder.
+            Defaults to ``(True, True, True)``.
+        decoder_query (str): Which layers of the decoder have a learned query, see :class:`LayerwiseQueryDecoder`.
+            Defaults to ``"layerwise"``.
+        decoder_attention (Sequence[str]): What the two attentions of its layers attend to.
+            Defaults to ``("encoder", "previous")``.
 
     Raises:
         ValueError: If an argument is out of its range; the message names it.
@@ -68,24 +75,27 @@ class ReconstructionTransformer(nn.Module):
         position_embedding: PositionEmbedding = "learned",
         neighbor_size: tuple[int, int] = (7, 7),
         neighbor_mask: tuple[bool, bool, bool] = (True, True, True),
+        decoder_query: DecoderQuery = "layerwise",
+        decoder_attention: Sequence[AttentionTarget] = ("encoder", "previous"),
     ) -> None:
         super().__init__()
-        for name, size in (
-            ("hidden_dim", hidden_dim),
-            ("num_heads", num_heads),
-            ("num_encoder_layers", num_encoder_layers),
-            ("num_decoder_layers", num_decoder_layers),
-            ("feedforward_dim", feedforward_dim),
-        ):
-            check_at_least(name, size, 1)
+        _check_sizes(
+            hidden_dim=hidden_dim,
+            num_heads=num_heads,
+            num_encoder_layers=num_encoder_layers,
+            num_decoder_layers=num_decoder_layers,
+            feedforward_dim=feedforward_dim,
+        )
         check_fraction("dropout", dropout)
         check_choice("position_embedding", position_embedding, get_args(PositionEmbedding))
-        encoder_window, memory_window, previous_window = (neighbor_size if on else None for on in neighbor_mask)
+        encoder_window, *windows = (neighbor_size if on else None for on in neighbor_mask)
         common = (hidden_dim, num_heads, feedforward_dim, dropout, grid_size)
         self.input_projection = nn.Linear(in_channels, hidden_dim)
         self.position = (LearnedPosition if position_embedding == "learned" else SinePosition)(grid_size, hidden_dim)
         self.encoder = NeighborMaskedEncoder(num_encoder_layers, *common, encoder_window)
-        self.decoder = LayerwiseQueryDecoder(num_decoder_layers, *common, (memory_window, previous_window))
+        self.decoder = LayerwiseQueryDecoder(
+            num_decoder_layers, *common, (windows[0], windows[1]), decoder_query, decoder_attention
+        )
         self.output_projection = nn.Linear(hidden_dim, in_channels)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -138,6 +148,9 @@ class UniADModel(nn.Module):
         position_embedding: PositionEmbedding = "learned",
         neighbor_size: tuple[int, int] = (7, 7),
         neighbor_mask: tuple[bool, bool, bool] = (True, True, True),
+        reconstruction: Reconstruction = "uniad",
+        decoder_query: DecoderQuery = "layerwise",
+        decoder_attention: Sequence[AttentionTarget] = ("encoder", "previous"),
         feature_norm: FeatureNormMode = "none",
         layer_weights: Sequence[float] | None = None,
         jitter_scale: float = 20.0,
@@ -170,19 +183,43 @@ class UniADModel(nn.Module):
         channels = sum(self.backbone.channels)
         weights = _of_channels(layer_weights, self.backbone.channels, feature_norm)
         self.feature_norm = FeatureNorm(channels, weights) if feature_norm == "standard" else None
-        self.transformer = ReconstructionTransformer(
-            in_channels=channels,
-            grid_size=self.grid_size,
-            hidden_dim=hidden_dim,
-            num_heads=num_heads,
-            num_encoder_layers=num_encoder_layers,
-            num_decoder_layers=num_decoder_layers,
-            feedforward_dim=feedforward_dim,
-            dropout=dropout,
-            position_embedding=position_embedding,
-            neighbor_size=neighbor_size,
-            neighbor_mask=neighbor_mask,
-        )
+        check_choice("reconstruction", reconstruction, get_args(Reconstruction))
+        # Named after UniAD's own, as in checkpoints.
+        self.transformer: ReconstructionTransformer | ReconstructionCNN | ReconstructionMLP
+        if reconstruction in {"uniad", "transformer"}:
+            whole = reconstruction == "uniad"
+            self.transformer = ReconstructionTransformer(
+                in_channels=channels,
+                grid_size=self.grid_size,
+                hidden_dim=hidden_dim,
+                num_heads=num_heads,
+                num_encoder_layers=num_encoder_layers,
+                num_decoder_layers=num_decoder_layers,
+                feedforward_dim=feedforward_dim,
+                dropout=dropout,
+                position_embedding=position_embedding,
+                neighbor_size=neighbor_size,
+                neighbor_mask=neighbor_mask if whole else (False, False, False),
+                decoder_query=decoder_query if whole else "first",
+                decoder_attention=decoder_attention if whole else ("encoder", "previous"),
+            )
+        else:
+            _check_sizes(
+                hidden_dim=hidden_dim,
+                num_encoder_layers=num_encoder_layers,
+                num_decoder_layers=num_decoder_layers,
+                feedforward_dim=feedforward_dim,
+            )
+            num_layers = num_encoder_layers + num_decoder_layers
+            # Attention has 4 D^2 weights, once in a layer of the encoder and twice in one of the decoder; here they
+            # are in the feed-forward, which has 2 D of them for each of its inner channels.
+            attentions = num_encoder_layers + 2 * num_decoder_layers
+            width = feedforward_dim + 2 * hidden_dim * attentions // num_layers
+            if reconstruction == "mlp":
+                self.transformer = ReconstructionMLP(channels, hidden_dim, num_layers, width, dropout)
+            else:  # each convolution has nine matrices
+                width = max(1, round(width / 9))
+                self.transformer = ReconstructionCNN(channels, self.grid_size, hidden_dim, num_layers, width, dropout)
 
     def extract(self, images: torch.Tensor) -> torch.Tensor:
         """``images`` (B, 3, H, W), normalised as the backbone expects -> ``features`` (B, C, h, w) of the neck.
@@ -270,6 +307,11 @@ class UniADModel(nn.Module):
             return raw if judged is None else judged.outputs
         features = self.normalise(self.extract(images))
         return self.reconstruct(features), features
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, size in sizes.items():
+        check_at_least(name, size, 1)
 
 
 def _of_channels(

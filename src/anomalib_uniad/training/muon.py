@@ -52,7 +52,8 @@ class Muon(Optimizer):
     this optimizer is not to use bfloat16, it does not.
 
     Args:
-        matrices (Iterable[torch.nn.Parameter]): Parameters of two dimensions, for Muon.
+        matrices (Iterable[torch.nn.Parameter]): Matrices, for Muon, and weights of convolutions, which are taken as
+            matrices with a row per output.
         others (Iterable[torch.nn.Parameter]): All others, for AdamW.
         muon_learning_rate (float): Learning rate of Muon: the step of a square matrix, as a spectral norm.
             Defaults to ``0.01``.
@@ -97,7 +98,7 @@ class Muon(Optimizer):
             {"params": list(others), "muon": False, "lr": learning_rate, "weight_decay": weight_decay, "fused": fused},
         ]
         for parameter in groups[0]["params"]:
-            if parameter.dim() != 2:
+            if parameter.dim() < 2:
                 raise ValueError(f"Muon is for matrices, got a parameter of shape {tuple(parameter.shape)}.")
         super().__init__(groups, {"fused": fused})
 
@@ -136,7 +137,12 @@ class Muon(Optimizer):
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         directions = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's
         dtype = torch.bfloat16 if group["bfloat16"] else torch.float32
-        pairs = sorted(zip(parameters, directions, strict=True), key=lambda pair: tuple(pair[0].shape))
+        # Views, which the steps change in place.
+        flat = [
+            (parameter.view(len(parameter), -1), direction.flatten(1))
+            for parameter, direction in zip(parameters, directions, strict=True)
+        ]
+        pairs = sorted(flat, key=lambda pair: tuple(pair[0].shape))
         for (rows, columns), same in groupby(pairs, key=lambda pair: tuple(pair[0].shape)):
             moved, along = zip(*same, strict=True)
             steps = self.directions(torch.stack(along), dtype).unbind()

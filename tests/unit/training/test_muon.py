@@ -61,6 +61,16 @@ def test_matrices_move_as_with_torch() -> None:
         assert (own - other).norm() < 0.05 * moved
 
 
+def test_convolutions_move_as_matrices() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(6, 4, 3, 3, generator=generator)
+    convolution, matrix = nn.Parameter(weight.clone()), nn.Parameter(weight.flatten(1).clone())
+    train(Muon([convolution], []), [convolution], steps=3)
+    train(Muon([matrix], []), [matrix], steps=3)
+    assert not convolution.equal(weight)
+    assert convolution.flatten(1).equal(matrix)
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_others_move_as_with_torch(fused: bool) -> None:
     ours, theirs, mixed = others(), others(), matrices()
