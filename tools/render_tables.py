@@ -674,6 +674,36 @@ def search(rows: pd.DataFrame) -> str:
     return f"{accuracy_heading(last)}\n\n{markdown(columns)}\n\n{how_measured(last)}"
 
 
+def study(name: str, index: str = "method") -> Callable[[Path], str]:
+    """A table of ``ablation_<name>.csv``: accuracy by category, a row for each variant."""
+
+    def from_file(results: Path) -> str:
+        if not (results / f"ablation_{name}.csv").is_file():
+            return NOT_YET
+        rows = read(results, f"ablation_{name}")
+        return f"{by_category(rows, index, across=False)}\n\n{how_measured(rows)}"
+
+    return from_file
+
+
+TABLES |= {f"ablation_{name}": study(name) for name in ("mask", "query", "jitter", "depth", "backbone")}
+TABLES["ablation_products"] = study("products", "data")
+
+
+@once_measured
+def ablation_shortcut(rows: pd.DataFrame) -> str:
+    """The best and the last validation of each network, and its loss there."""
+    groups = [part.sort_values("epoch") for _, part in rows.groupby(["method", "seed"], sort=False)]
+    best = [part.loc[part["image_AUROC"].idxmax()] for part in groups]
+    last = [part.iloc[-1] for part in groups]
+    columns: dict[str, list] = {"network": [part["method"].iloc[0] for part in groups]}
+    for when, chosen in (("at best", best), ("at the end", last)):
+        columns[f"epoch {when}"] = [str(row["epoch"]) for row in chosen]
+        columns[f"loss {when}"] = [f"{row['train_loss']:.4f}" for row in chosen]
+        columns[f"image / pixel AUROC {when}"] = [auroc_pair(row.to_frame().T) for row in chosen]
+    return f"{markdown(columns)}\n\n{how_measured(rows)}"
+
+
 @once_measured
 def optimizers(rows: pd.DataFrame) -> str:
     """What each optimizer reaches, and how many directions its steps have."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of a benchmark: accuracy against cost and time, unified against separate, spread over seeds."""
+"""Pictures of a benchmark: accuracy against cost, time and loss, unified against separate, spread over seeds."""
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -38,7 +38,7 @@ def draw(benchmark: Benchmark, data: str) -> dict[str, Figure]:
         data (str): Name of the data.
 
     Returns:
-        dict[str, Figure]: ``cost``, ``modes``, ``seeds`` and ``time``, independent of pyplot.
+        dict[str, Figure]: ``cost``, ``modes``, ``seeds``, ``time`` and ``loss``, independent of pyplot.
     """
     metrics = ([name for name in _SHOWN if name in benchmark.metrics] or benchmark.metrics)[:3]
     methods = list(benchmark.table["method"].unique())
@@ -57,6 +57,8 @@ def draw(benchmark: Benchmark, data: str) -> dict[str, Figure]:
         known = [name for name in metrics if name in epochs and epochs[name].notna().any()]
         if known and epochs.groupby(["method", "seed"]).size().max() > 1:
             figures["time"] = _time(epochs, known, colours)
+            if "train_loss" in epochs and epochs["train_loss"].gt(0).any():
+                figures["loss"] = _loss(epochs, [name for name in known if name.endswith("AUROC")] or known)
     return figures
 
 
@@ -153,6 +155,43 @@ def _time(epochs: pd.DataFrame, metrics: Sequence[str], colours: Mapping[str, st
         axes.set_xlim(left=0)
         _grid(axes)
     _legend(figure, colours, list(epochs["method"].unique()), [])
+    return figure
+
+
+def _loss(epochs: pd.DataFrame, metrics: Sequence[str]) -> Figure:
+    """A panel for each method, all on the same axes: where the loss falls and a metric with it, the method copies."""
+    methods = list(epochs["method"].unique())
+    columns = min(len(methods), 4)
+    figure, grid = _figure(-(-len(methods) // columns), columns)
+    kinds = [
+        ("train_loss", "black", "--", 1.0),
+        *((name, COLOURS[row], "-", 100.0) for row, name in enumerate(metrics)),
+    ]
+    losses, values = epochs["train_loss"], 100 * epochs[list(metrics)].stack()
+    for axes, method in zip(grid.flat, methods, strict=False):
+        other = axes.twinx()
+        for _, rows in epochs[epochs["method"] == method].groupby("seed"):
+            for name, colour, line, unit in kinds:
+                known = rows.dropna(subset=[name])
+                place = axes if name == "train_loss" else other
+                place.plot(known["epoch"], unit * known[name], line, marker=".", color=colour)
+        means = 100 * epochs[epochs["method"] == method].groupby("epoch")[metrics[0]].mean().dropna()
+        best = (
+            f"{_in_words(metrics[0])[:-3]} {means.max():.1f} at epoch {means.idxmax()}, {means.iloc[-1]:.1f} at the end"
+        )
+        axes.set_title(f"{_short(method)}\n{best}", fontsize=9).set_parse_math(False)
+        axes.set(yscale="log", ylim=(0.9 * losses.min(), 1.1 * losses.max()), xlabel="epoch", ylabel="training loss")
+        other.set(ylim=(values.min() - 1, min(values.max() + 1, 101)), ylabel="validation, %")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        for spines in (axes.spines, other.spines):
+            spines["top"].set_visible(False)
+        axes.label_outer()
+        other.yaxis.label.set_visible(axes.get_subplotspec().is_last_col())
+    for axes in grid.flat[len(methods) :]:
+        axes.remove()
+    labels = {"train_loss": "training loss", **{name: _in_words(name)[:-3] for name in metrics}}
+    handles = [Line2D([], [], color=colour, linestyle=line, label=labels[name]) for name, colour, line, _ in kinds]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
     return figure
 
 

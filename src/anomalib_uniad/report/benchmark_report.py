@@ -35,6 +35,7 @@ _PICTURES = {
     "modes": "One model for all categories against a model for each.",
     "seeds": "Spread over seeds: a point for each, a line at their mean.",
     "time": "Validation metrics during training, one model for all categories; a line for each seed.",
+    "loss": "Loss and validation metrics over epochs. If they fall while the loss does, the network learns to copy.",
 }
 
 

@@ -19,7 +19,10 @@ from benchmark_folders import write_training
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     output = tmp_path / "benchmark"
-    validations = [{"epoch": n, "seconds": 60.0 * n, "image_AUROC": 0.5 + n / 10} for n in (1, 2)]
+    validations = [
+        {"epoch": n, "seconds": 60.0 * n, "train_loss": 2.0 / n, "image_AUROC": value}
+        for n, value in ((1, 0.6), (2, 0.8), (3, 0.7))
+    ]
     trainings = []
     for method, offset in (("A <$x$>", 0.0), ("B", 0.1)):
         for seed in (0, 1):
@@ -37,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 def test_tables(folder: Path, tmp_path: Path) -> None:
     assert is_benchmark(folder)
     files = write_benchmark_report(folder, tmp_path / "report")
-    pictures = ["d-cost.png", "d-modes.png", "d-seeds.png", "d-time.png"]
+    pictures = ["d-cost.png", "d-modes.png", "d-seeds.png", "d-time.png", "d-loss.png"]
     assert [file.name for file in files] == ["report.md", "report.csv", "report.html", *pictures]
     lines = [" ".join(line.split()) for line in files[0].read_text().splitlines()]
     head = "| method | mode | image AUROC | pixel AUROC | models | training | memory | on disk | one image | images/s |"
@@ -56,10 +59,18 @@ def test_tables(folder: Path, tmp_path: Path) -> None:
     page = files[2].read_text()
     assert "A &lt;$x$&gt;" in page
     assert "<$x$>" not in page
-    assert page.count("data:image/png") == 4
+    assert page.count("data:image/png") == 5
     for file in files[3:]:
         with Image.open(file) as image:
             assert min(image.size) > 200
+
+
+def test_where_the_loss_falls_and_the_metric_with_it(folder: Path) -> None:
+    figure = draw(read_benchmark(folder), "d")["loss"]
+    loss, metric = figure.axes  # one panel, of the only method that was validated more than once
+    assert loss.get_title() == "B\nimage AUROC 80.0 at epoch 2, 70.0 at the end"
+    assert [list(line.get_ydata()) for line in loss.lines] == [[2.0, 1.0, pytest.approx(2 / 3)]] * 2  # two seeds
+    assert list(metric.lines[0].get_ydata()) == pytest.approx([60, 80, 70])
 
 
 def test_each_of_many_methods_has_its_own_colour(tmp_path: Path) -> None:
