@@ -114,6 +114,7 @@ def report(
     names: list[str] | None = None,
     metrics: list[str] | None = None,
     heatmaps: int = 2,
+    published: Path | None = None,
     overwrite: bool = False,
 ) -> None:
     """Lay the results of several runs side by side, as report.md, report.csv and one page report.html.
@@ -127,6 +128,7 @@ def report(
         names: What the runs are called, such as '[A,B]', one name for each; default: their models.
         metrics: Which metrics, in this order, such as '[image_AUROC,pixel_AUPRO]'; default: all.
         heatmaps: How many heatmaps per category, of images that all runs have, defective ones first.
+        published: Of a benchmark: csv file of published numbers to put beside, such as configs/benchmark/published.csv.
         overwrite: Replace reports that are there.
     """
     from anomalib_uniad.report.benchmark import is_benchmark
@@ -136,7 +138,9 @@ def report(
 
         if len(runs) > 1 or names is not None:
             raise InputError(f"{next(filter(is_benchmark, runs))} is a benchmark: report it alone, and without names.")
-        files = write_benchmark_report(runs[0], output, metrics, overwrite)
+        files = write_benchmark_report(runs[0], output, metrics, overwrite, published)
+    elif published is not None:
+        raise InputError("Published numbers are put beside those of a benchmark: give its folder.")
     else:
         from anomalib_uniad.report.text import show
         from anomalib_uniad.report.write import write_report

@@ -515,7 +515,7 @@ class PerCategoryEvaluator(Evaluator):
         """Drop the scores of a run that failed."""
         self._forget()
 
-    def _choose_thresholds(self, pl_module: LightningModule) -> None:
+    def _choose_thresholds(self, pl_module: Any) -> None:
         post_processor = getattr(pl_module, "post_processor", None)
         self._global_threshold = global_thresholds(post_processor)["image"]
         products: Any = getattr(pl_module, "products", None)

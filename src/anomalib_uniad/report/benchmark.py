@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from anomalib_uniad.errors import InputError
+from anomalib_uniad.errors import InputError, MissingFileError
 
 from .columns import COST, EPOCHS, KEYS, RESULTS
 
@@ -99,3 +99,32 @@ def over_seeds(rows: pd.DataFrame, columns: Sequence[str], by: Sequence[str]) ->
     numbers = rows[[*by, *columns]].copy()
     numbers[list(columns)] = numbers[list(columns)].astype(float)
     return numbers.groupby(list(by), sort=False).agg(["mean", "min", "max"])
+
+
+def read_published(file: Path, benchmark: Benchmark) -> pd.DataFrame:
+    """Read numbers that others have published, to put them beside those of a benchmark.
+
+    Args:
+        file (Path): csv file with columns ``data``, ``method``, ``mode``, ``category`` (``mean`` for the mean) and
+            metrics, named as in results.csv.
+        benchmark (Benchmark): The benchmark.
+
+    Returns:
+        pd.DataFrame: Rows of what the benchmark has, too.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it lacks a column, or has nothing that the benchmark has.
+    """
+    if not file.is_file():
+        raise MissingFileError(f"There is no file {file} with published numbers.")
+    keys = ["data", "method", "mode"]
+    published = pd.read_csv(file, dtype=dict.fromkeys((*keys, "category"), str), keep_default_na=False, na_values="")
+    if lacking := [name for name in (*keys, "category") if name not in published]:
+        raise InputError(f"{file} lacks the column {', '.join(lacking)}.")
+    measured = benchmark.table[keys].drop_duplicates()
+    known = published.merge(measured, on=keys)
+    if known.empty:
+        names = [", ".join(row) for row in published[keys].drop_duplicates().itertuples(index=False)]
+        raise InputError(f"{file} has nothing that the benchmark has, but {'; '.join(names)}.")
+    return known

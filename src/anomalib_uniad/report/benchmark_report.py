@@ -14,7 +14,7 @@ import pandas as pd
 from anomalib_uniad.files import check_output, file_names, replacing
 from anomalib_uniad.pages import render
 
-from .benchmark import ABOUT, Benchmark, over_seeds, read_benchmark
+from .benchmark import ABOUT, Benchmark, over_seeds, read_benchmark, read_published
 from .columns import MODES
 from .text import escape, markdown_table
 from .write import NAMES
@@ -50,7 +50,11 @@ class Table:
 
 
 def write_benchmark_report(
-    folder: Path, output: Path, metrics: Sequence[str] | None = None, overwrite: bool = False
+    folder: Path,
+    output: Path,
+    metrics: Sequence[str] | None = None,
+    overwrite: bool = False,
+    published: Path | None = None,
 ) -> list[Path]:
     """Write report.md, report.csv, report.html and a picture of each kind.
 
@@ -59,21 +63,27 @@ def write_benchmark_report(
         output (Path): Folder of the report; made if it is not there.
         metrics (Sequence[str] | None): Which metrics, in this order; ``None`` is all. Defaults to ``None``.
         overwrite (bool): Replace reports that are there. Defaults to ``False``.
+        published (Path | None): csv file of numbers that others have published, which are put beside those of the
+            benchmark. Defaults to ``None``.
 
     Returns:
         list[Path]: The files.
 
     Raises:
-        OSError: If files are there that would be overwritten.
-        ValueError: If a table of the benchmark is damaged, or a metric is unknown.
+        OSError: If files are there that would be overwritten, or ``published`` is not there.
+        ValueError: If a table of the benchmark is damaged, a metric is unknown, or ``published`` has nothing of it.
     """
     benchmark = read_benchmark(folder, metrics)
+    others = None if published is None else read_published(published, benchmark)
     texts = [output / name for name in NAMES]
     drawn = _draw(benchmark)
     pictures = [output / name for of_data in drawn.values() for name in of_data]
     check_output(output, [*texts, *pictures], overwrite)
     summaries = {data: _summary(benchmark, data) for data in benchmark.data}
     details = {data: [_by_category(benchmark, data, name) for name in benchmark.metrics] for data in benchmark.data}
+    if others is not None:
+        for _, rows in others.groupby(["data", "method", "mode"], sort=False):
+            details[rows["data"].iloc[0]].insert(0, _beside(benchmark, rows))
     facts = _facts(benchmark)
     content = [
         _markdown(benchmark, summaries, details, drawn, facts),
@@ -141,6 +151,28 @@ def _by_category(benchmark: Benchmark, data: str, metric: str) -> Table:
     several = len({mode for _, mode in kinds}) > 1
     head = ["category", *(f"{method}, {mode}" if several else method for method, mode in kinds)]
     return Table(_heading(metric), head, texts, best)
+
+
+def _beside(benchmark: Benchmark, published: pd.DataFrame) -> Table:
+    """What was measured of a method, what others have published of it, and the difference in points, per category."""
+    data, method, mode = published[["data", "method", "mode"]].iloc[0]
+    both = pd.concat([benchmark.categories(data), benchmark.means(data)])
+    both = both.assign(category=both["category"].where(both["kind"] == "category", "mean"))
+    both = both[(both["method"] == method) & (both["mode"] == mode)]
+    names = [name for name in benchmark.metrics if name in published and published[name].notna().any()]
+    measured = over_seeds(both, names, ["category"])
+    rows = published.drop_duplicates("category").set_index("category")
+    texts = []
+    for category in [name for name in rows.index if name in measured.index]:
+        texts.append([category])
+        for name in names:
+            own, other = measured.loc[category, (name, "mean")], rows.loc[category, name]
+            difference = f"{100 * (own - other):+.1f}" if pd.notna(own) and pd.notna(other) else ""
+            texts[-1] += [*("" if pd.isna(value) else f"{100 * value:.1f}" for value in (own, other)), difference]
+    head = ["category", *(text for name in names for text in (_heading(name), "published", "difference"))]
+    sources = "; ".join(published["source"].dropna().unique()) if "source" in published else ""
+    title = f"{method}, {mode}, beside published numbers{f' ({sources})' if sources else ''}"
+    return Table(title, head, texts, [[False] * len(head) for _ in texts])
 
 
 def _mark(texts: list[list[str]], best: list[list[bool]], column: int, lower: bool, values: pd.Series) -> None:

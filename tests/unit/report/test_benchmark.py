@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Report of a benchmark: tables, pictures, page."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -9,8 +10,8 @@ from PIL import Image
 
 from anomalib_uniad.benchmark.results import write
 from anomalib_uniad.cli import main
-from anomalib_uniad.errors import ExistingFileError, InputError
-from anomalib_uniad.report.benchmark import is_benchmark, read_benchmark
+from anomalib_uniad.errors import ExistingFileError, InputError, MissingFileError
+from anomalib_uniad.report.benchmark import is_benchmark, read_benchmark, read_published
 from anomalib_uniad.report.benchmark_plots import draw
 from anomalib_uniad.report.benchmark_report import write_benchmark_report
 from benchmark_folders import write_training
@@ -94,6 +95,34 @@ def test_the_command(folder: Path, tmp_path: Path, capsys) -> None:
     assert f"Wrote {tmp_path / 'r' / 'd-cost.png'}." in capsys.readouterr().out
     with pytest.raises(SystemExit, match="is a benchmark: report it alone"):
         main(["report", str(folder), str(folder), "--output", str(tmp_path / "r2")])
+
+
+def test_published_numbers(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "published.csv"
+    file.write_text(
+        "data,method,mode,category,image_AUROC,source\n"
+        "d,B,unified,nut,0.9,a paper\nd,B,unified,mean,0.7,a paper\nd,B,unified,pin,0.1,a paper\nd2,B,unified,mean,0,\n"
+    )
+    text = write_benchmark_report(folder, tmp_path / "report", published=file)[0].read_text()
+    assert "### B, unified, beside published numbers (a paper)" in text
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "| category | image AUROC | published | difference |" in lines
+    assert "| nut | 85.0 | 90.0 | -5.0 |" in lines
+    assert "| mean | 72.5 | 70.0 | +2.5 |" in lines
+    file.write_text("data,method,mode,category\nd,C,unified,mean\n")
+    with pytest.raises(InputError, match=r"published\.csv has nothing that the benchmark has, but d, C, unified\."):
+        write_benchmark_report(folder, tmp_path / "r", published=file)
+    file.write_text("data,method\n")
+    with pytest.raises(InputError, match=r"published\.csv lacks the column mode, category\."):
+        write_benchmark_report(folder, tmp_path / "r", published=file)
+    with pytest.raises(MissingFileError, match="no file absent with published numbers"):
+        write_benchmark_report(folder, tmp_path / "r", published=Path("absent"))
+    ours = read_benchmark(folder)
+    paper = read_published(
+        Path(__file__).parents[3] / "configs/benchmark/published.csv",
+        replace(ours, table=ours.table.assign(data="MVTecAD", method="UniAD")),
+    )
+    assert paper.loc[paper["mode"] == "unified", "image_AUROC"].iloc[:-1].mean() == pytest.approx(0.965, abs=5e-4)
 
 
 def test_mistakes(folder: Path, tmp_path: Path) -> None:

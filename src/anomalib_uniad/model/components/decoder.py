@@ -38,6 +38,8 @@ class DecoderLayer(nn.Module):
             the encoder, ``"previous"`` that of the previous layer. Defaults to ``("encoder", "previous")``.
     """
 
+    query: nn.Parameter | None
+
     def __init__(
         self,
         hidden_dim: int,
