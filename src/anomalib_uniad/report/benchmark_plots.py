@@ -163,7 +163,7 @@ def _loss(epochs: pd.DataFrame, metrics: Sequence[str]) -> Figure:
     methods = list(epochs["method"].unique())
     columns = min(len(methods), 4)
     figure, grid = _figure(-(-len(methods) // columns), columns)
-    kinds = [
+    kinds: list[tuple[str, str, Any, float]] = [
         ("train_loss", "black", "--", 1.0),
         *((name, COLOURS[row], "-", 100.0) for row, name in enumerate(metrics)),
     ]
