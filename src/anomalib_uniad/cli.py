@@ -329,6 +329,66 @@ def drift(
         sys.exit(3)
 
 
+def train_decoder(
+    run: Path,
+    output: Path | None = None,
+    data: Path | None = None,
+    data_class: str = "MultiCategory",
+    steps: int = 1000,
+    images: int = 1000,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
+    """Train a network that draws images from the features of a model, for `anomalib-uniad show`.
+
+    It learns from normal training images alone, and only to look at: the model stays as it is. The same command goes on
+    after an interruption.
+
+    Args:
+        run: Folder of a run of UniAD, such as results/UniAD/mydata/latest, or its checkpoint.
+        output: The file; default: decoder.pt in the folder of the run.
+        data: Folder of the images; default: those of the run.
+        data_class: Datamodule that reads data: MultiCategory, MetaFile, CIFAR10 or one of anomalib's.
+        steps: Steps of 16 images.
+        images: At most as many training images are looked at, evenly of all categories.
+        seed: Seed of weights and of the order of images.
+        overwrite: Replace a decoder that is there.
+    """
+    from anomalib_uniad.visualization.train_decoder import train_decoder as train
+
+    _show(f"Wrote {train(run, output, data, data_class, steps, images, seed, overwrite)}.")
+
+
+def show(
+    runs: list[Path],
+    output: Path = Path("show"),
+    images: list[Path] | None = None,
+    count: int = 3,
+    decoder: Path | None = None,
+    data: Path | None = None,
+    data_class: str = "MultiCategory",
+    overwrite: bool = False,
+) -> None:
+    """Draw what a model makes of images: what its features and its reconstruction look like, map and decision.
+
+    A contact sheet for each category, and a picture of each image. `train-decoder` has to be run before.
+
+    Args:
+        runs: Folders of runs of UniAD, or their checkpoints; of several, each shows the same images.
+        output: Folder of the pictures.
+        images: Test images, such as '[a.png,b.png]'; default: by the scores in predictions.csv of the first run.
+        count: How many of the most anomalous images of each category, and of the least anomalous.
+        decoder: Decoder of the features; default: decoder.pt in the folder of each run.
+        data: Folder of the images; default: those of the first run.
+        data_class: Datamodule that reads data: MultiCategory, MetaFile, CIFAR10 or one of anomalib's.
+        overwrite: Replace pictures that are there.
+    """
+    from anomalib_uniad.visualization.show import show as draw
+
+    files = draw(runs, output, images or (), count, decoder, data, data_class, overwrite)
+    _show(f"Wrote {len(files)} pictures to {output}, the contact sheet of each category among them.")
+
+
 def make_meta(
     folder: Path,
     output: Path | None = None,
@@ -446,6 +506,8 @@ COMMANDS: dict[str, Any] = {
     "report": report,
     "review": review,
     "serve": serve,
+    "show": show,
+    "train-decoder": train_decoder,
 }
 
 # Arguments that are several paths: name, how many, how the help calls one of them, and what it is.
@@ -455,6 +517,7 @@ _LISTS: dict[Any, tuple[str, str, str, str]] = {
     predict: ("images", "+", "IMAGES", "Folder, searched at all depths, or image."),
     recalibrate: ("images", "+", "IMAGES", "Folder, searched at all depths, or image."),
     report: ("runs", "+", "RUN", "Folder of a run, or its metrics.json or metrics.csv; the newest one is taken."),
+    show: ("runs", "+", "RUN", "Folder of a run of UniAD, or its checkpoint; of several, each shows the same images."),
 }
 
 

@@ -15,6 +15,7 @@ LAYERS = (
     {"errors"},
     {"messages"},
     {
+        "captions",
         "category",
         "checks",
         "durations",
@@ -32,7 +33,7 @@ LAYERS = (
     {"data", "deploy"},
     {"model"},
     {"check", "drift", "import_checkpoint", "parity", "report", "serve"},
-    {"benchmark", "review"},
+    {"benchmark", "review", "visualization"},
     {"cli"},
 )
 

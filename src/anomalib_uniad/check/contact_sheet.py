@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
-import matplotlib as mpl
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from anomalib_uniad.captions import fit, font_of
 from anomalib_uniad.data.records import Record
 from anomalib_uniad.image_files import read_image, read_mask
 
@@ -18,7 +18,6 @@ from .findings import Inspected
 COLUMNS = 8
 _SIDE, _GAP, _LINE = 168, 8, 20  # pixels: of an image, between images, of a line of text
 _RED, _AMBER, _GREY, _TEXT = (230, 30, 40), (224, 120, 0), (110, 118, 130), (25, 30, 40)
-_FONT = Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 
 
 def draw(inspected: Inspected, value_range: tuple[float, float] | None = None) -> Image.Image:
@@ -60,7 +59,7 @@ def draw(inspected: Inspected, value_range: tuple[float, float] | None = None) -
     tile = _SIDE + _LINE + _GAP
     sheet = Image.new("RGB", (width, 36 + len(rows) * (tile + _LINE + _GAP) + (0 if rows else 40)), "white")
     canvas = ImageDraw.Draw(sheet)
-    large, small = ImageFont.truetype(_FONT, 20), ImageFont.truetype(_FONT, 13)
+    large, small = font_of(20), font_of(13)
     canvas.text((_GAP, 6), inspected.name, _TEXT, large)
     if not rows:
         canvas.text((_GAP, 44), "None of its images can be shown.", _GREY, small)
@@ -71,7 +70,7 @@ def draw(inspected: Inspected, value_range: tuple[float, float] | None = None) -
             left = _GAP + column * (_SIDE + _GAP)
             sheet.paste(_tile(record, value_range), (left, top + _LINE + 2))
             note = f"{notes[column]}  " if notes else ""
-            caption = _fit(f"{note}{Path(record.paths[0]).name}", small)
+            caption = fit(f"{note}{Path(record.paths[0]).name}", small, _SIDE)
             canvas.text((left, top + _LINE + _SIDE + 4), caption, _GREY, small)
         top += tile + _LINE + _GAP
     return sheet
@@ -117,12 +116,3 @@ def _mask(path: str, size: tuple[int, int]) -> np.ndarray | None:
         return None
     # Thin defects stay when a mask is made smaller.
     return (cv2.resize(marked.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0).astype(np.uint8)
-
-
-def _fit(text: str, font: ImageFont.FreeTypeFont) -> str:
-    """Cut a text to the width of an image."""
-    if font.getlength(text) <= _SIDE:
-        return text
-    while text and font.getlength(f"{text}…") > _SIDE:
-        text = text[:-1]
-    return f"{text}…"

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images rendered from features, and pictures of what a model makes of images."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from anomalib_uniad import MultiCategory, UniAD
+from anomalib_uniad.cli import main
+from anomalib_uniad.errors import ExistingFileError, InputError, MissingFileError
+from anomalib_uniad.model import UniADModel
+from anomalib_uniad.visualization import train_decoder as training
+from anomalib_uniad.visualization.feature_decoder import FeatureDecoder
+from anomalib_uniad.visualization.runs import CHECKPOINT, checkpoint_of
+from anomalib_uniad.visualization.show import show
+from small import quiet_engine
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice about loggers and workers
+
+LONG = "a plate whose name does not end where others do"
+ARGUMENTS: dict[str, Any] = {
+    "backbone": "tf_efficientnet_lite0",
+    "layers": (0, 1, 2, 3),
+    "image_size": 96,
+    "hidden_dim": 64,
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 1,
+    "feedforward_dim": 128,
+    "dropout": 0.0,
+    "neighbor_size": 3,
+    "feature_resize": "area",
+    "feature_norm": "standard",
+    "optimizer": "muon",
+    "learning_rate": 0.003,
+    "gradient_clip_norm": 0.0,
+    "feature_cache": "memory",
+    "visualizer": False,
+    "seed": 0,
+}
+SPOT = slice(40, 58), slice(52, 70)  # where defects are
+
+
+def plate(seed: int, base: int, spot: bool, size: tuple[int, int] = (96, 96)) -> np.ndarray:
+    """A plate in uneven light; a defective one has a dark spot."""
+    random = np.random.default_rng(seed)
+    light = Image.fromarray(random.uniform(-45, 45, (5, 5)).astype(np.float32)).resize(
+        size[::-1], Image.Resampling.BICUBIC
+    )
+    pixels = base + np.asarray(light) + random.normal(0, 4, size)
+    if spot:
+        pixels[SPOT] = 15
+    return pixels.clip(0, 255).astype(np.uint8)
+
+
+def write(path: Path, *arguments: Any, **more: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(plate(*arguments, **more)).save(path)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run, with its images in ``data``, and a decoder."""
+    folder = tmp_path_factory.mktemp("visualization")
+    for name, base in (("plate", 150), (LONG, 110)):
+        for number in range(24):
+            write(folder / "data" / name / "train" / "good" / f"{number:03d}.png", number, base, spot=False)
+        for number in range(4):
+            write(folder / "data" / name / "test" / "good" / f"{number:03d}.png", 100 + number, base, spot=False)
+            write(folder / "data" / name / "test" / "spot" / f"{number:03d}.png", 200 + number, base, spot=True)
+            mask = np.zeros((96, 96), np.uint8)
+            mask[SPOT] = 255
+            file = folder / "data" / name / "ground_truth" / "spot" / f"{number:03d}_mask.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask).save(file)
+    data = MultiCategory(root=folder / "data", train_batch_size=8, eval_batch_size=8, num_workers=0)
+    engine = quiet_engine(folder, max_epochs=25)
+    engine.train(model=UniAD(**ARGUMENTS), datamodule=data)
+    made = next(folder.rglob("model.ckpt")).parents[2]
+    main(["train-decoder", str(made), "--data", str(folder / "data"), "--steps", "150"])
+    return made
+
+
+def decoder_of(run: Path) -> tuple[UniADModel, FeatureDecoder]:
+    model = UniAD.load_from_checkpoint(run / CHECKPOINT).eval()
+    return model, FeatureDecoder.load(run / "decoder.pt", model)
+
+
+def darkness(images: torch.Tensor, without: torch.Tensor) -> torch.Tensor:
+    """How much darker the middle of the spot is than in images without one (B,), both (B, 3, H, W) of any size."""
+    scale = images.shape[-1] / 96
+    rows, columns = (slice(round((part.start + 4) * scale), round((part.stop - 4) * scale)) for part in SPOT)
+    return (without - images)[..., rows, columns].mean(dim=(1, 2, 3))
+
+
+def test_a_defect_fades_in_the_reconstruction_and_lights_up_in_the_map(run: Path) -> None:
+    model, decoder = decoder_of(run)
+    own, rebuilt = [], []
+    for spot in (True, False):
+        pixels = np.stack([plate(seed, 150, spot) for seed in range(200, 212)]).astype(np.float32) / 255
+        images = torch.from_numpy(pixels)[:, None].expand(-1, 3, -1, -1)
+        with torch.no_grad():
+            features = model.model.normalise(model.model.extract(model.pre_processor(images)))
+            own.append(decoder(features))
+            rebuilt.append(decoder(model.model.reconstruct(features)))
+            if spot:
+                maps = model(images).anomaly_map[:, 0]
+    seen, left = darkness(*own), darkness(*rebuilt)
+    assert seen.mean() > 0.12
+    assert left.mean() < 0.7 * seen.mean(), (left, seen)
+    for values in maps:
+        row, column = np.unravel_index(values.argmax(), values.shape)
+        assert SPOT[0].start - 8 <= row < SPOT[0].stop + 8
+        assert SPOT[1].start - 8 <= column < SPOT[1].stop + 8
+
+
+def test_pictures(run: Path, tmp_path: Path) -> None:
+    data = run.parents[2] / "data"
+    table = pd.read_csv(run / "predictions.csv")
+    of = table[table["category"] == "plate"].sort_values("raw_score")
+    main(["show", str(run), "--data", str(data), "--count", "2", "--output", str(tmp_path / "out")])
+    written = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png"))
+    wanted = [*of["path"].iloc[:2], *of["path"].iloc[-2:]]
+    names = {f"plate/{'_'.join(Path(path).parts[-2:])}.png" for path in wanted}
+    assert names <= set(written)
+    assert {"plate.png", f"{LONG}.png"} <= set(written)
+    assert len(written) == 2 * (4 + 1)
+    with Image.open(tmp_path / "out" / "plate.png") as sheet, Image.open(tmp_path / "out" / sorted(names)[0]) as one:
+        assert sheet.width == one.width
+        assert sheet.height > 3.5 * one.height
+        assert np.asarray(one).std() > 20
+    with pytest.raises(InputError, match=r"out has files in it: give another --output"):
+        show([run], tmp_path / "out", data=data)
+
+
+def test_several_runs_and_images_of_other_proportions(run: Path, tmp_path: Path) -> None:
+    data, chosen = run.parents[2] / "data", "plate/test/good/tall.png"
+    write(data / chosen, 300, 150, spot=False, size=(240, 60))
+    try:
+        files = show([run, run / CHECKPOINT], tmp_path, [data / chosen], data=data)
+        with Image.open(files[0]) as picture:
+            assert picture.width < 12 * 176 / 2  # nine panels that are narrow
+        with pytest.raises(InputError, match=r"other\.png is none of the test images of data"):
+            show([run], tmp_path / "b", [Path("other.png")], data=data)
+    finally:
+        (data / chosen).unlink()
+
+
+class Stopped(training.DecoderTraining):
+    """Is killed in step 110."""
+
+    def training_step(self, *args: Any) -> torch.Tensor:
+        if self.global_step == 110:
+            raise ConnectionError
+        return super().training_step(*args)
+
+
+class Counted(training.DecoderTraining):
+    """Knows with which step it began."""
+
+    steps: ClassVar[list[int]] = []
+
+    def training_step(self, *args: Any) -> torch.Tensor:
+        self.steps.append(self.global_step)
+        return super().training_step(*args)
+
+
+def test_a_decoder_goes_on_and_is_not_replaced(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "decoder.pt"
+    arguments = {"data": run.parents[2] / "data", "steps": 120, "output": file}
+    training.train_decoder(run, **arguments)
+    whole = torch.load(file, weights_only=True)["state_dict"]
+    file.unlink()
+    with monkeypatch.context() as patch, pytest.raises(ConnectionError):
+        patch.setattr(training, "DecoderTraining", Stopped)
+        training.train_decoder(run, **arguments)
+    assert not file.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "DecoderTraining", Counted)
+        training.train_decoder(run, **arguments)
+    assert Counted.steps == list(range(100, 120))
+    assert torch.load(file, weights_only=True)["state_dict"].keys() == whole.keys()
+    assert list(tmp_path.iterdir()) == [file]
+    with pytest.raises(ExistingFileError, match=r"decoder\.pt is there: give another --output"):
+        training.train_decoder(run, **arguments)
+
+
+def test_mistakes(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match=r"is not the folder of a run of UniAD: there is no weights"):
+        checkpoint_of(tmp_path)
+    with pytest.raises(MissingFileError, match=r"There is no checkpoint absent\.ckpt"):
+        checkpoint_of(Path("absent.ckpt"))
+    with pytest.raises(MissingFileError, match=r"model\.yaml does not say what the images of .* give them with --data"):
+        show([run], tmp_path / "a")
+    (tmp_path / "decoder.pt").write_text("x")
+    model = UniAD.load_from_checkpoint(run / CHECKPOINT)
+    with pytest.raises(InputError, match=r"decoder\.pt is not a decoder of `anomalib-uniad train-decoder`"):
+        FeatureDecoder.load(tmp_path / "decoder.pt", model)
+    with pytest.raises(MissingFileError, match=r"There is no decoder absent: make one with"):
+        FeatureDecoder.load(Path("absent"), model)
+    other = UniAD(**{**ARGUMENTS, "layers": (0, 1), "pre_trained": False})
+    with pytest.raises(InputError, match=r"other features than the model's: layers \[0, 1, 2, 3\], not \[0, 1\]\."):
+        FeatureDecoder.load(run / "decoder.pt", other)
