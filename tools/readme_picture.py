@@ -36,10 +36,10 @@ def main(images: Path, heatmaps: Path, output: Path) -> None:
     step = SIDE + GAP
     picture = Image.new("RGB", (step * len(IMAGES) - GAP, step * 2 - GAP), "white")
     for column, name in enumerate(IMAGES):
-        heatmap = next(heatmaps.rglob(name))
-        for row, file in enumerate((images / name, heatmap)):
-            tile = Image.open(file).convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-            picture.paste(tile, (column * step, row * step))
+        image = Image.open(images / name).convert("RGB")
+        heatmap = Image.open(next(heatmaps.rglob(name))).crop((0, 0, *image.size))  # without scale and text
+        for row, tile in enumerate((image, heatmap)):
+            picture.paste(tile.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (column * step, row * step))
     output.parent.mkdir(parents=True, exist_ok=True)
     picture.quantize(128).save(output, optimize=True)
 

@@ -10,9 +10,13 @@ from anomalib_uniad.geometry import Geometry
 
 from .inspection import Inspection
 
-_LEVELS = np.linspace(0, 1, 256)[:, None]
-# The colour map "jet": blue, green and red rise and fall one after the other.
-_JET = (np.clip(1.5 - np.abs(4 * _LEVELS - np.array([3, 2, 1])), 0, 1) * 255).round().astype(np.uint8)  # (256, 3)
+# ColorBrewer's scale from blue over pale yellow to red, which colour-blind people can read as well
+# (https://colorbrewer2.org/#type=diverging&scheme=RdYlBu&n=11).
+_ENDS = "313695 4575b4 74add1 abd9e9 e0f3f8 ffffbf fee090 fdae61 f46d43 d73027 a50026"
+_STOPS = np.array([list(bytes.fromhex(colour)) for colour in _ENDS.split()])  # (11, 3)
+_PLACES = np.linspace(0, 1, 256)
+_COLOURS_OF = np.stack([np.interp(_PLACES, np.linspace(0, 1, 11), stops) for stops in _STOPS.T], axis=1)
+_SCALE = _COLOURS_OF.round().astype(np.uint8)  # (256, 3)
 _COLOURS = {"normal": "#2e7d32", "anomalous": "#b71c1c", "unknown": "#6a1b9a", "undecided": "#616161"}
 
 
@@ -51,7 +55,7 @@ def draw_heatmap(image: np.ndarray, values: np.ndarray) -> Image.Image:
 
     Args:
         image (np.ndarray): ``(H, W, 3)``, from 0 to 255.
-        values (np.ndarray): ``(H, W)``, from 0 (dark blue) over 0.5 (green) to 1 (dark red); NaN where there is none.
+        values (np.ndarray): ``(H, W)``, from 0 (blue) over 0.5 (pale yellow) to 1 (red); NaN where there is none.
 
     Returns:
         Image.Image: Of the image's size.
@@ -59,21 +63,21 @@ def draw_heatmap(image: np.ndarray, values: np.ndarray) -> Image.Image:
     outside = np.isnan(values)
     levels = (np.where(outside, 0, values) * 255).round().clip(0, 255).astype(np.uint8)
     pixels = image if image.dtype == np.uint8 else image.round().astype(np.uint8)
-    colours = np.where(outside[..., None], pixels, _JET[levels])
+    colours = np.where(outside[..., None], pixels, _SCALE[levels])
     return Image.blend(Image.fromarray(pixels), Image.fromarray(colours), 0.5)
 
 
 def draw_inspection(image: np.ndarray, inspection: Inspection) -> Image.Image:
-    """Draw what a model says: the heatmap with the outline of the mask, and decision, score and product below it.
+    """Draw what a model says: the heatmap with the outline of the mask, and below it scale, decision, score, product.
 
-    A black line is around the region of interest.
+    The mark on the scale is the threshold. A black line is around the region of interest.
 
     Args:
         image (np.ndarray): ``(H, W, 3)``, from 0 to 255.
         inspection (Inspection): With its map.
 
     Returns:
-        Image.Image: As wide as the image, and higher by a line of text.
+        Image.Image: As wide as the image, and higher by the scale and a line of text.
     """
     values = inspection.anomaly_map
     drawn = draw_heatmap(image, np.full(image.shape[:2], np.nan) if values is None else values)
@@ -87,14 +91,26 @@ def draw_inspection(image: np.ndarray, inspection: Inspection) -> Image.Image:
     score = inspection.raw_score if inspection.score is None else inspection.score
     words = (inspection.decision, "" if score is None else f"{score:.3g}", inspection.product)
     text = plain("  ".join(filter(None, words)))
-    line = caption_height(drawn.width)
+    line = _line(drawn.width)
     font = ImageFont.load_default(line * 0.7)
     if (length := font.getlength(text)) > drawn.width:
         font = ImageFont.load_default(max(1.0, line * 0.7 * drawn.width / length))
-    picture = Image.new("RGB", (drawn.width, drawn.height + line), _COLOURS[inspection.decision])
+    below = drawn.height + caption_height(drawn.width) - line
+    strip = _strip(drawn.width, below - drawn.height)
+    picture = Image.new("RGB", (drawn.width, below + line), _COLOURS[inspection.decision])
     picture.paste(drawn)
-    ImageDraw.Draw(picture).text((drawn.width / 2, drawn.height + line / 2), text, "white", font, "mm")
+    picture.paste(strip, (0, drawn.height))
+    ImageDraw.Draw(picture).text((drawn.width / 2, below + line / 2), text, "white", font, "mm")
     return picture
+
+
+def _strip(width: int, height: int) -> Image.Image:
+    """The colours from 0 to 1, with a mark in the middle."""
+    levels = np.linspace(0, 255, width).round().astype(np.uint8)
+    strip = np.repeat(_SCALE[levels][None], height, axis=0)
+    half = max(1, width // 150)
+    strip[:, max(0, width // 2 - half) : width // 2 + half] = 0
+    return Image.fromarray(strip)
 
 
 def plain(text: str) -> str:
@@ -109,5 +125,9 @@ def plain(text: str) -> str:
 
 
 def caption_height(width: int) -> int:
-    """Height of the line of text below a picture of a width, both in pixels."""
+    """Height of the scale and the line of text below a picture of a width, both in pixels."""
+    return _line(width) + max(3, _line(width) // 3)
+
+
+def _line(width: int) -> int:
     return max(10, width // 16)

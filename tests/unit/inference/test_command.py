@@ -47,7 +47,7 @@ def test_a_folder(folder: Path, capsys) -> None:
     heatmaps = Path("out/heatmaps")
     assert {path.relative_to(heatmaps).as_posix() for path in heatmaps.rglob("*.png")} == set(expected)
     dark, bright = (np.asarray(Image.open(heatmaps / "bottle" / name)).astype(int) for name in ("60.png", "200.png"))
-    assert dark.shape == bright.shape == (19, 12, 3)  # with the line of text
+    assert dark.shape == bright.shape == (22, 12, 3)  # with the scale and the line of text
     dark, bright = dark[1:8, 1:-1], bright[1:8, 1:-1]  # within the outline of the mask
     assert (dark[..., 2] > dark[..., 0]).all()
     assert (bright[..., 0] > bright[..., 2]).all()

@@ -6,9 +6,10 @@ from pathlib import Path, PurePath
 
 import numpy as np
 import pytest
+from matplotlib import colormaps
 from PIL import Image
 
-from anomalib_uniad.inference.heatmap import draw_heatmap, map_to_image
+from anomalib_uniad.inference.heatmap import caption_height, draw_heatmap, draw_inspection, map_to_image
 from anomalib_uniad.inference.images import ImageFile
 from anomalib_uniad.inference.inspection import Inspection
 from anomalib_uniad.inference.regions import Region, find_regions
@@ -102,11 +103,21 @@ def test_a_picture_without_decision(tmp_path: Path) -> None:
 
 
 def test_colours() -> None:
-    """Half the image, half the colour: from dark blue over green to dark red."""
-    values = np.array([[0.0, 0.25, 0.5, 0.75, 1.0]])
-    drawn = np.asarray(draw_heatmap(np.full((1, 5, 3), 100, np.uint8), values)).astype(int)[0]
-    colours = np.array([[0, 0, 128], [0, 128, 255], [128, 255, 128], [255, 128, 0], [128, 0, 0]])
-    assert np.abs(drawn - (100 + colours) / 2).max() <= 3
+    """Half the image, half the colour, of a scale that colour-blind people can read."""
+    values = np.linspace(0, 1, 9)[None]
+    drawn = np.asarray(draw_heatmap(np.full((1, 9, 3), 100, np.uint8), values)).astype(int)[0]
+    colours = 255 * colormaps["RdYlBu_r"](values[0])[:, :3]
+    assert np.abs(drawn - (100 + colours) / 2).max() <= 2
+
+
+def test_the_scale_below_marks_the_threshold() -> None:
+    inspection = Inspection("normal", "", 0.2, 1.0, None, np.zeros((40, 300), np.float32))
+    drawn = np.asarray(draw_inspection(np.zeros((40, 300, 3), np.uint8), inspection)).astype(int)
+    assert drawn.shape == (40 + caption_height(300), 300, 3)
+    scale = drawn[41]
+    assert (scale[148:152] == 0).all()
+    colours = 255 * colormaps["RdYlBu_r"](np.linspace(0, 1, 300))[:, :3]
+    assert np.abs(scale - colours)[np.r_[:140, 160:300]].max() <= 4
 
 
 def test_map_is_enlarged_to_the_image() -> None:
@@ -114,9 +125,8 @@ def test_map_is_enlarged_to_the_image() -> None:
     drawn = np.asarray(draw_heatmap(np.zeros((4, 40, 3), np.uint8), map_to_image(values, (4, 40)))).astype(int)
     assert (drawn == drawn[:1]).all()
     blue, red = drawn[0, :, 2], drawn[0, :, 0]
-    assert blue[:10].min() > 50
-    assert red[30:].min() > 50
-    assert blue[-1] == red[0] == 0
+    assert (blue[:10] > red[:10] + 40).all()
+    assert (red[30:] > blue[30:] + 40).all()
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
