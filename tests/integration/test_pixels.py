@@ -320,14 +320,10 @@ def test_other_readers_refuse_more_bits(tmp_path: Path) -> None:
 
 
 def test_heatmaps_show_the_pixels_of_the_model(tmp_path: Path) -> None:
-    """anomalib's own visualizer reads the file again, and shows it in white."""
     (file,) = write(tmp_path / "images", {"16 bits.png": MORE_BITS["16 bits.png"]})
     batch = ImageBatch(image=torch.zeros(1, 3, 8, 8), image_path=[str(file)], anomaly_map=torch.rand(1, 8, 8))
-    visualizer = HeatmapVisualizer(
-        ["image"], None, SHAPE[::-1], text_config={"enable": False}, output_dir=tmp_path / "x"
-    )
     trainer = SimpleNamespace(datamodule=None, default_root_dir=tmp_path)
-    visualizer.on_test_batch_end(trainer, SimpleNamespace(value_range=RANGE), None, batch, 0)
+    HeatmapVisualizer(tmp_path / "x").on_test_batch_end(trainer, SimpleNamespace(value_range=RANGE), None, batch, 0)
     (picture,) = (tmp_path / "x").rglob("*.png")
-    image = np.asarray(Image.open(picture), float)[:, : SHAPE[1]]  # beside it are the overlays
+    image = np.asarray(Image.open(picture), float)[: SHAPE[0], : SHAPE[1]]  # beside it is the heatmap
     np.testing.assert_allclose(image, read_image(file, RANGE), atol=1)

@@ -273,8 +273,8 @@ class UniAD(AnomalibModule):
             at validation, thresholds with ``product_calibration`` by product. Before one, nothing is decided. Defaults
             to ``True``.
         evaluator (Evaluator | bool): ``True`` is ``anomalib_uniad.PerCategoryEvaluator``. Defaults to ``True``.
-        visualizer (Visualizer | bool): ``True`` is anomalib's, one heatmap file per image, of the part that the model
-            sees. Defaults to ``True``.
+        visualizer (Visualizer | bool): ``True`` writes a picture of each image, as large as its file, with its mask,
+            heatmap, decision and score; anomalib's ``ImageVisualizer`` has others. Defaults to ``True``.
 
     Attributes:
         official (OfficialCheckpoint | None): The checkpoint of the authors' code that the weights are from.
@@ -610,7 +610,7 @@ class UniAD(AnomalibModule):
 
     @classmethod
     def configure_visualizer(cls) -> HeatmapVisualizer:
-        """anomalib's, for images that are cropped or padded too, and for maps that are not normalised."""
+        """A heatmap of each image, with its mask and the decision."""
         return HeatmapVisualizer()
 
     @staticmethod

@@ -1,27 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""anomalib's pictures: of the part that the model sees, of maps that are not normalised, of more than 8 bits."""
+"""The picture of each image of a test or prediction."""
 
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import torch
 from anomalib.data import ImageBatch
 from anomalib.post_processing import PostProcessor
 from anomalib.utils.path import generate_output_filename
-from anomalib.visualization import ImageVisualizer
+from anomalib.visualization import Visualizer
+from PIL import Image
 
 from anomalib_uniad.geometry import Geometry
 from anomalib_uniad.image_files import read_image
+from anomalib_uniad.inference.heatmap import draw_inspection, map_to_image
+from anomalib_uniad.inference.inspection import Inspection, Word
 
 
-class HeatmapVisualizer(ImageVisualizer):
-    """anomalib's visualizer that shows raw maps relative to their own range, as ``anomalib-uniad predict`` does.
+class HeatmapVisualizer(Visualizer):
+    """Writes a picture of each image, as large as its file: on the left with the outline of its mask, if it has one.
 
-    Maps are raw where the post-processor has not learned how to normalise them. anomalib takes every map as one from 0
-    to 1, and values above 1 overflow to any colour. It also reads the images again, and those of more than 8 bits would
-    be white: for a model with a ``value_range``, they are read as by the datamodule. And it lays the map over the whole
-    image: for a model that crops or pads, pictures show the crop, and no padding.
+    On the right is what :func:`~anomalib_uniad.inference.heatmap.draw_inspection` draws, as in ``anomalib-uniad
+    predict``. Maps that are not normalised, as of a model that was never validated, are shown relative to their own
+    range. Pixels are those that the model was given, also of images of more than 8 bits.
+
+    Args:
+        output_dir (Path | None): Folder of the pictures. Defaults to ``None``, ``images`` in the folder of the run.
     """
+
+    def __init__(self, output_dir: Path | None = None) -> None:
+        super().__init__()
+        self.output_dir = output_dir
 
     def on_test_batch_end(
         self,
@@ -32,43 +43,67 @@ class HeatmapVisualizer(ImageVisualizer):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Write the pictures of a batch; predictions come here as well."""
+        """Write the pictures of a batch."""
+        output = self.output_dir or Path(trainer.default_root_dir) / "images"
+        dataset, category = (getattr(trainer.datamodule, name, None) for name in ("name", "category"))
+        geometry, value_range = (getattr(pl_module, name, None) for name in ("geometry", "value_range"))
         processor: Any = getattr(pl_module, "post_processor", None)
         normalises = isinstance(processor, PostProcessor) and processor.enable_normalization
-        if batch.anomaly_map is not None and not (normalises and not bool(processor.pixel_min.isnan())):
-            maps = batch.anomaly_map.float()
-            low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
-            batch = batch.update(in_place=False, anomaly_map=(maps - low) / (high - low).clamp_min(1e-12))
-        geometry, value_range = (getattr(pl_module, name, None) for name in ("geometry", "value_range"))
-        if geometry is None and value_range is None:
-            super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-            return
-        self.output_dir = self.output_dir or Path(trainer.default_root_dir) / "images"
-        dataset, category = (getattr(trainer.datamodule, name, None) for name in ("name", "category"))
-        for item in batch:
-            picture: Any = self.visualize(seen_part(item, geometry, value_range))
-            picture.save(generate_output_filename(str(item.image_path), self.output_dir, dataset, category))
+        normalised = normalises and not bool(processor.pixel_min.isnan())
+        products: list[str] | None = getattr(outputs, "product", None)
+        for row, path in enumerate(batch.image_path or []):
+            pixels = read_image(str(path), value_range)
+            product = None if products is None else products[row]
+            inspection = _inspection(batch, row, pixels.shape[:2], geometry, normalised, product)
+            truth = None if batch.gt_mask is None else _placed(batch.gt_mask[row], pixels.shape[:2], geometry) > 0.5
+            picture = side_by_side(pixels, truth, draw_inspection(pixels, inspection))
+            picture.save(generate_output_filename(str(path), output, dataset, category))
+
+    def on_predict_batch_end(
+        self,
+        trainer: Any,
+        pl_module: Any,
+        outputs: Any,
+        batch: ImageBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write the pictures of a batch, as of a test."""
+        self.on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
 
 
-def seen_part(item: Any, geometry: Geometry | None, value_range: tuple[float, float] | None = None) -> Any:
-    """Read an image again, and cut it, its map and its masks to what the model sees.
+def _inspection(
+    batch: Any, row: int, size: tuple[int, int], geometry: Geometry | None, normalised: bool, product: str | None
+) -> Inspection:
+    """What a batch says about one of its images."""
+    label, score = batch.pred_label, batch.pred_score
+    decision: Word = "undecided"
+    if product == "":
+        decision = "unknown"
+    elif label is not None and label.dtype == torch.bool:
+        decision = "anomalous" if bool(label[row]) else "normal"
+    values = None
+    if batch.anomaly_map is not None:
+        values = _placed(batch.anomaly_map[row], size, geometry)
+        if not normalised:
+            low, high = np.nanmin(values), np.nanmax(values)
+            values = (values - low) / max(high - low, 1e-12)
+    mask = None if batch.pred_mask is None else _placed(batch.pred_mask[row], size, geometry) > 0.5
+    return Inspection(decision, product or "", None if score is None else float(score[row]), None, None, values, mask)
 
-    Args:
-        item (Any): Item with ``image_path``, and a map and masks of the model's size.
-        geometry (Geometry | None): How the image became the model's input; ``None`` if it was stretched.
-        value_range (tuple[float, float] | None): As of :func:`~anomalib_uniad.image_files.read_image`.
-            Defaults to ``None``.
 
-    Returns:
-        Any: The item with the pixels of the file in the crop, and map and masks without padding; without path.
-    """
-    pixels = read_image(str(item.image_path), value_range)
-    cut: dict[str, torch.Tensor] = {}
-    if geometry is not None:
-        size = pixels.shape[:2]
-        seen, covered = geometry.seen(size), geometry.covered(size)
-        pixels = pixels[seen.rows, seen.columns].copy()
-        values = {name: getattr(item, name, None) for name in ("anomaly_map", "pred_mask", "gt_mask")}
-        cut = {name: value[..., covered.rows, covered.columns] for name, value in values.items() if value is not None}
-    image = torch.from_numpy(pixels).permute(2, 0, 1) / 255  # (3, H, W)
-    return item.update(in_place=False, image=image, image_path=None, **cut)
+def _placed(values: torch.Tensor, size: tuple[int, int], geometry: Geometry | None) -> np.ndarray:
+    """A map or mask of the model's size, as it lies on the image ``(H, W)``; NaN where the model does not look."""
+    return map_to_image(values.float().cpu().numpy().reshape(values.shape[-2:]), size, geometry)
+
+
+def side_by_side(pixels: np.ndarray, truth: np.ndarray | None, drawn: Image.Image) -> Image.Image:
+    """An image ``(H, W, 3)``, from 0 to 255, with the outline of its mask ``(H, W)``, beside what was drawn of it."""
+    shown = np.ascontiguousarray(pixels.round().clip(0, 255).astype(np.uint8))
+    if truth is not None and truth.any():
+        outlines, _ = cv2.findContours(truth.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        shown = cv2.drawContours(shown, outlines, -1, (230, 30, 40), max(1, round(min(shown.shape[:2]) / 200)))
+    picture = Image.new("RGB", (2 * drawn.width, drawn.height), "white")
+    picture.paste(Image.fromarray(shown))
+    picture.paste(drawn, (drawn.width, 0))
+    return picture
