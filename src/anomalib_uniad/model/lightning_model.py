@@ -609,7 +609,7 @@ class UniAD(AnomalibModule):
         return CalibratedPostProcessor() if self.hparams["product_calibration"] else LearnedPostProcessor()
 
     @classmethod
-    def configure_visualizer(cls) -> HeatmapVisualizer:
+    def configure_visualizer(cls) -> HeatmapVisualizer:  # type: ignore[override]  # any Visualizer will do
         """A heatmap of each image, with its mask and the decision."""
         return HeatmapVisualizer()
 
