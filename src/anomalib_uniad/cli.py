@@ -364,6 +364,8 @@ def show(
     output: Path = Path("show"),
     images: list[Path] | None = None,
     count: int = 3,
+    point: list[float] | None = None,
+    queries: bool = False,
     decoder: Path | None = None,
     data: Path | None = None,
     data_class: str = "MultiCategory",
@@ -378,6 +380,9 @@ def show(
         output: Folder of the pictures.
         images: Test images, such as '[a.png,b.png]'; default: by the scores in predictions.csv of the first run.
         count: How many of the most anomalous images of each category, and of the least anomalous.
+        point: Place in each image, such as '[120,80]', in pixels of its file from the left and the top: where its token
+            looks is drawn too, for each attention and head of the first run.
+        queries: Draw what the learned queries of the first run hold, too: queries.png.
         decoder: Decoder of the features; default: decoder.pt in the folder of each run.
         data: Folder of the images; default: those of the first run.
         data_class: Datamodule that reads data: MultiCategory, MetaFile, CIFAR10 or one of anomalib's.
@@ -385,7 +390,7 @@ def show(
     """
     from anomalib_uniad.visualization.show import show as draw
 
-    files = draw(runs, output, images or (), count, decoder, data, data_class, overwrite)
+    files = draw(runs, output, images or (), count, point, queries, decoder, data, data_class, overwrite)
     _show(f"Wrote {len(files)} pictures to {output}, the contact sheet of each category among them.")
 
 

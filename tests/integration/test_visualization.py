@@ -16,6 +16,7 @@ from anomalib_uniad.errors import ExistingFileError, InputError, MissingFileErro
 from anomalib_uniad.model import UniADModel
 from anomalib_uniad.visualization import train_decoder as training
 from anomalib_uniad.visualization.feature_decoder import FeatureDecoder
+from anomalib_uniad.visualization.inside import attention_of, draw_queries, transformer_of
 from anomalib_uniad.visualization.runs import CHECKPOINT, checkpoint_of
 from anomalib_uniad.visualization.show import show
 from small import quiet_engine
@@ -187,6 +188,43 @@ def test_a_decoder_goes_on_and_is_not_replaced(run: Path, tmp_path: Path, monkey
     assert list(tmp_path.iterdir()) == [file]
     with pytest.raises(ExistingFileError, match=r"decoder\.pt is there: give another --output"):
         training.train_decoder(run, **arguments)
+
+
+def test_attention_and_queries(run: Path, tmp_path: Path) -> None:
+    model, decoder = decoder_of(run)
+    features = torch.randn(1, sum(model.model.backbone.channels), 6, 6)
+    found = attention_of(model, features)
+    assert list(found) == ["encoder 1", "decoder 1, first attention", "decoder 1, second attention"]
+    for weights in found.values():
+        assert weights.shape == (8, 36, 36)
+        assert (weights.sum(dim=2) - 1).abs().max() < 1e-5
+        assert weights[:, 14, [7, 8, 9, 13, 14, 15, 19, 20, 21]].abs().max() == 0, "row 2, column 2, and around it"
+    attention = model.model.transformer.encoder.layers[0].self_attention
+    inside = torch.randn(1, 36, 64)
+    values = attention._heads(inside, inside, torch.zeros(36, 64))
+    by_hand = (attention.weights(inside, inside, torch.zeros(36, 64)) @ list(values)[2]).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(attention(inside, inside, torch.zeros(36, 64)), attention.out_proj(by_hand))
+    panels = dict(draw_queries(model, decoder))
+    assert list(panels) == ["random", "mean", "layer 1"]
+    assert all(picture.size == (48, 48) for picture in panels.values())
+    chosen = run.parents[2] / "data" / "plate" / "test" / "spot" / "000.png"
+    files = show([run], tmp_path / "out", [chosen], point=[60, 50], queries=True, data=run.parents[2] / "data")
+    assert [file.name for file in files] == [
+        "spot_000.png.png",
+        "spot_000.png-attention.png",
+        "plate.png",
+        "queries.png",
+    ]
+    with Image.open(files[1]) as picture:
+        assert picture.width > 9 * 176
+    with pytest.raises(InputError, match=r"The point \[60, 96\.5\] lies outside of what the model sees of .*000\.png"):
+        show([run], tmp_path / "b", [chosen], point=[60, 96.5], data=run.parents[2] / "data")
+    plain = UniAD(**{**ARGUMENTS, "reconstruction": "mlp"})
+    with pytest.raises(InputError, match="A model with reconstruction=mlp has neither attention nor queries"):
+        transformer_of(plain)
+    without = UniAD(**{**ARGUMENTS, "decoder_query": "none"})
+    with pytest.raises(InputError, match="A model with decoder_query=none has no queries"):
+        draw_queries(without, decoder)
 
 
 def test_mistakes(run: Path, tmp_path: Path) -> None:

@@ -20,11 +20,13 @@ from anomalib_uniad.category import categories_of
 from anomalib_uniad.checks import check_at_least
 from anomalib_uniad.errors import InputError, MissingFileError
 from anomalib_uniad.files import check_output, file_names
+from anomalib_uniad.geometry import Geometry
 from anomalib_uniad.inference.heatmap import draw_heatmap
 from anomalib_uniad.model import UniAD
 from anomalib_uniad.parity.inputs import normalises
 
 from .feature_decoder import FeatureDecoder
+from .inside import Panels, draw_attention, draw_queries, transformer_of
 from .runs import checkpoint_of, folder_of, open_run
 from .train_decoder import DECODER, seen
 
@@ -41,12 +43,15 @@ class Shown:
         category (str): Its category.
         caption (str): What is written above it.
         panels (list[tuple[str, Image.Image]]): Title and picture of each.
+        attention (list[tuple[str, list[tuple[str, Image.Image]]]]): Where a token of it looks: name and panels of each
+            attention of the first run, if that is wanted.
     """
 
     path: str
     category: str
     caption: str
-    panels: list[tuple[str, Image.Image]] = field(default_factory=list)
+    panels: Panels = field(default_factory=list)
+    attention: list[tuple[str, Panels]] = field(default_factory=list)
 
 
 def show(
@@ -54,6 +59,8 @@ def show(
     output: Path = Path("show"),
     images: Sequence[Path] = (),
     count: int = 3,
+    point: Sequence[float] | None = None,
+    queries: bool = False,
     decoder: Path | None = None,
     data: Path | None = None,
     data_class: str = "MultiCategory",
@@ -69,6 +76,9 @@ def show(
             first run.
         count (int): How many of the most anomalous images of each category, and of the least anomalous.
             Defaults to ``3``.
+        point (Sequence[float] | None): Place in each image, in pixels of its file from the left and from the top, whose
+            token's attention is drawn too, of the first run. Defaults to ``None``.
+        queries (bool): Draw what the queries of the first run hold, too. Defaults to ``False``.
         decoder (Path | None): Decoder of the features. Defaults to ``None``, ``decoder.pt`` in the folder of each run.
         data (Path | None): Folder of the images. Defaults to ``None``, those of the first run.
         data_class (str): Datamodule that reads ``data``. Defaults to ``"MultiCategory"``.
@@ -92,13 +102,19 @@ def show(
         FeatureDecoder.load(decoder or folder_of(file) / DECODER, of)
         for file, of in zip(checkpoints, models, strict=True)
     ]
-    names = _names(checkpoints)
     chosen = _choose(checkpoints[0], datamodule, images, count)
+    if point is not None or queries:
+        transformer_of(model)
+    seen_by = dict(zip(_names(checkpoints), zip(models, decoders, strict=True), strict=True))
     drawn = [
-        _draw(row, dataset, category, dict(zip(names, zip(models, decoders, strict=True), strict=True)))
+        _draw(row, dataset, category, seen_by, point)
         for row, dataset, category in track(chosen, "Drawing", console=Console(stderr=True))
     ]
-    return _write(drawn, output)
+    files = _write(drawn, output)
+    if queries:
+        files.append(output / "queries.png")
+        _sheet([Shown("", "", "learned queries", draw_queries(model, decoders[0]))], "").save(files[-1])
+    return files
 
 
 def _names(checkpoints: Sequence[Path]) -> list[str]:
@@ -135,7 +151,13 @@ def _choose(
     return [(*places[path], category) for path, category in zip(paths, categories_of(paths, datamodule), strict=True)]
 
 
-def _draw(row: int, dataset: Any, category: str, models: dict[str, tuple[UniAD, FeatureDecoder]]) -> Shown:
+def _draw(
+    row: int,
+    dataset: Any,
+    category: str,
+    models: dict[str, tuple[UniAD, FeatureDecoder]],
+    point: Sequence[float] | None,
+) -> Shown:
     """The panels of an image."""
     batch = dataset.collate_fn([dataset[row]])
     path = str(batch.image_path[0])
@@ -165,6 +187,9 @@ def _draw(row: int, dataset: Any, category: str, models: dict[str, tuple[UniAD, 
                 (truth, _outlined(_resized(image, size), mask, _RED)),
                 ("its features", Image.fromarray(_resized(rendered[0], size))),
             ]
+            if point is not None:
+                place = _place(model, (height, width), point, path)
+                shown.attention = draw_attention(model, features, _resized(image, size), place)
         mark = f" {name}" if len(models) > 1 else ""
         shown.panels.append((f"rebuilt{mark}", Image.fromarray(_resized(rendered[1], size))))
         shown.panels.append((f"map{mark}", heatmap))
@@ -173,6 +198,17 @@ def _draw(row: int, dataset: Any, category: str, models: dict[str, tuple[UniAD, 
     if shown is None:
         raise InputError("There is no run to show.")
     return shown
+
+
+def _place(model: UniAD, size: tuple[int, int], point: Sequence[float], path: str) -> tuple[float, float]:
+    """A place in an image, in pixels from the left and the top, as parts of width and height of the model's input."""
+    geometry = model.geometry or Geometry(model.model.image_size)
+    seen_part, covered = geometry.seen(size), geometry.covered(size)
+    parts = (point[0] - seen_part.left) / seen_part.width, (point[1] - seen_part.top) / seen_part.height
+    if not all(0 <= part <= 1 for part in parts):
+        raise InputError(f"The point {[*point]} lies outside of what the model sees of {path}, {seen_part}.")
+    height, width = geometry.image_size
+    return (covered.left + parts[0] * covered.width) / width, (covered.top + parts[1] * covered.height) / height
 
 
 def _levels(values: np.ndarray, normalised: bool) -> np.ndarray:
@@ -219,6 +255,9 @@ def _write(drawn: Sequence[Shown], output: Path) -> list[Path]:
         for item in items:
             files.append(folder / f"{stems[item.caption]}.png")
             _sheet([item], "").save(files[-1])
+            if item.attention:
+                files.append(folder / f"{stems[item.caption]}-attention.png")
+                _sheet([Shown("", "", *named) for named in item.attention], item.caption).save(files[-1])
         files.append(output / f"{name}.png")
         _sheet(items, category or "all images").save(files[-1])
     return files

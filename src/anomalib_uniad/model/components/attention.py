@@ -2,6 +2,7 @@
 """Neighbor masked attention (UniAD, section 3.2)."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -106,6 +107,23 @@ class NeighborMaskedAttention(nn.Module):
         Returns:
             torch.Tensor: ``(B, N, D)``.
         """
+        q, k, v = self._heads(query, memory, position)
+        dropout = self.dropout if self.training else 0.0
+        attended = masked_attention(q, k, v, self.visible, dropout)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+    def weights(self, query: torch.Tensor, memory: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        """How much each token attends to each other, to look at; the arguments are those of :meth:`forward`.
+
+        Returns:
+            torch.Tensor: ``(B, heads, N, N)``, or ``(1, heads, N, N)``; each row adds up to 1.
+        """
+        q, k, _ = self._heads(query, memory, position)
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        return (scores if self.visible is None else scores.masked_fill(~self.visible, -math.inf)).softmax(dim=-1)
+
+    def _heads(self, query: torch.Tensor, memory: torch.Tensor, position: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Queries, keys and values, each ``(B, heads, N, D/heads)``."""
         dim = memory.shape[-1]
         weight, offset = self.in_proj_weight, self._offset(position)  # (3 D, D), (N, 3 D)
         if query is memory:
@@ -115,10 +133,7 @@ class NeighborMaskedAttention(nn.Module):
             (own, other), (own_offset, other_offset) = weight.split(parts), offset.split(parts, dim=-1)
             q = _project(query, own, own_offset)
             k, v = _project(memory, other, other_offset).chunk(2, dim=-1)
-        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, heads, N, D/heads)
-        dropout = self.dropout if self.training else 0.0
-        attended = masked_attention(q, k, v, self.visible, dropout)
-        return self.out_proj(attended.transpose(1, 2).flatten(2))
+        return (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
 
     def _offset(self, position: torch.Tensor) -> torch.Tensor:
         """What is added to projected tokens: the projected position and the bias, ``(N, 3 D)``."""
