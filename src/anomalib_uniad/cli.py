@@ -364,6 +364,7 @@ def show(
     output: Path = Path("show"),
     images: list[Path] | None = None,
     count: int = 3,
+    failures: bool = False,
     point: list[float] | None = None,
     queries: bool = False,
     decoder: Path | None = None,
@@ -380,6 +381,8 @@ def show(
         output: Folder of the pictures.
         images: Test images, such as '[a.png,b.png]'; default: by the scores in predictions.csv of the first run.
         count: How many of the most anomalous images of each category, and of the least anomalous.
+        failures: Instead, the false alarms and missed defects of each category that are farthest on the wrong side of
+            the threshold, at most count of each, beside the good training image that looks most like them.
         point: Place in each image, such as '[120,80]', in pixels of its file from the left and the top: where its token
             looks is drawn too, for each attention and head of the first run.
         queries: Draw what the learned queries of the first run hold, too: queries.png.
@@ -390,7 +393,7 @@ def show(
     """
     from anomalib_uniad.visualization.show import show as draw
 
-    files = draw(runs, output, images or (), count, point, queries, decoder, data, data_class, overwrite)
+    files = draw(runs, output, images or (), count, failures, point, queries, decoder, data, data_class, overwrite)
     _show(f"Wrote {len(files)} pictures to {output}, the contact sheet of each category among them.")
 
 

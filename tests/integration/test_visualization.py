@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images rendered from features, and pictures of what a model makes of images."""
 
+import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,8 +18,8 @@ from anomalib_uniad.model import UniADModel
 from anomalib_uniad.visualization import train_decoder as training
 from anomalib_uniad.visualization.feature_decoder import FeatureDecoder
 from anomalib_uniad.visualization.inside import attention_of, draw_queries, transformer_of
-from anomalib_uniad.visualization.runs import CHECKPOINT, checkpoint_of
-from anomalib_uniad.visualization.show import show
+from anomalib_uniad.visualization.runs import CHECKPOINT, checkpoint_of, open_run
+from anomalib_uniad.visualization.show import Nearest, show
 from small import quiet_engine
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice about loggers and workers
@@ -136,6 +137,38 @@ def test_pictures(run: Path, tmp_path: Path) -> None:
         assert np.asarray(one).std() > 20
     with pytest.raises(InputError, match=r"out has files in it: give another --output"):
         show([run], tmp_path / "out", data=data)
+
+
+def test_failures(run: Path, tmp_path: Path) -> None:
+    """Of a table in which two good plates are called anomalous and a spot is missed."""
+    data = run.parents[2] / "data"
+    shutil.copytree(run, tmp_path / "run")
+    table = pd.read_csv(tmp_path / "run" / "predictions.csv")
+    table["decision"] = table["label"]
+    table["normalised_score"] = (table["label"] == "anomalous") * 0.6 + 0.2
+    of = table[table["category"] == "plate"]
+    good, bad = (list(of.loc[of["label"] == label, "path"]) for label in ("normal", "anomalous"))
+    for path, *values in ((good[0], "anomalous", 0.7), (good[1], "unknown", 1.0), (bad[-1], "normal", 0.1)):
+        table.loc[table["path"] == path, ["decision", "normalised_score"]] = values
+    first, second, third = (f"{'_'.join(Path(path).parts[-2:])}.png" for path in (good[1], good[0], bad[-1]))
+    table.to_csv(tmp_path / "run" / "predictions.csv", index=False)
+    files = show([tmp_path / "run"], tmp_path / "one", count=1, failures=True, data=data)
+    assert [file.name for file in files] == [first, third, "plate.png"]
+    files = show([tmp_path / "run"], tmp_path / "all", failures=True, data=data)
+    assert [file.name for file in files[:2]] == [first, second]
+    model = UniAD.load_from_checkpoint(run / CHECKPOINT).eval()
+    nearest = Nearest(model, open_run(run / CHECKPOINT, data)[1])
+    images = torch.from_numpy(
+        np.asarray(Image.open(data / "plate/train/good/005.png").convert("RGB")) / np.float32(255)
+    )
+    with torch.no_grad():
+        features = model.model.normalise(model.model.extract(model.pre_processor(images.permute(2, 0, 1)[None])))
+    assert nearest.of(features, "plate") == str(data / "plate/train/good/005.png")
+    assert Path(nearest.of(features, LONG)).parts[-4] == LONG
+    table["decision"] = table["label"]
+    table.to_csv(tmp_path / "run" / "predictions.csv", index=False)
+    with pytest.raises(InputError, match="There is neither a false alarm nor a missed defect in"):
+        show([tmp_path / "run"], tmp_path / "none", failures=True, data=data)
 
 
 def test_several_runs_and_images_of_other_proportions(run: Path, tmp_path: Path) -> None:

@@ -21,14 +21,16 @@ from anomalib_uniad.checks import check_at_least
 from anomalib_uniad.errors import InputError, MissingFileError
 from anomalib_uniad.files import check_output, file_names
 from anomalib_uniad.geometry import Geometry
+from anomalib_uniad.image_files import read_image
 from anomalib_uniad.inference.heatmap import draw_heatmap
 from anomalib_uniad.model import UniAD
+from anomalib_uniad.model.products import Products
 from anomalib_uniad.parity.inputs import normalises
 
 from .feature_decoder import FeatureDecoder
 from .inside import Panels, draw_attention, draw_queries, transformer_of
 from .runs import checkpoint_of, folder_of, open_run
-from .train_decoder import DECODER, seen
+from .train_decoder import DECODER, seen, training_images
 
 _SIDE, _GAP, _LINE = 176, 6, 18  # pixels: height of a panel, between panels, of a line of text
 _RED, _WHITE, _GREY, _TEXT = (230, 30, 40), (255, 255, 255), (110, 118, 130), (25, 30, 40)
@@ -59,6 +61,7 @@ def show(
     output: Path = Path("show"),
     images: Sequence[Path] = (),
     count: int = 3,
+    failures: bool = False,
     point: Sequence[float] | None = None,
     queries: bool = False,
     decoder: Path | None = None,
@@ -76,6 +79,9 @@ def show(
             first run.
         count (int): How many of the most anomalous images of each category, and of the least anomalous.
             Defaults to ``3``.
+        failures (bool): Instead, the false alarms and the missed defects of each category that are farthest on the
+            wrong side of the threshold, at most ``count`` of each, beside the normal training image that looks most
+            like them. Defaults to ``False``.
         point (Sequence[float] | None): Place in each image, in pixels of its file from the left and from the top, whose
             token's attention is drawn too, of the first run. Defaults to ``None``.
         queries (bool): Draw what the queries of the first run hold, too. Defaults to ``False``.
@@ -102,12 +108,13 @@ def show(
         FeatureDecoder.load(decoder or folder_of(file) / DECODER, of)
         for file, of in zip(checkpoints, models, strict=True)
     ]
-    chosen = _choose(checkpoints[0], datamodule, images, count)
+    chosen = _choose(checkpoints[0], datamodule, images, count, failures)
+    nearest = Nearest(model, datamodule) if failures else None
     if point is not None or queries:
         transformer_of(model)
     seen_by = dict(zip(_names(checkpoints), zip(models, decoders, strict=True), strict=True))
     drawn = [
-        _draw(row, dataset, category, seen_by, point)
+        _draw(row, dataset, category, seen_by, point, nearest)
         for row, dataset, category in track(chosen, "Drawing", console=Console(stderr=True))
     ]
     files = _write(drawn, output)
@@ -126,7 +133,7 @@ def _names(checkpoints: Sequence[Path]) -> list[str]:
 
 
 def _choose(
-    checkpoint: Path, datamodule: AnomalibDataModule, images: Sequence[Path], count: int
+    checkpoint: Path, datamodule: AnomalibDataModule, images: Sequence[Path], count: int, failures: bool
 ) -> list[tuple[int, Any, str]]:
     """Row, dataset and category of the images that are drawn."""
     sets = [part for part in (datamodule.test_data, getattr(datamodule, "val_data", None)) if part is not None]
@@ -141,14 +148,56 @@ def _choose(
         if not file.is_file():
             raise MissingFileError(f"There is no {file} by which to choose images: give them with --images.")
         table = pd.read_csv(file, dtype={"category": str}, keep_default_na=False, na_values="")
-        table = table[table["path"].isin(places) & table["raw_score"].notna()].sort_values("raw_score")
+        table = table[table["path"].isin(places) & table["raw_score"].notna()]
         if table.empty:
             raise InputError(f"No image of {file} is a test image of {datamodule.name}: give them with --data.")
-        paths = []
-        for _, part in table.groupby("category", sort=False):
-            most, least = part["path"].iloc[::-1][:count], part["path"][:count]
-            paths += list(dict.fromkeys([*most, *least]))
+        parts = [part for _, part in table.groupby("category", sort=False)]
+        paths = [path for part in parts for path in (_failed(part, count) if failures else _extreme(part, count))]
+        if not paths:
+            raise InputError(f"There is neither a false alarm nor a missed defect in {file}.")
     return [(*places[path], category) for path, category in zip(paths, categories_of(paths, datamodule), strict=True)]
+
+
+def _extreme(table: pd.DataFrame, count: int) -> list[str]:
+    """The most and the least anomalous images of a category."""
+    paths = list(table.sort_values("raw_score", ascending=False)["path"])
+    return list(dict.fromkeys([*paths[:count], *paths[::-1][:count]]))
+
+
+def _failed(table: pd.DataFrame, count: int) -> list[str]:
+    """The false alarms and the misses of a category, those farthest from the threshold first."""
+    alarms = table[(table["label"] == "normal") & table["decision"].isin(["anomalous", "unknown"])]
+    missed = table[(table["label"] == "anomalous") & (table["decision"] == "normal")]
+    alarms = alarms.sort_values("normalised_score", ascending=False)
+    missed = missed.sort_values("normalised_score")
+    return [*list(alarms["path"])[:count], *list(missed["path"])[:count]]
+
+
+class Nearest:
+    """Finds the normal training image that looks most like an image, by the mean features of both.
+
+    Args:
+        model (UniAD): The model, which computes the features.
+        datamodule (AnomalibDataModule): Where the training images are from; at most 1,000 of them are looked at.
+    """
+
+    def __init__(self, model: UniAD, datamodule: AnomalibDataModule) -> None:
+        loader, self._categories = training_images(datamodule, 1000)
+        self._paths: list[str] = []
+        pooled = []
+        for batch in track(loader, "Normal images", console=Console(stderr=True)):
+            with torch.no_grad():
+                prepared = batch.image if model.pre_processor is None else model.pre_processor(batch.image)
+                pooled.append(Products.pool(model.model.normalise(model.model.extract(prepared))))
+            self._paths += map(str, batch.image_path)
+        self._pooled = torch.cat(pooled)
+        self._scale = self._pooled.std(dim=0).clamp(min=1e-6)
+
+    def of(self, features: torch.Tensor, category: str) -> str:
+        """Path of the one of a category, by normalised features ``(1, C, h, w)``."""
+        distances = ((self._pooled - Products.pool(features)) / self._scale).square().sum(dim=1)
+        other = torch.tensor([name != category for name in self._categories])
+        return self._paths[int(distances.masked_fill(other, torch.inf).argmin())]
 
 
 def _draw(
@@ -157,6 +206,7 @@ def _draw(
     category: str,
     models: dict[str, tuple[UniAD, FeatureDecoder]],
     point: Sequence[float] | None,
+    nearest: Nearest | None,
 ) -> Shown:
     """The panels of an image."""
     batch = dataset.collate_fn([dataset[row]])
@@ -168,7 +218,8 @@ def _draw(
             prepared = batch.image if model.pre_processor is None else model.pre_processor(batch.image)
             features = model.model.normalise(model.model.extract(prepared))
             rebuilt = model.model.reconstruct(features)
-            found: Any = model(batch.image)
+            raw, judged = model.look(batch.image)
+            found: Any = model.finish(raw, judged)
             rendered = [_pixels(decoder(part)) for part in (features, rebuilt)]
             image = _pixels(seen(model, prepared))
         size = _size(model, height, width)
@@ -177,6 +228,7 @@ def _draw(
         decided = {None: "undecided", True: "anomalous", False: "normal"}[
             None if found.pred_label is None or not normalises(model) else bool(found.pred_label)
         ]
+        decided = "unknown" if judged is not None and bool(judged.unknown) else decided
         score = f"{decided} {float(found.pred_score):.3g}"
         if shown is None:
             shown = Shown(path, category, f"{'/'.join(Path(path).parts[-2:])}")
@@ -187,6 +239,10 @@ def _draw(
                 (truth, _outlined(_resized(image, size), mask, _RED)),
                 ("its features", Image.fromarray(_resized(rendered[0], size))),
             ]
+            if nearest is not None:
+                like = nearest.of(features, category)
+                other = np.ascontiguousarray(read_image(like, model.value_range).round().clip(0, 255).astype(np.uint8))
+                shown.panels.insert(2, (f"good: {Path(like).name}", Image.fromarray(_resized(other, size))))
             if point is not None:
                 place = _place(model, (height, width), point, path)
                 shown.attention = draw_attention(model, features, _resized(image, size), place)

@@ -134,20 +134,28 @@ def features_and_images(model: UniAD, datamodule: AnomalibDataModule, count: int
     Returns:
         TensorDataset: Of the two, in memory.
     """
+    features, pictures = [], []
+    for batch in track(training_images(datamodule, count)[0], "Features", console=Console(stderr=True)):
+        with torch.no_grad():
+            prepared = model.pre_processor(batch.image) if model.pre_processor is not None else batch.image
+            features.append(model.model.normalise(model.model.extract(prepared)).half())
+            pictures.append((255 * seen(model, prepared)).round().byte())
+    return TensorDataset(torch.cat(features), torch.cat(pictures))
+
+
+def training_images(datamodule: AnomalibDataModule, count: int) -> tuple[DataLoader, list[str]]:
+    """Batches of normal training images, at most so many, evenly of all categories, in order; and the category of each.
+
+    Raises:
+        ValueError: If there are none.
+    """
     images = datamodule.train_data
     if not len(images):
         raise InputError(f"{datamodule.name} has no training images.")
     of = pd.Series(categories_of(list(images.samples["image_path"]), datamodule))
     each = max(1, count // of.nunique())
     rows = sorted(row for _, part in of.groupby(of) for row in part.index[:: -(-len(part) // each)])
-    loader = DataLoader(Subset(images, rows), BATCH_SIZE, collate_fn=images.collate_fn)
-    features, pictures = [], []
-    for batch in track(loader, "Features", console=Console(stderr=True)):
-        with torch.no_grad():
-            prepared = model.pre_processor(batch.image) if model.pre_processor is not None else batch.image
-            features.append(model.model.normalise(model.model.extract(prepared)).half())
-            pictures.append((255 * seen(model, prepared)).round().byte())
-    return TensorDataset(torch.cat(features), torch.cat(pictures))
+    return DataLoader(Subset(images, rows), BATCH_SIZE, collate_fn=images.collate_fn), list(of[rows])
 
 
 def seen(model: UniAD, prepared: torch.Tensor) -> torch.Tensor:
