@@ -25,8 +25,8 @@ from anomalib_uniad import MetaFile, MultiCategory, UniAD
 from anomalib_uniad.cli import main
 from anomalib_uniad.deploy.quantization import calibration_images
 from anomalib_uniad.image_files import read_image
-from anomalib_uniad.model.visualizer import HeatmapVisualizer
 from anomalib_uniad.parity.models import ExportedModel, TorchModel, pixels_of
+from anomalib_uniad.pictures.visualizer import HeatmapVisualizer
 from helpers import make_mvtec_like
 from small import SMALL, quiet_engine
 

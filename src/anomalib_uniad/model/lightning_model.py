@@ -45,6 +45,8 @@ from anomalib_uniad.metrics import PerCategoryEvaluator
 from anomalib_uniad.metrics.batches import flat, refuse_deep
 from anomalib_uniad.metrics.functional import Floats, auroc, rank, tpr_at_fpr
 from anomalib_uniad.metrics.post_processor import CalibratedPostProcessor, LearnedPostProcessor
+from anomalib_uniad.pictures.training_view import TrainingView
+from anomalib_uniad.pictures.visualizer import HeatmapVisualizer
 from anomalib_uniad.training.checkpoint_files import CheckpointRescue
 from anomalib_uniad.training.checkpoint_reading import UnreadableCheckpoint, read_checkpoint
 from anomalib_uniad.training.checkpoint_selection import CheckpointChoice, CheckpointSelection
@@ -73,7 +75,6 @@ from .components.tiles import size_of_tiles
 from .loss import ReconstructionLoss
 from .products import Judged
 from .torch_model import FeatureNormMode, PositionEmbedding, Reconstruction, UniADModel
-from .visualizer import HeatmapVisualizer
 
 FeatureCacheMode = Literal["off", "memory", "disk"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
@@ -497,6 +498,8 @@ class UniAD(AnomalibModule):
             )
         if product_calibration:
             self._training_callbacks.append(ProductCalibration(false_alarm_rate))
+        if visualizer is not False:
+            self._training_callbacks.append(TrainingView())
         if checkpoint_selection == "best":
             self._training_callbacks.append(CheckpointSelection())
         self._training_callbacks.append(CheckpointRescue())  # last, as it looks at what the others have written

@@ -12,7 +12,7 @@ from PIL import Image, ImageColor
 
 from anomalib_uniad.geometry import Geometry
 from anomalib_uniad.inference.heatmap import caption_height
-from anomalib_uniad.model.visualizer import HeatmapVisualizer
+from anomalib_uniad.pictures.visualizer import HeatmapVisualizer
 from anomalib_uniad.transforms import CropAndPad
 
 GEOMETRIES = [

@@ -84,12 +84,22 @@ def _inspection(
         decision = "anomalous" if bool(label[row]) else "normal"
     values = None
     if batch.anomaly_map is not None:
-        values = _placed(batch.anomaly_map[row], size, geometry)
-        if not normalised:
-            low, high = np.nanmin(values), np.nanmax(values)
-            values = (values - low) / max(high - low, 1e-12)
+        values = (_placed if normalised else relative_map)(batch.anomaly_map[row], size, geometry)
     mask = None if batch.pred_mask is None else _placed(batch.pred_mask[row], size, geometry) > 0.5
     return Inspection(decision, product or "", None if score is None else float(score[row]), None, None, values, mask)
+
+
+def relative_map(values: torch.Tensor, size: tuple[int, int], geometry: Geometry | None) -> np.ndarray:
+    """A map that is not normalised, ``(1, h, w)``, as it lies on the image ``(H, W)``, from 0 to 1 over its range.
+
+    Args:
+        values (torch.Tensor): The map.
+        size (tuple[int, int]): Height and width of the image.
+        geometry (Geometry | None): How the image became the model's input; ``None`` if it was stretched.
+    """
+    placed = _placed(values, size, geometry)
+    low, high = np.nanmin(placed), np.nanmax(placed)
+    return (placed - low) / max(high - low, 1e-12)
 
 
 def _placed(values: torch.Tensor, size: tuple[int, int], geometry: Geometry | None) -> np.ndarray:
