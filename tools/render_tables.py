@@ -514,7 +514,8 @@ def metric_columns(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, list]:
 def how_measured(rows: pd.DataFrame) -> str:
     """Device and seeds of a benchmark."""
     seeds = ", ".join(f"{seed:.0f}" for seed in rows["seed"].unique())
-    return f"On {rows['device'].iloc[0]}; seed{'s' if ',' in seeds else ''} {seeds}."
+    devices = " and ".join(rows["device"].unique())
+    return f"On {devices}; seed{'s' if ',' in seeds else ''} {seeds}."
 
 
 @table

@@ -3,6 +3,7 @@
 
 import re
 import secrets
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -44,6 +45,20 @@ def check_output(folder: Path, files: Sequence[Path] = (), overwrite: bool = Fal
     for file in there:
         if file.is_dir():
             raise ExistingFileError(f"{file} is a folder: choose another output folder.")
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder, and refuse one in which nothing can be written, before any work.
+
+    Args:
+        folder (Path): The folder.
+
+    Raises:
+        OSError: If it cannot be made or written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 @contextmanager

@@ -18,8 +18,8 @@ from anomalib_uniad.model import UniADModel
 from anomalib_uniad.visualization import train_decoder as training
 from anomalib_uniad.visualization.feature_decoder import FeatureDecoder
 from anomalib_uniad.visualization.inside import attention_of, draw_queries, transformer_of
-from anomalib_uniad.visualization.runs import CHECKPOINT, checkpoint_of, open_run
-from anomalib_uniad.visualization.show import Nearest, show
+from anomalib_uniad.visualization.runs import CHECKPOINT, checkpoint_of, look, open_run, pixels_of
+from anomalib_uniad.visualization.show import Nearest, _draw, _seen_mask, show
 from small import quiet_engine
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice about loggers and workers
@@ -107,8 +107,8 @@ def test_a_defect_fades_in_the_reconstruction_and_lights_up_in_the_map(run: Path
         images = torch.from_numpy(pixels)[:, None].expand(-1, 3, -1, -1)
         with torch.no_grad():
             features = model.model.normalise(model.model.extract(model.pre_processor(images)))
-            own.append(decoder(features))
-            rebuilt.append(decoder(model.model.reconstruct(features)))
+            own.append(decoder(model.model.denormalise(features)))
+            rebuilt.append(decoder(model.model.denormalise(model.model.reconstruct(features))))
             if spot:
                 maps = model(images).anomaly_map[:, 0]
     seen, left = darkness(*own), darkness(*rebuilt)
@@ -127,7 +127,7 @@ def test_pictures(run: Path, tmp_path: Path) -> None:
     main(["show", str(run), "--data", str(data), "--count", "2", "--output", str(tmp_path / "out")])
     written = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png"))
     wanted = [*of["path"].iloc[:2], *of["path"].iloc[-2:]]
-    names = {f"plate/{'_'.join(Path(path).parts[-2:])}.png" for path in wanted}
+    names = {f"images/plate/{'_'.join(Path(path).parts[-2:])}.png" for path in wanted}
     assert names <= set(written)
     assert {"plate.png", f"{LONG}.png"} <= set(written)
     assert len(written) == 2 * (4 + 1)
@@ -135,7 +135,7 @@ def test_pictures(run: Path, tmp_path: Path) -> None:
         assert sheet.width == one.width
         assert sheet.height > 3.5 * one.height
         assert np.asarray(one).std() > 20
-    with pytest.raises(InputError, match=r"out has files in it: give another --output"):
+    with pytest.raises(ExistingFileError, match=r"out has files in it: give another --output"):
         show([run], tmp_path / "out", data=data)
 
 
@@ -163,25 +163,58 @@ def test_failures(run: Path, tmp_path: Path) -> None:
     )
     with torch.no_grad():
         features = model.model.normalise(model.model.extract(model.pre_processor(images.permute(2, 0, 1)[None])))
-    assert nearest.of(features, "plate") == str(data / "plate/train/good/005.png")
-    assert Path(nearest.of(features, LONG)).parts[-4] == LONG
+    assert nearest.of(features, "plate").image_path == [str(data / "plate/train/good/005.png")]
+    assert Path(nearest.of(features, LONG).image_path[0]).parts[-4] == LONG
+    assert nearest.of(features, "another") is None
     table["decision"] = table["label"]
     table.to_csv(tmp_path / "run" / "predictions.csv", index=False)
     with pytest.raises(InputError, match="There is neither a false alarm nor a missed defect in"):
         show([tmp_path / "run"], tmp_path / "none", failures=True, data=data)
 
 
-def test_several_runs_and_images_of_other_proportions(run: Path, tmp_path: Path) -> None:
-    data, chosen = run.parents[2] / "data", "plate/test/good/tall.png"
-    write(data / chosen, 300, 150, spot=False, size=(240, 60))
-    try:
-        files = show([run, run / CHECKPOINT], tmp_path, [data / chosen], data=data)
-        with Image.open(files[0]) as picture:
-            assert picture.width < 12 * 176 / 2  # nine panels that are narrow
-        with pytest.raises(InputError, match=r"other\.png is none of the test images of data"):
-            show([run], tmp_path / "b", [Path("other.png")], data=data)
-    finally:
-        (data / chosen).unlink()
+def test_several_runs(run: Path, tmp_path: Path) -> None:
+    data = run.parents[2] / "data"
+    names = ["plate/test/spot/000.png", "plate/train/good/000.png", "plate/test/good/000.png"]
+    held_out = {Path(path) for path in open_run(run / CHECKPOINT, data)[1].val_data.samples["image_path"]}
+    chosen = [data / name for name in names if (data / name) in held_out or "test" in name]
+    files = show([run, run / CHECKPOINT], tmp_path, chosen, data=data)
+    assert len(set(files)) == len(chosen) + 1
+    with Image.open(files[0]) as picture:
+        assert picture.width == 9 * (176 + 6) + 6  # image, mask, features, and three panels of each run
+    with pytest.raises(InputError, match=r"other\.png is none of the test images of data"):
+        show([run], tmp_path / "b", [Path("other.png")], data=data)
+
+
+@pytest.mark.parametrize("how", [{"resize_mode": "pad"}, {"crop": (0, 40, 96, 96)}, {"tiles": (1, 2)}], ids=str)
+def test_wide_images(run: Path, tmp_path: Path, how: dict[str, Any]) -> None:
+    """Image, mask and map show the same part, whatever the model sees of an image."""
+    for part in ("train/good/000.png", "train/good/001.png", "test/good/000.png", "test/spot/000.png"):
+        write(tmp_path / "data" / "plate" / part, 7, 150, spot="spot" in part, size=(96, 200))
+    mask = np.zeros((96, 200), np.uint8)
+    mask[SPOT] = 255
+    (tmp_path / "data" / "plate" / "ground_truth" / "spot").mkdir(parents=True)
+    Image.fromarray(mask).save(tmp_path / "data" / "plate" / "ground_truth" / "spot" / "000_mask.png")
+    model = UniAD(**{**ARGUMENTS, **how})
+    torch.save(
+        {
+            "state_dict": model.state_dict(),
+            "hyper_parameters": dict(model.hparams),
+            "pytorch-lightning_version": "2.6.0",
+        },
+        tmp_path / "model.ckpt",
+    )
+    dataset = open_run(tmp_path / "model.ckpt", tmp_path / "data")[1].test_data
+    row = [str(path) for path in dataset.samples["image_path"]].index(str(tmp_path / "data/plate/test/spot/000.png"))
+    batch = dataset.collate_fn([dataset[row]])
+    prepared, features = look(model.eval(), batch.image)
+    pixels = pixels_of(model, prepared)[0].mean(dim=0).numpy()
+    seen = _seen_mask(model, batch)
+    assert seen.shape == pixels.shape
+    assert pixels[seen].mean() < 0.12
+    assert np.quantile(pixels[~seen], 0.03) > 0.25
+    shown = _draw(batch, "plate", {"run": (model, FeatureDecoder(features.shape[1]).eval())}, None, None)
+    assert [title for title, _ in shown.panels][:3] == ["image", "ground truth", "its features"]
+    assert len({picture.size for _, picture in shown.panels}) == 1
 
 
 class Stopped(training.DecoderTraining):
@@ -196,10 +229,10 @@ class Stopped(training.DecoderTraining):
 class Counted(training.DecoderTraining):
     """Knows with which step it began."""
 
-    steps: ClassVar[list[int]] = []
+    seen: ClassVar[list[int]] = []
 
     def training_step(self, *args: Any) -> torch.Tensor:
-        self.steps.append(self.global_step)
+        self.seen.append(self.global_step)
         return super().training_step(*args)
 
 
@@ -216,8 +249,18 @@ def test_a_decoder_goes_on_and_is_not_replaced(run: Path, tmp_path: Path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(training, "DecoderTraining", Counted)
         training.train_decoder(run, **arguments)
-    assert Counted.steps == list(range(100, 120))
-    assert torch.load(file, weights_only=True)["state_dict"].keys() == whole.keys()
+    assert Counted.seen == list(range(100, 120))
+    model, resumed = UniAD.load_from_checkpoint(run / CHECKPOINT), []
+    image = torch.from_numpy(np.asarray(Image.open(run.parents[2] / "data/plate/train/good/005.png").convert("RGB")))
+    prepared, features = look(model.eval(), image.permute(2, 0, 1)[None] / 255)
+    for state in (whole, torch.load(file, weights_only=True)["state_dict"]):
+        decoder = FeatureDecoder(features.shape[1]).eval()
+        decoder.load_state_dict(state)
+        with torch.no_grad():
+            drawn = decoder(model.model.denormalise(features))
+        small = torch.nn.functional.interpolate(pixels_of(model, prepared), (48, 48), mode="area")
+        resumed.append(float((drawn - small).abs().mean()))
+    assert max(resumed) < 0.06, "both have learned"
     assert list(tmp_path.iterdir()) == [file]
     with pytest.raises(ExistingFileError, match=r"decoder\.pt is there: give another --output"):
         training.train_decoder(run, **arguments)
@@ -250,6 +293,10 @@ def test_attention_and_queries(run: Path, tmp_path: Path) -> None:
     ]
     with Image.open(files[1]) as picture:
         assert picture.width > 9 * 176
+    with pytest.raises(
+        InputError, match=r"point must be two numbers, pixels from the left and from the top, got \[1\]"
+    ):
+        show([run], tmp_path / "b", [chosen], point=[1], data=run.parents[2] / "data")
     with pytest.raises(InputError, match=r"The point \[60, 96\.5\] lies outside of what the model sees of .*000\.png"):
         show([run], tmp_path / "b", [chosen], point=[60, 96.5], data=run.parents[2] / "data")
     plain = UniAD(**{**ARGUMENTS, "reconstruction": "mlp"})
@@ -274,5 +321,7 @@ def test_mistakes(run: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"There is no decoder absent: make one with"):
         FeatureDecoder.load(Path("absent"), model)
     other = UniAD(**{**ARGUMENTS, "layers": (0, 1), "pre_trained": False})
-    with pytest.raises(InputError, match=r"other features than the model's: layers \[0, 1, 2, 3\], not \[0, 1\]\."):
+    with pytest.raises(
+        InputError, match=r"other features than the model's: layers \[0, 1, 2, 3\], not \[0, 1\]; weights"
+    ):
         FeatureDecoder.load(run / "decoder.pt", other)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Raw score, normalised score and decision from the output of a model."""
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -244,7 +245,8 @@ class Decider:
         if category or metadata is not self._model:
             normalised = float(_normalised(raw, threshold, metadata.typical_scores[name]))
             anomalous = normalised > 1 - metadata.normalization.get("image_sensitivity", 0.5)
-        return Decision(name, raw, normalised, metadata.threshold_of_product(name), anomalous)
+        moved = metadata.threshold_of_product(name)
+        return Decision(name, raw, normalised, moved if math.isfinite(moved) else None, anomalous)
 
     def _map_of_product(self, shown: np.ndarray, raw_map: np.ndarray | None, own: str, given: str) -> np.ndarray:
         """A map that was made by the threshold of a product, by that of the one that was given."""

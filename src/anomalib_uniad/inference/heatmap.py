@@ -70,7 +70,7 @@ def draw_heatmap(image: np.ndarray, values: np.ndarray) -> Image.Image:
 def draw_inspection(image: np.ndarray, inspection: Inspection) -> Image.Image:
     """Draw what a model says: the heatmap with the outline of the mask, and below it scale, decision, score, product.
 
-    The mark on the scale is the threshold. A black line is around the region of interest.
+    The mark on the scale is the threshold, if there is one. A black line is around the region of interest.
 
     Args:
         image (np.ndarray): ``(H, W, 3)``, from 0 to 255.
@@ -96,7 +96,7 @@ def draw_inspection(image: np.ndarray, inspection: Inspection) -> Image.Image:
     if (length := font.getlength(text)) > drawn.width:
         font = ImageFont.load_default(max(1.0, line * 0.7 * drawn.width / length))
     below = drawn.height + caption_height(drawn.width) - line
-    strip = _strip(drawn.width, below - drawn.height)
+    strip = _strip(drawn.width, below - drawn.height, inspection.map_threshold)
     picture = Image.new("RGB", (drawn.width, below + line), _COLOURS[inspection.decision])
     picture.paste(drawn)
     picture.paste(strip, (0, drawn.height))
@@ -104,12 +104,13 @@ def draw_inspection(image: np.ndarray, inspection: Inspection) -> Image.Image:
     return picture
 
 
-def _strip(width: int, height: int) -> Image.Image:
-    """The colours from 0 to 1, with a mark in the middle."""
+def _strip(width: int, height: int, mark: float | None) -> Image.Image:
+    """The colours from 0 to 1, with a mark."""
     levels = np.linspace(0, 255, width).round().astype(np.uint8)
     strip = np.repeat(_SCALE[levels][None], height, axis=0)
-    half = max(1, width // 150)
-    strip[:, max(0, width // 2 - half) : width // 2 + half] = 0
+    if mark is not None:
+        half, place = max(1, width // 150), round(mark * width)
+        strip[:, max(0, place - half) : place + half] = 0
     return Image.fromarray(strip)
 
 

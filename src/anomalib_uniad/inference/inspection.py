@@ -28,6 +28,7 @@ class Inspection:
         mask (NDArray[np.bool_] | None): ``(H, W)``, what is defective; ``None`` without map or threshold.
         regions (list[Region]): Connected parts of the mask, the highest peak first.
         region_of_interest (NDArray[np.bool_] | None): ``(H, W)``, what counts; ``None`` if all of the image does.
+        map_threshold (float | None): Values of the map above it are defective; ``None`` if nothing is decided by it.
     """
 
     decision: Word
@@ -39,3 +40,4 @@ class Inspection:
     mask: NDArray[np.bool_] | None = field(default=None, repr=False)
     regions: list[Region] = field(default_factory=list)
     region_of_interest: NDArray[np.bool_] | None = field(default=None, repr=False)
+    map_threshold: float | None = None

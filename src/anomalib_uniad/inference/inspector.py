@@ -95,7 +95,7 @@ class Judge:
         if threshold is None:
             return Inspection(word, found.category, *scores, shown, region_of_interest=inside)
         mask, regions = find_regions(shown, threshold, self._minimum_area)
-        return Inspection(word, found.category, *scores, shown, mask, regions, inside)
+        return Inspection(word, found.category, *scores, shown, mask, regions, inside, threshold)
 
     def _look_inside(self, output: Output, product: str) -> tuple[Output, NDArray[np.bool_] | None]:
         """The output with the score of the region of interest, and that region ``(H, W)``, if it has one."""

@@ -194,10 +194,33 @@ class ModelMetadata:
         Returns:
             float: NaN if nothing is decided, infinite at sensitivities of 0 and 1.
         """
-        threshold = self.category_thresholds.get(name, {}).get("image", math.nan)
+        threshold, beyond = self.category_thresholds.get(name, {}).get("image", math.nan), self._moved_by()
+        return threshold + beyond * (threshold - self.typical_scores.get(name, math.nan)) if beyond else threshold
+
+    def learned_of_product(self, name: str, threshold: float) -> float:
+        """The learned threshold of a product that the sensitivity moves to a threshold.
+
+        Args:
+            name (str): The product.
+            threshold (float): That of :meth:`threshold_of_product`.
+
+        Raises:
+            ValueError: If the sensitivity puts what is anomalous below what is typical of good images.
+        """
+        beyond = self._moved_by()
+        if beyond <= -1 or math.isinf(beyond):
+            sensitivity = self.normalization["image_sensitivity"]
+            raise InputError(
+                f"With an image_sensitivity of {sensitivity:g}, no threshold can be given: export the model with one "
+                "above 0 and below 0.75."
+            )
+        typical = self.typical_scores.get(name, threshold / 2)
+        return (threshold + beyond * typical) / (1 + beyond) if beyond else threshold
+
+    def _moved_by(self) -> float:
+        """How far the sensitivity moves thresholds of products, in distances of theirs from typical scores."""
         scaled = 1 - 2 * self.normalization.get("image_sensitivity", 0.5)  # on a scale from -1 to 1
-        beyond = scaled / (1 - abs(scaled)) if abs(scaled) < 1 else math.copysign(math.inf, scaled)
-        return threshold + beyond * (threshold - self.typical_scores.get(name, math.nan)) if scaled else threshold
+        return scaled / (1 - abs(scaled)) if abs(scaled) < 1 else math.copysign(math.inf, scaled)
 
 
 def _encode(name: str, value: Any) -> str:

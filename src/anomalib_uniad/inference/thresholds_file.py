@@ -75,17 +75,15 @@ class GivenThresholds:
         if self.everywhere and metadata.products:
             raise InputError(f"{file} has a global threshold, but the model decides by one of each product: set those.")
 
-        def as_learned(levels: Mapping[Any, float]) -> dict[str, float]:
-            """Without anomalib's sensitivity, by which the thresholds of the metadata are moved when it is decided.
-
-            On the scale of all products, it moves what is decided about in the end.
-            """
+        def as_learned(levels: Mapping[Any, float], name: str = "") -> dict[str, float]:
+            """Without anomalib's sensitivity, by which the thresholds of the metadata are moved when it is decided."""
             if metadata.products:
-                return {**levels}
+                moved = {"image": metadata.learned_of_product(name, levels["image"])} if "image" in levels else {}
+                return {**levels, **moved}
             return {level: number - metadata.moved(0.0, level) for level, number in levels.items()}
 
         of_products = {
-            name: {**metadata.category_thresholds.get(name, {}), **as_learned(self.products.get(name, {}))}
+            name: {**metadata.category_thresholds.get(name, {}), **as_learned(self.products.get(name, {}), name)}
             for name in known
         }
         typical = dict(metadata.typical_scores)

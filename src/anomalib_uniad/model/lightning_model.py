@@ -185,7 +185,8 @@ class UniAD(AnomalibModule):
         reconstruction (str): What reconstructs the features. ``"uniad"``, or for comparison, each with about as many
             weights: ``"transformer"``, the same without neighbor mask and with a query in the first layer of the
             decoder alone, ``"cnn"``, whose layers have convolutions in the place of attention, and ``"mlp"``, which
-            sees one token at a time. Defaults to ``"uniad"``.
+            sees one token at a time. ``neighbor_mask``, ``decoder_query`` and ``decoder_attention`` are of
+            ``"uniad"`` alone. Defaults to ``"uniad"``.
         decoder_query (str): Which layers of the decoder start from a learned query: ``"layerwise"``, ``"first"`` (as
             DETR) or ``"none"``; the others start from the output of the previous layer. Defaults to ``"layerwise"``.
         decoder_attention (Sequence[str]): What the first and the second attention of each layer of the decoder attend

@@ -204,6 +204,8 @@ class UniADModel(nn.Module):
                 decoder_attention=decoder_attention if whole else ("encoder", "previous"),
             )
         else:
+            check_choice("decoder_query", decoder_query, get_args(DecoderQuery))  # of no use, but no nonsense either
+            check_choice("position_embedding", position_embedding, get_args(PositionEmbedding))
             _check_sizes(
                 hidden_dim=hidden_dim,
                 num_encoder_layers=num_encoder_layers,
@@ -242,6 +244,10 @@ class UniADModel(nn.Module):
     def normalise(self, features: torch.Tensor) -> torch.Tensor:
         """``features`` (B, C, h, w) of the neck -> what is reconstructed, (B, C, h, w)."""
         return features if self.feature_norm is None else self.feature_norm(features)
+
+    def denormalise(self, features: torch.Tensor) -> torch.Tensor:
+        """What is reconstructed, or a reconstruction (B, C, h, w) -> features as of the neck, (B, C, h, w)."""
+        return features if self.feature_norm is None else self.feature_norm.inverse(features)
 
     def reconstruct(self, features: torch.Tensor) -> torch.Tensor:
         """Normalised ``features`` (B, C, h, w) -> their reconstruction (B, C, h, w)."""

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from anomalib.loggers.base import ImageLoggerBase
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # needs no display
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -134,7 +134,9 @@ def _small(pixels: np.ndarray) -> np.ndarray:
 
 def _log(logger: Any, picture: np.ndarray, epoch: int, step: int) -> None:
     if isinstance(logger, ImageLoggerBase):
-        logger.add_image(image=picture, name=f"maps/epoch_{epoch:04d}.png", global_step=step)
+        # TensorBoard has a slider over the steps of one name; others would replace a file of the same name.
+        name = "maps" if isinstance(logger, TensorBoardLogger) else f"maps/epoch_{epoch:04d}.png"
+        logger.add_image(image=picture, name=name, global_step=step)
     elif isinstance(logger, CSVLogger):
         file = Path(logger.log_dir, "maps", f"epoch_{epoch:04d}.png")
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -50,11 +50,12 @@ class HeatmapVisualizer(Visualizer):
         processor: Any = getattr(pl_module, "post_processor", None)
         normalises = isinstance(processor, PostProcessor) and processor.enable_normalization
         normalised = normalises and not bool(processor.pixel_min.isnan())
+        threshold = float(processor.normalized_pixel_threshold) if normalised else None
         products: list[str] | None = getattr(outputs, "product", None)
         for row, path in enumerate(batch.image_path or []):
             pixels = read_image(str(path), value_range)
             product = None if products is None else products[row]
-            inspection = _inspection(batch, row, pixels.shape[:2], geometry, normalised, product)
+            inspection = _inspection(batch, row, pixels.shape[:2], geometry, threshold, product)
             truth = None if batch.gt_mask is None else _placed(batch.gt_mask[row], pixels.shape[:2], geometry) > 0.5
             picture = side_by_side(pixels, truth, draw_inspection(pixels, inspection))
             picture.save(generate_output_filename(str(path), output, dataset, category))
@@ -73,7 +74,7 @@ class HeatmapVisualizer(Visualizer):
 
 
 def _inspection(
-    batch: Any, row: int, size: tuple[int, int], geometry: Geometry | None, normalised: bool, product: str | None
+    batch: Any, row: int, size: tuple[int, int], geometry: Geometry | None, threshold: float | None, product: str | None
 ) -> Inspection:
     """What a batch says about one of its images."""
     label, score = batch.pred_label, batch.pred_score
@@ -84,9 +85,10 @@ def _inspection(
         decision = "anomalous" if bool(label[row]) else "normal"
     values = None
     if batch.anomaly_map is not None:
-        values = (_placed if normalised else relative_map)(batch.anomaly_map[row], size, geometry)
+        values = (relative_map if threshold is None else _placed)(batch.anomaly_map[row], size, geometry)
     mask = None if batch.pred_mask is None else _placed(batch.pred_mask[row], size, geometry) > 0.5
-    return Inspection(decision, product or "", None if score is None else float(score[row]), None, None, values, mask)
+    number = None if score is None else float(score[row])
+    return Inspection(decision, product or "", number, None, None, values, mask, map_threshold=threshold)
 
 
 def relative_map(values: torch.Tensor, size: tuple[int, int], geometry: Geometry | None) -> np.ndarray:

@@ -119,12 +119,25 @@ def read_published(file: Path, benchmark: Benchmark) -> pd.DataFrame:
     if not file.is_file():
         raise MissingFileError(f"There is no file {file} with published numbers.")
     keys = ["data", "method", "mode"]
-    published = pd.read_csv(file, dtype=dict.fromkeys((*keys, "category"), str), keep_default_na=False, na_values="")
+    texts = dict.fromkeys((*keys, "category", "source"), str)
+    try:
+        published = pd.read_csv(file, dtype=texts, keep_default_na=False, na_values="")
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is not a table: {' '.join(str(error).split())}.") from error
     if lacking := [name for name in (*keys, "category") if name not in published]:
         raise InputError(f"{file} lacks the column {', '.join(lacking)}.")
-    measured = benchmark.table[keys].drop_duplicates()
-    known = published.merge(measured, on=keys)
-    if known.empty:
+    metrics = [name for name in benchmark.metrics if name in published]
+    for name in metrics:
+        numbers = pd.to_numeric(published[name], errors="coerce")
+        if (wrong := (published[name].notna() & ~numbers.between(0, 1))).any():
+            raise InputError(f"{file}: {name} must be numbers from 0 to 1, got {published[name][wrong].iloc[0]}.")
+        published[name] = numbers
+    both = benchmark.table.assign(category=benchmark.table["category"].where(benchmark.table["kind"] != "mean", "mean"))
+    known = published.dropna(subset=metrics, how="all").merge(both[[*keys, "category"]].drop_duplicates())
+    if known.empty or not metrics:
         names = [", ".join(row) for row in published[keys].drop_duplicates().itertuples(index=False)]
-        raise InputError(f"{file} has nothing that the benchmark has, but {'; '.join(names)}.")
+        raise InputError(
+            f"{file} has nothing that the benchmark has, but {', '.join(metrics) or 'none of its metrics'} of "
+            f"{'; '.join(names)}."
+        )
     return known

@@ -176,10 +176,14 @@ def _loss(epochs: pd.DataFrame, metrics: Sequence[str]) -> Figure:
                 place = axes if name == "train_loss" else other
                 place.plot(known["epoch"], unit * known[name], line, marker=".", color=colour)
         means = 100 * epochs[epochs["method"] == method].groupby("epoch")[metrics[0]].mean().dropna()
+        words = _in_words(metrics[0])[:-3]
         best = (
-            f"{_in_words(metrics[0])[:-3]} {means.max():.1f} at epoch {means.idxmax()}, {means.iloc[-1]:.1f} at the end"
+            ""
+            if means.empty
+            else (f"\n{words} {means.max():.1f} at epoch {means.idxmax()}, {means.iloc[-1]:.1f} at the end")
         )
-        axes.set_title(f"{_short(method)}\n{best}", fontsize=9).set_parse_math(False)
+        title = f"{_short(method)}{best}"
+        axes.set_title(title, fontsize=9).set_parse_math(False)
         axes.set(yscale="log", ylim=(0.9 * losses.min(), 1.1 * losses.max()), xlabel="epoch", ylabel="training loss")
         other.set(ylim=(values.min() - 1, min(values.max() + 1, 101)), ylabel="validation, %")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

@@ -4,6 +4,7 @@
 import hashlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.progress import track
 from anomalib_uniad.checks import check_at_least
 from anomalib_uniad.errors import InputError
 from anomalib_uniad.files import check_output, replacing
+from anomalib_uniad.image_files import size_of
 from anomalib_uniad.inference.heatmap import caption_height
 from anomalib_uniad.inference.thresholds_file import GivenThresholds
 from anomalib_uniad.pages import render
@@ -109,10 +111,20 @@ def _data_uri(image: Image, limit: int) -> str:
     picture = None if image.picture is None else read_picture(image.picture)
     if picture is None:
         return ""
-    if image.has_caption:  # it says what was decided, which changes here
-        height = picture.height - caption_height(picture.width)
+    # A caption says what was decided, which changes here; the pictures of a test have two panels above it.
+    panels = 1 if image.has_caption else 2 if _has_two_panels(picture, Path(image.path)) else 0
+    if panels:
+        height = picture.height - caption_height(picture.width // panels)
         picture = picture.crop((0, 0, picture.width, max(1, height)))
     return encode(picture, "jpeg", limit)
+
+
+def _has_two_panels(picture: Any, file: Path) -> bool:
+    """Whether a picture is that of UniAD's visualizer, and not another one, by the size of the image."""
+    with suppress(OSError):  # the image is not there any more, or damaged
+        height, width = size_of(file)
+        return picture.size == (2 * width, height + caption_height(width))
+    return False
 
 
 def _render(table: Table, data: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Renders images from backbone features, only to look at."""
 
+import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,28 @@ from anomalib_uniad.files import replacing
 from anomalib_uniad.model import UniAD
 
 PIXELS_PER_TOKEN = 8
+"""Side of what is drawn for a token."""
+_OF_FEATURES = (
+    "backbone",
+    "backbone_padding",
+    "backbone_padding_mode",
+    "layers",
+    "image_size",
+    "feature_stride",
+    "feature_resize",
+)
 
 
 class FeatureDecoder(nn.Module):
     """Convolutions and upsampling from features to an image.
 
-    It renders what is reconstructed: the normalised features of :class:`~anomalib_uniad.UniAD`, or their
-    reconstruction. What it draws is what such features usually come from, not what is in the image: of a defect that it
-    has never seen, a guess.
+    It renders features as the neck of :class:`~anomalib_uniad.UniAD` puts them out, so it serves all models with that
+    backbone and these layers, whatever they were trained with. What it draws is what such features usually come from,
+    not what is in the image: of a defect that it has never seen, a guess.
 
     Args:
         channels (int): Channels ``C`` of the features.
         width (int): Channels of the first layer; each upsampling halves them. Defaults to ``128``.
-        pixels_per_token (int): Side of what is drawn for a token, a power of two. Defaults to ``8``.
 
     Examples:
         >>> FeatureDecoder(16, width=32)(torch.zeros(2, 16, 4, 6)).shape
@@ -35,19 +45,19 @@ class FeatureDecoder(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, channels: int, width: int = 128, pixels_per_token: int = PIXELS_PER_TOKEN) -> None:
+    def __init__(self, channels: int, width: int = 128) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(channels, 1, 1))
         self.register_buffer("std", torch.ones(channels, 1, 1))
         layers: list[nn.Module] = [nn.Conv2d(channels, width, 1), nn.GELU(), _convolution(width, width)]
-        for _ in range(round(math.log2(pixels_per_token)) - 1):
+        for _ in range(round(math.log2(PIXELS_PER_TOKEN)) - 1):
             layers += [nn.Upsample(scale_factor=2), _convolution(width, width // 2)]
             width //= 2
         # The last upsampling costs nothing: four pixels of each place.
         self.layers = nn.Sequential(*layers, nn.Conv2d(width, 12, 3, padding=1), nn.PixelShuffle(2))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """``features`` (B, C, h, w) -> images (B, 3, H, W) from 0 to 1, ``pixels_per_token`` times as large."""
+        """``features`` (B, C, h, w) -> images (B, 3, H, W) from 0 to 1, eight times as large."""
         return self.layers((features - self.mean) / self.std).sigmoid()
 
     def save(self, file: Path, model: UniAD) -> None:
@@ -97,19 +107,12 @@ class FeatureDecoder(nn.Module):
 
 def features_of(model: UniAD) -> dict[str, Any]:
     """What the features of a model depend on, besides the image."""
-    names = (
-        "backbone",
-        "backbone_padding",
-        "backbone_padding_mode",
-        "layers",
-        "image_size",
-        "feature_stride",
-        "feature_resize",
-        "feature_norm",
-        "layer_weights",
-    )
-    values = {name: model.hparams[name] for name in names}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    values = {name: model.hparams[name] for name in _OF_FEATURES}
+    digest = hashlib.sha256()
+    for tensor in model.model.backbone.state_dict().values():
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return {**plain, "weights of the backbone": digest.hexdigest()[:16]}
 
 
 def _convolution(inside: int, outside: int) -> nn.Sequential:

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
+from torchvision.transforms.v2.functional import to_pil_image
 
 from anomalib_uniad.errors import InputError
 from anomalib_uniad.inference.heatmap import draw_heatmap
@@ -144,7 +145,7 @@ def draw_queries(model: UniAD, decoder: FeatureDecoder, seed: int = 0) -> Panels
     for name, query in queries.items():
         with torch.no_grad():
             tokens = transformer.output_projection(transformer.decoder.norm(query))  # (N, C)
-            image = decoder(tokens.T.unflatten(1, model.model.grid_size)[None])[0]
-        pixels = (255 * image).round().byte().permute(1, 2, 0).numpy()
-        panels.append((name, Image.fromarray(pixels)))
+            features = model.model.denormalise(tokens.T.unflatten(1, model.model.grid_size)[None])
+            image = decoder(features)[0]
+        panels.append((name, to_pil_image(image)))
     return panels

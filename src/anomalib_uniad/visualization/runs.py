@@ -4,12 +4,18 @@
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import torch
 import yaml
 from anomalib.data import AnomalibDataModule, UnknownDatamoduleError, get_datamodule
+from torchvision.transforms.v2 import Normalize
 
+from anomalib_uniad.category import categories_of
 from anomalib_uniad.errors import InputError, MissingFileError
+from anomalib_uniad.image_files import check_samples
 from anomalib_uniad.model import UniAD
 from anomalib_uniad.parity.inputs import load, make_datamodule
+from anomalib_uniad.transforms import steps_of
 
 CHECKPOINT = Path("weights", "lightning", "model.ckpt")
 CONFIG = "model.yaml"
@@ -62,14 +68,57 @@ def open_run(
             raise MissingFileError(f"There is no folder {data}.")
         return model, make_datamodule(data_class, data, model.value_range)
     file = folder_of(checkpoint) / CONFIG
-    config: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if "data" not in config:
-        raise MissingFileError(
-            f"{file} does not say what the images of {checkpoint} are: give them with --data FOLDER."
-        )
     try:
-        datamodule = get_datamodule({"data": config["data"]})
-    except (TypeError, UnknownDatamoduleError) as error:
-        raise InputError(f"{file} has a section data that cannot be read: {error}") from error
-    datamodule.setup()
+        config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        section = config.get("data") if isinstance(config, dict) else None
+        if not section:
+            raise MissingFileError(
+                f"{file} does not say what the images of {checkpoint} are: give them with --data FOLDER."
+            )
+        datamodule = get_datamodule({"data": section})
+        datamodule.setup()
+    except (yaml.YAMLError, AttributeError, TypeError, RuntimeError, UnknownDatamoduleError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"The images that {file} names cannot be read: {reason}; give them with --data.") from error
+    check_samples(datamodule, whole=False)
     return model, datamodule
+
+
+def look(model: UniAD, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a model sees of images ``(B, 3, H, W)``, from 0 to 1.
+
+    Returns:
+        tuple[torch.Tensor, torch.Tensor]: The prepared images, as large as the model takes them, and what it
+        reconstructs of them, ``(B, C, h, w)``.
+    """
+    with torch.no_grad():
+        prepared = images if model.pre_processor is None else model.pre_processor(images)
+        return prepared, model.model.normalise(model.model.extract(prepared))
+
+
+def pixels_of(model: UniAD, prepared: torch.Tensor) -> torch.Tensor:
+    """Prepared images ``(B, 3, H, W)`` from 0 to 1 again."""
+    steps = steps_of(getattr(model.pre_processor, "transform", None))
+    normalise = next((step for step in steps if isinstance(step, Normalize)), None)
+    if normalise is None:
+        return prepared
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (normalise.mean, normalise.std))
+    return (prepared * std + mean).clamp(0, 1)
+
+
+def training_images(datamodule: AnomalibDataModule, count: int) -> tuple[Any, list[int], list[str]]:
+    """Normal training images, so many, evenly of all categories, and at least one of each.
+
+    Returns:
+        tuple[Any, list[int], list[str]]: The dataset, rows of it, and the category of each.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    images = datamodule.train_data
+    if not len(images):
+        raise InputError(f"{datamodule.name} has no training images.")
+    of = pd.Series(categories_of(list(images.samples["image_path"]), datamodule))
+    each = max(1, count // of.nunique())
+    rows = sorted(row for _, part in of.groupby(of) for row in part.index[:: -(-len(part) // each)])
+    return images, rows, list(of[rows])

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What models make of images: rendered features and reconstructions, maps and decisions, side by side."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,26 +15,28 @@ from anomalib.data import AnomalibDataModule
 from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.progress import track
+from torchvision.tv_tensors import Mask
 
 from anomalib_uniad.captions import fit, font_of
 from anomalib_uniad.category import categories_of
 from anomalib_uniad.checks import check_at_least
-from anomalib_uniad.errors import InputError, MissingFileError
-from anomalib_uniad.files import check_output, file_names
+from anomalib_uniad.errors import ExistingFileError, InputError, MissingFileError
+from anomalib_uniad.files import check_output, check_writable, file_names
 from anomalib_uniad.geometry import Geometry
-from anomalib_uniad.image_files import read_image
 from anomalib_uniad.inference.heatmap import draw_heatmap
 from anomalib_uniad.model import UniAD
 from anomalib_uniad.model.products import Products
-from anomalib_uniad.parity.inputs import normalises
+from anomalib_uniad.parity.inputs import load, normalises
+from anomalib_uniad.report.runs import find_newest, unique
+from anomalib_uniad.transforms import steps_of
 
 from .feature_decoder import FeatureDecoder
 from .inside import Panels, draw_attention, draw_queries, transformer_of
-from .runs import checkpoint_of, folder_of, open_run
-from .train_decoder import DECODER, seen, training_images
+from .runs import checkpoint_of, folder_of, look, open_run, pixels_of, training_images
+from .train_decoder import DECODER
 
 _SIDE, _GAP, _LINE = 176, 6, 18  # pixels: height of a panel, between panels, of a line of text
-_RED, _WHITE, _GREY, _TEXT = (230, 30, 40), (255, 255, 255), (110, 118, 130), (25, 30, 40)
+_RED, _GREY, _TEXT = (230, 30, 40), (110, 118, 130), (25, 30, 40)
 
 
 @dataclass
@@ -43,16 +46,14 @@ class Shown:
     Attributes:
         path (str): Its file.
         category (str): Its category.
-        caption (str): What is written above it.
-        panels (list[tuple[str, Image.Image]]): Title and picture of each.
-        attention (list[tuple[str, list[tuple[str, Image.Image]]]]): Where a token of it looks: name and panels of each
-            attention of the first run, if that is wanted.
+        panels (Panels): Title and picture of each.
+        attention (list[tuple[str, Panels]]): Where a token of it looks: name and panels of each attention of the first
+            run, if that is wanted.
     """
 
     path: str
     category: str
-    caption: str
-    panels: Panels = field(default_factory=list)
+    panels: Panels
     attention: list[tuple[str, Panels]] = field(default_factory=list)
 
 
@@ -98,30 +99,30 @@ def show(
         ValueError: If images are none of the test, or a decoder is of other features.
     """
     check_at_least("count", count, 1)
+    if point is not None and len(point) != 2:
+        raise InputError(f"point must be two numbers, pixels from the left and from the top, got {[*point]}.")
     checkpoints = [checkpoint_of(run) for run in runs]
     check_output(output, [], overwrite)
     if not overwrite and output.is_dir() and any(output.iterdir()):
-        raise InputError(f"{output} has files in it: give another --output, or --overwrite true.")
+        raise ExistingFileError(f"{output} has files in it: give another --output, or --overwrite true.")
+    check_writable(output)
     model, datamodule = open_run(checkpoints[0], data, data_class)
-    models = [model, *(open_run(file, data, data_class)[0] for file in checkpoints[1:])]
+    if point is not None:
+        transformer_of(model)
+    models = [model, *map(load, checkpoints[1:])]
     decoders = [
         FeatureDecoder.load(decoder or folder_of(file) / DECODER, of)
         for file, of in zip(checkpoints, models, strict=True)
     ]
+    drawn_queries = draw_queries(model, decoders[0]) if queries else []
     chosen = _choose(checkpoints[0], datamodule, images, count, failures)
     nearest = Nearest(model, datamodule) if failures else None
-    if point is not None or queries:
-        transformer_of(model)
     seen_by = dict(zip(_names(checkpoints), zip(models, decoders, strict=True), strict=True))
     drawn = [
-        _draw(row, dataset, category, seen_by, point, nearest)
+        _draw(dataset.collate_fn([dataset[row]]), category, seen_by, point, nearest)
         for row, dataset, category in track(chosen, "Drawing", console=Console(stderr=True))
     ]
-    files = _write(drawn, output)
-    if queries:
-        files.append(output / "queries.png")
-        _sheet([Shown("", "", "learned queries", draw_queries(model, decoders[0]))], "").save(files[-1])
-    return files
+    return _write(drawn, drawn_queries, output)
 
 
 def _names(checkpoints: Sequence[Path]) -> list[str]:
@@ -129,7 +130,7 @@ def _names(checkpoints: Sequence[Path]) -> list[str]:
     parts = [folder_of(file).parts for file in checkpoints]
     length = min(map(len, parts))
     different = [place for place in range(length) if len({part[place] for part in parts}) > 1]
-    return [" ".join(part[place] for place in different) or part[-1] for part in parts]
+    return unique(" ".join(part[place] for place in different) or part[-1] for part in parts)
 
 
 def _choose(
@@ -144,18 +145,33 @@ def _choose(
             raise InputError(f"{unknown[0]} is none of the test images of {datamodule.name}.")
         paths = [by_file[path.resolve()] for path in images]
     else:
-        file = folder_of(checkpoint) / "predictions.csv"
-        if not file.is_file():
-            raise MissingFileError(f"There is no {file} by which to choose images: give them with --images.")
-        table = pd.read_csv(file, dtype={"category": str}, keep_default_na=False, na_values="")
+        table = _predictions(checkpoint)
         table = table[table["path"].isin(places) & table["raw_score"].notna()]
         if table.empty:
-            raise InputError(f"No image of {file} is a test image of {datamodule.name}: give them with --data.")
+            raise InputError(
+                f"None of the images in the predictions of {folder_of(checkpoint)} is a test image of "
+                f"{datamodule.name}: name images with --images."
+            )
         parts = [part for _, part in table.groupby("category", sort=False)]
         paths = [path for part in parts for path in (_failed(part, count) if failures else _extreme(part, count))]
         if not paths:
-            raise InputError(f"There is neither a false alarm nor a missed defect in {file}.")
+            raise InputError(f"There is neither a false alarm nor a missed defect in {folder_of(checkpoint)}.")
     return [(*places[path], category) for path, category in zip(paths, categories_of(paths, datamodule), strict=True)]
+
+
+def _predictions(checkpoint: Path) -> pd.DataFrame:
+    """The newest ``predictions.csv`` of a run."""
+    file = find_newest(folder_of(checkpoint), ("predictions*.csv",))
+    if file is None:
+        raise MissingFileError(f"{folder_of(checkpoint)} has no predictions.csv: name images with --images.")
+    try:
+        table = pd.read_csv(file, dtype={"category": str}, keep_default_na=False, na_values="")
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is damaged: {' '.join(str(error).split())}.") from error
+    columns = ("path", "category", "label", "raw_score", "normalised_score", "decision")
+    if lacking := [name for name in columns if name not in table]:
+        raise InputError(f"{file} has no column {', '.join(lacking)}.")
+    return table
 
 
 def _extreme(table: pd.DataFrame, count: int) -> list[str]:
@@ -178,85 +194,84 @@ class Nearest:
 
     Args:
         model (UniAD): The model, which computes the features.
-        datamodule (AnomalibDataModule): Where the training images are from; at most 1,000 of them are looked at.
+        datamodule (AnomalibDataModule): Where the training images are from; about 1,000 of them are looked at.
     """
 
     def __init__(self, model: UniAD, datamodule: AnomalibDataModule) -> None:
-        loader, self._categories = training_images(datamodule, 1000)
-        self._paths: list[str] = []
+        self._dataset, self._rows, self._categories = training_images(datamodule, 1000)
         pooled = []
-        for batch in track(loader, "Normal images", console=Console(stderr=True)):
-            with torch.no_grad():
-                prepared = batch.image if model.pre_processor is None else model.pre_processor(batch.image)
-                pooled.append(Products.pool(model.model.normalise(model.model.extract(prepared))))
-            self._paths += map(str, batch.image_path)
+        for row in track(self._rows, "Normal images", console=Console(stderr=True)):
+            features = look(model, self._dataset.collate_fn([self._dataset[row]]).image)[1]
+            pooled.append(Products.pool(features))
         self._pooled = torch.cat(pooled)
-        self._scale = self._pooled.std(dim=0).clamp(min=1e-6)
+        self._scale = self._pooled.std(dim=0).clamp(min=1e-6) if len(pooled) > 1 else torch.ones(())
 
-    def of(self, features: torch.Tensor, category: str) -> str:
-        """Path of the one of a category, by normalised features ``(1, C, h, w)``."""
+    def of(self, features: torch.Tensor, category: str) -> Any:
+        """The one of a category as a batch of one image, by what is reconstructed ``(1, C, h, w)``; else ``None``."""
+        if category not in self._categories:
+            return None
         distances = ((self._pooled - Products.pool(features)) / self._scale).square().sum(dim=1)
         other = torch.tensor([name != category for name in self._categories])
-        return self._paths[int(distances.masked_fill(other, torch.inf).argmin())]
+        row = self._rows[int(distances.masked_fill(other, torch.inf).argmin())]
+        return self._dataset.collate_fn([self._dataset[row]])
 
 
 def _draw(
-    row: int,
-    dataset: Any,
+    batch: Any,
     category: str,
     models: dict[str, tuple[UniAD, FeatureDecoder]],
     point: Sequence[float] | None,
     nearest: Nearest | None,
 ) -> Shown:
-    """The panels of an image."""
-    batch = dataset.collate_fn([dataset[row]])
+    """The panels of an image, a batch of one."""
     path = str(batch.image_path[0])
-    height, width = batch.image.shape[-2:]
-    shown: Shown | None = None
+    first = next(iter(models.values()))[0]
+    prepared, features = look(first, batch.image)
+    size = _size(first, batch.image.shape[-2:])
+    image = _resized(_pixels(pixels_of(first, prepared)), size)
+    mask = _seen_mask(first, batch)
+    truth = "ground truth" if mask is not None and mask.any() else "no mask"
+    shown = Shown(path, category, [("image", Image.fromarray(image)), (truth, _outlined(image, mask))])
+    if nearest is not None and (like := nearest.of(features, category)) is not None:
+        other = _pixels(pixels_of(first, look(first, like.image)[0]))
+        shown.panels.append((f"good: {Path(like.image_path[0]).name}", Image.fromarray(_resized(other, size))))
+    if point is not None:
+        place = _place(first, batch.image.shape[-2:], point, path)
+        shown.attention = draw_attention(first, features, image, place)
     for name, (model, decoder) in models.items():
+        _, features = look(model, batch.image)
         with torch.no_grad():
-            prepared = batch.image if model.pre_processor is None else model.pre_processor(batch.image)
-            features = model.model.normalise(model.model.extract(prepared))
             rebuilt = model.model.reconstruct(features)
+            parts = [_pixels(decoder(model.model.denormalise(part))) for part in (features, rebuilt)]
             raw, judged = model.look(batch.image)
             found: Any = model.finish(raw, judged)
-            rendered = [_pixels(decoder(part)) for part in (features, rebuilt)]
-            image = _pixels(seen(model, prepared))
-        size = _size(model, height, width)
-        levels = _levels(found.anomaly_map[0, 0].numpy(), normalises(model))
-        heatmap = draw_heatmap(_resized(image, size), cv2.resize(levels, size))
-        decided = {None: "undecided", True: "anomalous", False: "normal"}[
-            None if found.pred_label is None or not normalises(model) else bool(found.pred_label)
-        ]
-        decided = "unknown" if judged is not None and bool(judged.unknown) else decided
-        score = f"{decided} {float(found.pred_score):.3g}"
-        if shown is None:
-            shown = Shown(path, category, f"{'/'.join(Path(path).parts[-2:])}")
-            mask = None if batch.gt_mask is None else batch.gt_mask[0].squeeze(0).numpy()
-            truth = "ground truth" if mask is not None and mask.any() else "no mask"
-            shown.panels += [
-                ("image", Image.fromarray(_resized(image, size))),
-                (truth, _outlined(_resized(image, size), mask, _RED)),
-                ("its features", Image.fromarray(_resized(rendered[0], size))),
-            ]
-            if nearest is not None:
-                like = nearest.of(features, category)
-                other = np.ascontiguousarray(read_image(like, model.value_range).round().clip(0, 255).astype(np.uint8))
-                shown.panels.insert(2, (f"good: {Path(like).name}", Image.fromarray(_resized(other, size))))
-            if point is not None:
-                place = _place(model, (height, width), point, path)
-                shown.attention = draw_attention(model, features, _resized(image, size), place)
+        normalised, label = normalises(model), found.pred_label
+        values = found.anomaly_map[0, 0].numpy()
+        values = values if normalised else (values - values.min()) / (np.ptp(values) or 1)
+        heatmap = draw_heatmap(image, cv2.resize(values.clip(0, 1).astype(np.float32), size))
+        decision = "undecided" if label is None or not normalised else "anomalous" if bool(label) else "normal"
+        decision = "unknown" if judged is not None and bool(judged.unknown) else decision
+        outline = found.pred_mask[0, 0].numpy() if decision != "undecided" and found.pred_mask is not None else None
+        if name == next(iter(models)):
+            shown.panels.append(("its features", Image.fromarray(_resized(parts[0], size))))
         mark = f" {name}" if len(models) > 1 else ""
-        shown.panels.append((f"rebuilt{mark}", Image.fromarray(_resized(rendered[1], size))))
+        shown.panels.append((f"rebuilt{mark}", Image.fromarray(_resized(parts[1], size))))
         shown.panels.append((f"map{mark}", heatmap))
-        outline = None if decided == "undecided" else (levels > 0.5).astype(np.uint8)
-        shown.panels.append((score, _outlined(_resized(image, size), outline, _RED)))
-    if shown is None:
-        raise InputError("There is no run to show.")
+        shown.panels.append((f"{decision} {float(found.pred_score):.3g}", _outlined(image, outline)))
     return shown
 
 
-def _place(model: UniAD, size: tuple[int, int], point: Sequence[float], path: str) -> tuple[float, float]:
+def _seen_mask(model: UniAD, batch: Any) -> np.ndarray | None:
+    """The mask of an image where the model sees it, ``(H, W)``."""
+    if batch.gt_mask is None:
+        return None
+    mask = Mask(batch.gt_mask.reshape(1, *batch.gt_mask.shape[-2:]))
+    for step in steps_of(getattr(model.pre_processor, "transform", None)):
+        mask = step(mask)
+    return mask[0].numpy() > 0
+
+
+def _place(model: UniAD, size: Sequence[int], point: Sequence[float], path: str) -> tuple[float, float]:
     """A place in an image, in pixels from the left and the top, as parts of width and height of the model's input."""
     geometry = model.geometry or Geometry(model.model.image_size)
     seen_part, covered = geometry.seen(size), geometry.covered(size)
@@ -267,23 +282,14 @@ def _place(model: UniAD, size: tuple[int, int], point: Sequence[float], path: st
     return (covered.left + parts[0] * covered.width) / width, (covered.top + parts[1] * covered.height) / height
 
 
-def _levels(values: np.ndarray, normalised: bool) -> np.ndarray:
-    """A map from 0 to 1: as it is, or by its own range."""
-    if normalised:
-        return values.clip(0, 1).astype(np.float32)
-    return ((values - values.min()) / (np.ptp(values) or 1)).astype(np.float32)
-
-
-def _size(model: UniAD, height: int, width: int) -> tuple[int, int]:
-    """Width and height of a panel: with the proportions of what the model sees."""
-    if model.geometry is not None:
-        height, width = model.geometry.image_size
-    ratio = min(max(width / height, 1 / 3), 3)
-    return round(_SIDE * ratio), _SIDE
+def _size(model: UniAD, size: Sequence[int]) -> tuple[int, int]:
+    """Width and height of a panel: with the proportions of the image, or of what the model sees of it."""
+    height, width = size if model.geometry is None else model.geometry.image_size
+    return round(_SIDE * min(max(width / height, 1 / 3), 3)), _SIDE
 
 
 def _pixels(images: torch.Tensor) -> np.ndarray:
-    """The first of ``images`` (B, 3, H, W) as (H, W, 3), uint8."""
+    """The first of ``images`` (B, 3, H, W), from 0 to 1, as (H, W, 3), uint8."""
     return (255 * images[0].clamp(0, 1)).round().byte().permute(1, 2, 0).numpy()
 
 
@@ -291,50 +297,56 @@ def _resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR)
 
 
-def _outlined(pixels: np.ndarray, mask: np.ndarray | None, colour: tuple[int, int, int]) -> Image.Image:
+def _outlined(pixels: np.ndarray, mask: np.ndarray | None) -> Image.Image:
     if mask is not None:
         # Thin defects stay when a mask is made smaller.
         small = cv2.resize(mask.astype(np.float32), pixels.shape[1::-1], interpolation=cv2.INTER_AREA)
         outlines, _ = cv2.findContours((small > 0).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        pixels = cv2.drawContours(pixels.copy(), outlines, -1, colour, 1)
+        pixels = cv2.drawContours(pixels.copy(), outlines, -1, _RED, 1)
     return Image.fromarray(pixels)
 
 
-def _write(drawn: Sequence[Shown], output: Path) -> list[Path]:
-    names = file_names(list(dict.fromkeys(item.category for item in drawn)))
+def _write(drawn: Sequence[Shown], queries: Panels, output: Path) -> list[Path]:
+    """A contact sheet for each category, and in a folder of its own each image."""
+    names = file_names(["queries", *dict.fromkeys(item.category for item in drawn)])
     files: list[Path] = []
-    for category, name in names.items():
+    for category, name in list(names.items())[1:]:
         items = [item for item in drawn if item.category == category]
-        folder = output / name
+        folder = output / "images" / name
         folder.mkdir(parents=True, exist_ok=True)
-        stems = file_names([item.caption for item in items])
-        for item in items:
-            files.append(folder / f"{stems[item.caption]}.png")
-            _sheet([item], "").save(files[-1])
+        root = os.path.commonpath([Path(item.path).parent.parent for item in items])
+        captions = [Path(os.path.relpath(item.path, root)).as_posix() for item in items]
+        for item, caption, stem in zip(items, captions, file_names(captions).values(), strict=True):
+            files.append(folder / f"{stem}.png")
+            _sheet([(caption, item.panels)], "").save(files[-1])
             if item.attention:
-                files.append(folder / f"{stems[item.caption]}-attention.png")
-                _sheet([Shown("", "", *named) for named in item.attention], item.caption).save(files[-1])
+                files.append(folder / f"{stem}-attention.png")
+                _sheet(item.attention, caption).save(files[-1])
         files.append(output / f"{name}.png")
-        _sheet(items, category or "all images").save(files[-1])
+        _sheet([(caption, item.panels) for caption, item in zip(captions, items, strict=True)], category).save(
+            files[-1]
+        )
+    if queries:
+        files.append(output / f"{names['queries']}.png")
+        _sheet([("learned queries", queries)], "").save(files[-1])
     return files
 
 
-def _sheet(items: Sequence[Shown], title: str) -> Image.Image:
+def _sheet(rows: Sequence[tuple[str, Panels]], title: str) -> Image.Image:
     """Rows of panels, each with a line of text above it; the title on top."""
     large, small = font_of(18), font_of(12)
-    widths = [_GAP + sum(picture.width + _GAP for _, picture in item.panels) for item in items]
-    row = _SIDE + 2 * _LINE + 2 * _GAP
+    widths = [_GAP + sum(picture.width + _GAP for _, picture in panels) for _, panels in rows]
+    heights = [max(picture.height for _, picture in panels) + 2 * _LINE + 2 * _GAP for _, panels in rows]
     top = 32 if title else 0
-    sheet = Image.new("RGB", (max(widths), top + row * len(items)), "white")
+    sheet = Image.new("RGB", (max(widths), top + sum(heights)), "white")
     canvas = ImageDraw.Draw(sheet)
-    if title:
-        canvas.text((_GAP, 6), fit(title, large, sheet.width - 2 * _GAP), _TEXT, large)
-    for item in items:
-        canvas.text((_GAP, top + 2), fit(item.caption, small, sheet.width - 2 * _GAP), _TEXT, small)
+    canvas.text((_GAP, 6), fit(title, large, sheet.width - 2 * _GAP), _TEXT, large)
+    for (caption, panels), height in zip(rows, heights, strict=True):
+        canvas.text((_GAP, top + 2), fit(caption, small, sheet.width - 2 * _GAP), _TEXT, small)
         left = _GAP
-        for heading, picture in item.panels:
+        for heading, picture in panels:
             canvas.text((left, top + _LINE + 2), fit(heading, small, picture.width), _GREY, small)
             sheet.paste(picture, (left, top + 2 * _LINE + 2))
             left += picture.width + _GAP
-        top += row
+        top += height
     return sheet

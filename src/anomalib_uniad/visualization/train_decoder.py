@@ -1,30 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains a feature decoder on normal training images."""
 
+import hashlib
+import json
 import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
-from anomalib.data import AnomalibDataModule
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from rich.console import Console
 from rich.progress import track
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Subset, TensorDataset
-from torchvision.transforms.v2 import Normalize
+from torch.utils.data import DataLoader, TensorDataset
 
-from anomalib_uniad.category import categories_of
 from anomalib_uniad.checks import check_at_least
-from anomalib_uniad.errors import ExistingFileError, InputError
+from anomalib_uniad.errors import ExistingFileError
+from anomalib_uniad.files import check_writable
 from anomalib_uniad.model import UniAD
 
 from .feature_decoder import PIXELS_PER_TOKEN, FeatureDecoder, features_of
-from .runs import checkpoint_of, folder_of, open_run
+from .runs import checkpoint_of, folder_of, look, open_run, pixels_of, training_images
 
 BATCH_SIZE = 16
 DECODER = "decoder.pt"
@@ -35,13 +34,13 @@ class DecoderTraining(LightningModule):
 
     Args:
         decoder (FeatureDecoder): What is trained.
-        about (dict[str, Any]): ``steps`` of the whole training, and whatever else tells it from others.
+        steps (int): Steps of the whole training.
     """
 
-    def __init__(self, decoder: FeatureDecoder, about: dict[str, Any]) -> None:
+    def __init__(self, decoder: FeatureDecoder, steps: int) -> None:
         super().__init__()
         self.decoder = decoder
-        self.save_hyperparameters(about)
+        self.steps = steps
 
     def training_step(self, batch: Sequence[torch.Tensor], *args: Any) -> torch.Tensor:
         """Loss of ``features`` (B, C, h, w), in float16, and ``images`` (B, 3, H, W), uint8."""
@@ -53,7 +52,7 @@ class DecoderTraining(LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW with one cycle."""
         optimizer = torch.optim.AdamW(self.parameters(), lr=1e-3)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, self.hparams["steps"])
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, self.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
@@ -77,7 +76,7 @@ def train_decoder(
         data (Path | None): Folder of the images. Defaults to ``None``, those of the run.
         data_class (str): Datamodule that reads ``data``. Defaults to ``"MultiCategory"``.
         steps (int): Steps of 16 images. Defaults to ``1000``.
-        images (int): At most as many normal training images are looked at, evenly of all categories.
+        images (int): As many normal training images are looked at, evenly of all categories, at least one of each.
             Defaults to ``1000``.
         seed (int): Of weights and order of images. Defaults to ``0``.
         overwrite (bool): Replace a decoder that is there. Defaults to ``False``.
@@ -93,18 +92,22 @@ def train_decoder(
     check_at_least("images", images, 1)
     checkpoint = checkpoint_of(run)
     output = output or folder_of(checkpoint) / DECODER
-    if output.is_dir() or (output.exists() and not overwrite):
+    if output.is_dir():
+        raise ExistingFileError(f"{output} is a folder: give a file as --output.")
+    if output.exists() and not overwrite:
         raise ExistingFileError(f"{output} is there: give another --output, or --overwrite true.")
+    check_writable(output.parent)
     model, datamodule = open_run(checkpoint, data, data_class)
-    about = {"features": features_of(model), "steps": steps, "images": images, "seed": seed}
-    unfinished = output.parent / f".{output.name}.training"
+    dataset, rows, _ = training_images(datamodule, images)
+    paths = [str(path) for path in dataset.samples["image_path"].iloc[rows]]
+    about = {"features": features_of(model), "steps": steps, "seed": seed, "images": paths}
+    key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
+    unfinished = output.parent / f".{output.name}.{key}"  # of this very training
     last = unfinished / "last.ckpt"
-    if last.is_file() and torch.load(last, weights_only=True)["hyper_parameters"] != about:
-        shutil.rmtree(unfinished)  # of another training
-    dataset = features_and_images(model, datamodule, images)
+    pairs = _features_and_images(model, dataset, rows)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        training = DecoderTraining(_decoder_for(dataset.tensors[0]), about)
+        training = DecoderTraining(_decoder_for(pairs.tensors[0]), steps)
         trainer = Trainer(
             max_steps=steps,
             max_epochs=-1,
@@ -115,65 +118,28 @@ def train_decoder(
         )
         with warnings.catch_warnings():  # the images are in memory: workers would only copy them
             warnings.filterwarnings("ignore", ".*does not have many workers.*")
-            trainer.fit(
-                training, DataLoader(dataset, BATCH_SIZE, shuffle=True), ckpt_path=last if last.is_file() else None
-            )
+            loader = DataLoader(pairs, BATCH_SIZE, shuffle=True)
+            trainer.fit(training, loader, ckpt_path=last if last.is_file() else None)
     training.decoder.cpu().save(output, model)
     shutil.rmtree(unfinished, ignore_errors=True)
     return output
 
 
-def features_and_images(model: UniAD, datamodule: AnomalibDataModule, count: int) -> TensorDataset:
-    """Normalised features ``(M, C, h, w)``, float16, and images ``(M, 3, H, W)``, uint8, of normal training images.
-
-    Args:
-        model (UniAD): The model, which computes the features.
-        datamodule (AnomalibDataModule): Where the images are from.
-        count (int): At most as many images, evenly of all categories.
-
-    Returns:
-        TensorDataset: Of the two, in memory.
-    """
-    features, pictures = [], []
-    for batch in track(training_images(datamodule, count)[0], "Features", console=Console(stderr=True)):
-        with torch.no_grad():
-            prepared = model.pre_processor(batch.image) if model.pre_processor is not None else batch.image
-            features.append(model.model.normalise(model.model.extract(prepared)).half())
-            pictures.append((255 * seen(model, prepared)).round().byte())
-    return TensorDataset(torch.cat(features), torch.cat(pictures))
-
-
-def training_images(datamodule: AnomalibDataModule, count: int) -> tuple[DataLoader, list[str]]:
-    """Batches of normal training images, at most so many, evenly of all categories, in order; and the category of each.
-
-    Raises:
-        ValueError: If there are none.
-    """
-    images = datamodule.train_data
-    if not len(images):
-        raise InputError(f"{datamodule.name} has no training images.")
-    of = pd.Series(categories_of(list(images.samples["image_path"]), datamodule))
-    each = max(1, count // of.nunique())
-    rows = sorted(row for _, part in of.groupby(of) for row in part.index[:: -(-len(part) // each)])
-    return DataLoader(Subset(images, rows), BATCH_SIZE, collate_fn=images.collate_fn), list(of[rows])
-
-
-def seen(model: UniAD, prepared: torch.Tensor) -> torch.Tensor:
-    """What the model sees of prepared images ``(B, 3, H, W)``, as large as a decoder draws it, from 0 to 1."""
-    normalise = next((step for step in _steps(model) if isinstance(step, Normalize)), None)
-    if normalise is not None:
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (normalise.mean, normalise.std))
-        prepared = prepared * std + mean
+def _features_and_images(model: UniAD, dataset: Any, rows: Sequence[int]) -> TensorDataset:
+    """Features of the neck ``(M, C, h, w)``, float16, and images ``(M, 3, H, W)``, uint8, of some rows of a dataset."""
     network = model.model
     side = [PIXELS_PER_TOKEN * length for length in network.grid_size]
-    tiles = prepared if network.tiles is None else network.tiles.cut(prepared)
-    small = F.interpolate(tiles, side, mode="bilinear", antialias=True).clamp(0, 1)
-    return small if network.tiles is None else network.tiles.mosaic(small)
-
-
-def _steps(model: UniAD) -> list[Any]:
-    transform: Any = getattr(model.pre_processor, "transform", None)
-    return list(getattr(transform, "transforms", [transform]))
+    features, pictures = [], []
+    for row in track(rows, "Features", console=Console(stderr=True)):
+        # Each alone: a batch would stretch images of other sizes.
+        prepared, found = look(model, dataset.collate_fn([dataset[row]]).image)
+        features.append(network.denormalise(found).half())
+        pixels = pixels_of(model, prepared)
+        parts = pixels if network.tiles is None else network.tiles.cut(pixels)
+        small = F.interpolate(parts, side, mode="bilinear", antialias=True).clamp(0, 1)
+        small = small if network.tiles is None else network.tiles.mosaic(small)
+        pictures.append((255 * small).round().byte())
+    return TensorDataset(torch.cat(features), torch.cat(pictures))
 
 
 def _decoder_for(features: torch.Tensor) -> FeatureDecoder:

@@ -55,6 +55,28 @@ def test_sensitivity_does_not_move_them(tmp_path: Path) -> None:
     assert inspector.inspect(grey, "cable").threshold == pytest.approx(0.48)
 
 
+@pytest.mark.parametrize("sensitivity", [0.3, 0.5, 0.7])
+def test_those_of_products_decide_where_they_are_given(tmp_path: Path, sensitivity: float) -> None:
+    """Those of a table of predictions, which the sensitivity has moved, too."""
+    metadata = ModelMetadata(
+        products=("bolt", "nut"),
+        category_thresholds={"bolt": {"image": 3.0}, "nut": {"image": 4.0, "pixel": 2.0}},
+        typical_scores={"bolt": 2.0, "nut": 3.0},
+        normalization={"image_sensitivity": sensitivity},
+    )
+    shown = {name: {"image": metadata.threshold_of_product(name)} for name in metadata.products}
+    file = tmp_path / "thresholds.yaml"
+    GivenThresholds({}, shown).write(file)
+    same = GivenThresholds.read(file).put_into(metadata, file)
+    for name, levels in metadata.category_thresholds.items():
+        assert same.category_thresholds[name] == pytest.approx(levels)
+    file.write_text("products: {bolt: {image: 5.0}}")
+    assert GivenThresholds.read(file).put_into(metadata, file).threshold_of_product("bolt") == pytest.approx(5.0)
+    above = replace(metadata, normalization={"image_sensitivity": 0.8})
+    with pytest.raises(ValueError, match=r"With an image_sensitivity of 0\.8, no threshold can be given"):
+        GivenThresholds.read(file).put_into(above, file)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -111,13 +111,17 @@ def test_colours() -> None:
 
 
 def test_the_scale_below_marks_the_threshold() -> None:
-    inspection = Inspection("normal", "", 0.2, 1.0, None, np.zeros((40, 300), np.float32))
-    drawn = np.asarray(draw_inspection(np.zeros((40, 300, 3), np.uint8), inspection)).astype(int)
-    assert drawn.shape == (40 + caption_height(300), 300, 3)
-    scale = drawn[41]
-    assert (scale[148:152] == 0).all()
     colours = 255 * colormaps["RdYlBu_r"](np.linspace(0, 1, 300))[:, :3]
-    assert np.abs(scale - colours)[np.r_[:140, 160:300]].max() <= 4
+    for threshold, place in ((0.5, 150), (0.2, 60), (None, None)):
+        values = np.zeros((40, 300), np.float32)
+        inspection = Inspection("normal", "", 0.2, 1.0, None, values, map_threshold=threshold)
+        drawn = np.asarray(draw_inspection(np.zeros((40, 300, 3), np.uint8), inspection)).astype(int)
+        assert drawn.shape == (40 + caption_height(300), 300, 3)
+        marked = np.zeros(300, bool)
+        if place is not None:
+            marked[place - 2 : place + 2] = True
+        assert (drawn[41][marked] == 0).all()
+        assert np.abs(drawn[41] - colours)[~marked].max() <= 4
 
 
 def test_map_is_enlarged_to_the_image() -> None:

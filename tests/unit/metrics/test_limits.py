@@ -40,7 +40,8 @@ def test_a_long_tail_that_all_products_show_moves_the_limits(rate: float) -> Non
     for _ in range(40):
         products = {f"part {row}": KnownScores(scores[:48], scores[48:]) for row, scores in enumerate(tailed(8, 60))}
         exceeded += [(tailed(2000) > limit.threshold).mean() for limit in limits(products, rate).values()]
-    assert np.mean(exceeded) == pytest.approx(rate, rel=0.5)  # 2.7 times as many at 1 % if the tail were normal
+    # If the tail were taken for a normal one, 2.7, 2.0 and 1.4 times as many.
+    assert np.mean(exceeded) == pytest.approx(rate, rel={0.01: 0.5, 0.02: 0.4, 0.05: 0.3}[rate])
 
 
 def test_what_unseen_images_score_more_is_measured_on_all_products() -> None:

@@ -57,3 +57,7 @@ class FeatureNorm(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """``features`` (B, C, h, w) -> (B, C, h, w)."""
         return (features - self.mean[:, None, None]) * (self.weights / self.std)[:, None, None]
+
+    def inverse(self, features: torch.Tensor) -> torch.Tensor:
+        """What :meth:`forward` makes ``features`` (B, C, h, w) of -> (B, C, h, w)."""
+        return features * (self.std / self.weights)[:, None, None] + self.mean[:, None, None]
