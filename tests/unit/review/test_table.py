@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
+import base64
 import csv
+import io
 import os
 from pathlib import Path, PurePath
 
+import PIL.Image
 import pytest
 
 from anomalib_uniad.errors import InputError, MissingFileError
+from anomalib_uniad.inference.heatmap import caption_height
 from anomalib_uniad.label_names import labels_of
 from anomalib_uniad.review.labels import Labels
-from anomalib_uniad.review.table import EVERYWHERE, find_table, read_table
+from anomalib_uniad.review.page import _data_uri
+from anomalib_uniad.review.table import EVERYWHERE, Image, find_table, read_table
 from runs import write_picture
 
 PREDICT = ("path", "category", "raw_score", "threshold", "decision", "heatmap", "error")
@@ -119,3 +124,18 @@ def test_other_tables(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "predictions.csv").write_text(text)
     with pytest.raises(InputError, match=message):
         read_table(tmp_path / "predictions.csv")
+
+
+def test_what_was_decided_is_cut_off(tmp_path: Path) -> None:
+    """Of the pictures of a test, and not of others that have no caption."""
+    file = tmp_path / "a.png"
+    PIL.Image.new("RGB", (160, 90), "white").save(file)
+    for name, size, shown in (
+        ("test", (320, 90 + caption_height(160)), (320, 90)),
+        ("predict", (160, 90 + caption_height(160)), (160, 90)),
+        ("other", (320, 300), (320, 300)),
+    ):
+        PIL.Image.new("RGB", size, "white").save(tmp_path / f"{name}.png")
+        image = Image(0, str(file), 1.0, None, tmp_path / f"{name}.png", name == "predict")
+        data = base64.b64decode(_data_uri(image, 100_000).partition(",")[2])
+        assert PIL.Image.open(io.BytesIO(data)).size == shown
