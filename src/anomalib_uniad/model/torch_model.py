@@ -79,15 +79,6 @@ class ReconstructionTransformer(nn.Module):
         decoder_attention: Sequence[AttentionTarget] = ("encoder", "previous"),
     ) -> None:
         super().__init__()
-        _check_sizes(
-            hidden_dim=hidden_dim,
-            num_heads=num_heads,
-            num_encoder_layers=num_encoder_layers,
-            num_decoder_layers=num_decoder_layers,
-            feedforward_dim=feedforward_dim,
-        )
-        check_fraction("dropout", dropout)
-        check_choice("position_embedding", position_embedding, get_args(PositionEmbedding))
         encoder_window, *windows = (neighbor_size if on else None for on in neighbor_mask)
         common = (hidden_dim, num_heads, feedforward_dim, dropout, grid_size)
         self.input_projection = nn.Linear(in_channels, hidden_dim)
@@ -183,45 +174,23 @@ class UniADModel(nn.Module):
         channels = sum(self.backbone.channels)
         weights = _of_channels(layer_weights, self.backbone.channels, feature_norm)
         self.feature_norm = FeatureNorm(channels, weights) if feature_norm == "standard" else None
-        check_choice("reconstruction", reconstruction, get_args(Reconstruction))
         # Named after UniAD's own, as in checkpoints.
-        self.transformer: ReconstructionTransformer | ReconstructionCNN | ReconstructionMLP
-        if reconstruction in {"uniad", "transformer"}:
-            whole = reconstruction == "uniad"
-            self.transformer = ReconstructionTransformer(
-                in_channels=channels,
-                grid_size=self.grid_size,
-                hidden_dim=hidden_dim,
-                num_heads=num_heads,
-                num_encoder_layers=num_encoder_layers,
-                num_decoder_layers=num_decoder_layers,
-                feedforward_dim=feedforward_dim,
-                dropout=dropout,
-                position_embedding=position_embedding,
-                neighbor_size=neighbor_size,
-                neighbor_mask=neighbor_mask if whole else (False, False, False),
-                decoder_query=decoder_query if whole else "first",
-                decoder_attention=decoder_attention if whole else ("encoder", "previous"),
-            )
-        else:
-            check_choice("decoder_query", decoder_query, get_args(DecoderQuery))  # of no use, but no nonsense either
-            check_choice("position_embedding", position_embedding, get_args(PositionEmbedding))
-            _check_sizes(
-                hidden_dim=hidden_dim,
-                num_encoder_layers=num_encoder_layers,
-                num_decoder_layers=num_decoder_layers,
-                feedforward_dim=feedforward_dim,
-            )
-            num_layers = num_encoder_layers + num_decoder_layers
-            # Attention has 4 D^2 weights, once in a layer of the encoder and twice in one of the decoder; here they
-            # are in the feed-forward, which has 2 D of them for each of its inner channels.
-            attentions = num_encoder_layers + 2 * num_decoder_layers
-            width = feedforward_dim + 2 * hidden_dim * attentions // num_layers
-            if reconstruction == "mlp":
-                self.transformer = ReconstructionMLP(channels, hidden_dim, num_layers, width, dropout)
-            else:  # each convolution has nine matrices
-                width = max(1, round(width / 9))
-                self.transformer = ReconstructionCNN(channels, self.grid_size, hidden_dim, num_layers, width, dropout)
+        self.transformer = _reconstruction(
+            reconstruction,
+            channels,
+            self.grid_size,
+            hidden_dim,
+            num_heads,
+            num_encoder_layers,
+            num_decoder_layers,
+            feedforward_dim,
+            dropout,
+            position_embedding,
+            neighbor_size,
+            neighbor_mask,
+            decoder_query,
+            decoder_attention,
+        )
 
     def extract(self, images: torch.Tensor) -> torch.Tensor:
         """``images`` (B, 3, H, W), normalised as the backbone expects -> ``features`` (B, C, h, w) of the neck.
@@ -313,6 +282,49 @@ class UniADModel(nn.Module):
             return raw if judged is None else judged.outputs
         features = self.normalise(self.extract(images))
         return self.reconstruct(features), features
+
+
+def _reconstruction(
+    kind: Reconstruction,
+    channels: int,
+    grid_size: tuple[int, int],
+    hidden_dim: int,
+    num_heads: int,
+    num_encoder_layers: int,
+    num_decoder_layers: int,
+    feedforward_dim: int,
+    dropout: float,
+    position_embedding: PositionEmbedding,
+    neighbor_size: tuple[int, int],
+    neighbor_mask: tuple[bool, bool, bool],
+    decoder_query: DecoderQuery,
+    decoder_attention: Sequence[AttentionTarget],
+) -> ReconstructionTransformer | ReconstructionCNN | ReconstructionMLP:
+    """What reconstructs the tokens; the arguments are those of :class:`ReconstructionTransformer`."""
+    check_choice("reconstruction", kind, get_args(Reconstruction))
+    # Also where they are of no use.
+    check_choice("decoder_query", decoder_query, get_args(DecoderQuery))
+    check_choice("position_embedding", position_embedding, get_args(PositionEmbedding))
+    layers = {"num_encoder_layers": num_encoder_layers, "num_decoder_layers": num_decoder_layers}
+    _check_sizes(hidden_dim=hidden_dim, num_heads=num_heads, **layers, feedforward_dim=feedforward_dim)
+    check_fraction("dropout", dropout)
+    if kind in {"uniad", "transformer"}:
+        parts: tuple[Any, ...] = (neighbor_mask, decoder_query, decoder_attention)
+        if kind == "transformer":
+            parts = ((False, False, False), "first", ("encoder", "previous"))
+        sizes = (hidden_dim, num_heads, num_encoder_layers, num_decoder_layers, feedforward_dim)
+        return ReconstructionTransformer(
+            channels, grid_size, *sizes, dropout, position_embedding, neighbor_size, *parts
+        )
+    num_layers = num_encoder_layers + num_decoder_layers
+    # Attention has 4 D^2 weights, once in a layer of the encoder and twice in one of the decoder; here they are in the
+    # feed-forward, which has 2 D of them for each of its inner channels.
+    attentions = num_encoder_layers + 2 * num_decoder_layers
+    width = feedforward_dim + 2 * hidden_dim * attentions // num_layers
+    if kind == "mlp":
+        return ReconstructionMLP(channels, hidden_dim, num_layers, width, dropout)
+    width = max(1, round(width / 9))  # each convolution has nine matrices
+    return ReconstructionCNN(channels, grid_size, hidden_dim, num_layers, width, dropout)
 
 
 def _check_sizes(**sizes: int) -> None:
