@@ -261,6 +261,19 @@ def quickstart_decisions(rows: pd.DataFrame) -> str:
     return markdown(columns)
 
 
+@once_measured
+def fresh(rows: pd.DataFrame) -> str:
+    """False alarms among good images that are in no split."""
+    columns = crossed(
+        rows, "category", "seed", lambda part: f"{part['false_alarms'].iloc[0]}", lambda seed, _: f"seed {seed}"
+    )
+    alarms, of = rows["false_alarms"].sum(), rows["images"].sum()
+    return (
+        f"Called anomalous, of {rows['images'].iloc[0]} good images of each product:\n\n{markdown(columns)}\n\n"
+        f"In all {alarms} of {of}, {100 * alarms / of:.1f} %. {how_measured(rows)}"
+    )
+
+
 @partial(once_measured, file="quickstart")
 def decided(rows: pd.DataFrame) -> str:
     """The README's sentence about decisions."""
