@@ -866,7 +866,8 @@ def quantization(rows: pd.DataFrame) -> str:
 def precisions(rows: pd.DataFrame) -> str:
     """Each precision against torch, which is the first row."""
     first, others = rows.iloc[0], rows.iloc[1:]
-    several = {"computed in": others["computed_in"]} if others["computed_in"].nunique() > 1 else {}
+    computed = others.get("computed_in", pd.Series(dtype=str))
+    several = {"computed in": computed} if computed.nunique() > 1 else {}
     columns = {
         "precision": others["precision"],
         **several,
