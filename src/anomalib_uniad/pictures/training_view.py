@@ -166,6 +166,7 @@ def _draw(rows: pd.DataFrame, maps: dict[int, dict[str, np.ndarray]], paths: Seq
     metrics.set(xlabel="epoch", ylabel="validation, %")
     if names:
         metrics.legend(fontsize="small")
+    metrics.set_xlim(loss.get_xlim())
     for axes in (loss, metrics):
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     for part in below:
@@ -178,6 +179,7 @@ def _draw(rows: pd.DataFrame, maps: dict[int, dict[str, np.ndarray]], paths: Seq
             line[0].set_title(f"epoch {epoch}", fontsize=8, loc="left")
         for axes, path in zip(grid[-1], paths, strict=True):
             words = "/".join(Path(path).parts[-4:])
-            text = axes.text(0.5, -0.05, words[-28:], fontsize=7, transform=axes.transAxes, ha="center", va="top")
+            words = words if len(words) <= 30 else f"…{words[-29:]}"
+            text = axes.text(0.5, -0.05, words, fontsize=7, transform=axes.transAxes, ha="center", va="top")
             text.set_parse_math(False)
     return figure
