@@ -104,6 +104,8 @@ class TrainingView(Callback):
         if not trainer.is_global_zero or trainer.fast_dev_run or not self._rows:  # type: ignore[attr-defined]
             return
         file = Path(trainer.default_root_dir, "training.png")
+        if file.parent.resolve() == Path.cwd():  # a trainer's default, and no folder of a run
+            return
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as (part,):
             _draw(pd.DataFrame(self._rows).sort_values("epoch"), self._maps, self._paths).savefig(part, format="png")
