@@ -350,7 +350,7 @@ def train_decoder(
         data: Folder of the images; default: those of the run.
         data_class: Datamodule that reads data: MultiCategory, MetaFile, CIFAR10 or one of anomalib's.
         steps: Steps of 16 images.
-        images: At most as many training images are looked at, evenly of all categories.
+        images: As many training images are looked at, evenly of all categories, at least one of each.
         seed: Seed of weights and of the order of images.
         overwrite: Replace a decoder that is there.
     """

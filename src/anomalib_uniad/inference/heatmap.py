@@ -83,11 +83,8 @@ def draw_inspection(image: np.ndarray, inspection: Inspection) -> Image.Image:
     drawn = draw_heatmap(image, np.full(image.shape[:2], np.nan) if values is None else values)
     for part, colour in ((inspection.region_of_interest, (0, 0, 0)), (inspection.mask, (255, 255, 255))):
         if part is not None and part.any():
-            import cv2  # see regions
-
-            outlines, _ = cv2.findContours(part.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
             width = max(1, round(min(image.shape[:2]) / 200))
-            drawn = Image.fromarray(cv2.drawContours(np.array(drawn), outlines, -1, colour, width))
+            drawn = Image.fromarray(outlined(np.array(drawn), part, colour, width))
     score = inspection.raw_score if inspection.score is None else inspection.score
     words = (inspection.decision, "" if score is None else f"{score:.3g}", inspection.product)
     text = plain("  ".join(filter(None, words)))
@@ -102,6 +99,24 @@ def draw_inspection(image: np.ndarray, inspection: Inspection) -> Image.Image:
     picture.paste(strip, (0, drawn.height))
     ImageDraw.Draw(picture).text((drawn.width / 2, below + line / 2), text, "white", font, "mm")
     return picture
+
+
+def outlined(pixels: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], width: int = 1) -> np.ndarray:
+    """Draw the outline of a mask into an image.
+
+    Args:
+        pixels (np.ndarray): ``(H, W, 3)``, uint8; stays as it is.
+        mask (np.ndarray): ``(H, W)``, not 0 inside.
+        colour (tuple[int, int, int]): Red, green and blue.
+        width (int): Of the line, in pixels. Defaults to ``1``.
+
+    Returns:
+        np.ndarray: ``(H, W, 3)``.
+    """
+    import cv2  # see regions
+
+    outlines, _ = cv2.findContours((mask > 0).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    return cv2.drawContours(pixels.copy(), outlines, -1, colour, width)
 
 
 def _strip(width: int, height: int, mark: float | None) -> Image.Image:

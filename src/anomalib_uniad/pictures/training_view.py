@@ -2,6 +2,7 @@
 """How a training went, to look at: loss, learning rate, metrics, and the maps of a few images over the epochs."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pandas as pd
 from anomalib.loggers.base import ImageLoggerBase
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # needs no display
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -74,7 +76,9 @@ class TrainingView(Callback):
             return
         geometry, value_range = (getattr(pl_module, name, None) for name in ("geometry", "value_range"))
         for row, path in enumerate(map(str, outputs.image_path or [])):
-            if path in self._paths:
+            if path not in self._paths:
+                continue
+            with suppress(OSError, ValueError):  # the image is gone or damaged since its features were computed
                 pixels = read_image(path, value_range)
                 values = relative_map(outputs.anomaly_map[row], pixels.shape[:2], geometry)
                 drawn = np.asarray(draw_heatmap(pixels, values))
@@ -106,9 +110,13 @@ class TrainingView(Callback):
         file = Path(trainer.default_root_dir, "training.png")
         if file.parent.resolve() == Path.cwd():  # a trainer's default, and no folder of a run
             return
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as (part,):
-            _draw(pd.DataFrame(self._rows).sort_values("epoch"), self._maps, self._paths).savefig(part, format="png")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            picture = _draw(pd.DataFrame(self._rows).sort_values("epoch"), self._maps, self._paths)
+            with replacing(file) as (part,):
+                picture.savefig(part, format="png")
+        except OSError as error:  # the model is worth more than its picture
+            rank_zero_warn(f"{file} cannot be written: {error}")
 
     def _row(self, epoch: int) -> dict[str, float]:
         for row in self._rows:

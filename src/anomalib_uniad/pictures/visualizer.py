@@ -4,7 +4,6 @@
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from anomalib.data import ImageBatch
@@ -15,7 +14,7 @@ from PIL import Image
 
 from anomalib_uniad.geometry import Geometry
 from anomalib_uniad.image_files import read_image
-from anomalib_uniad.inference.heatmap import draw_inspection, map_to_image
+from anomalib_uniad.inference.heatmap import draw_inspection, map_to_image, outlined
 from anomalib_uniad.inference.inspection import Inspection, Word
 
 
@@ -60,17 +59,7 @@ class HeatmapVisualizer(Visualizer):
             picture = side_by_side(pixels, truth, draw_inspection(pixels, inspection))
             picture.save(generate_output_filename(str(path), output, dataset, category))
 
-    def on_predict_batch_end(
-        self,
-        trainer: Any,
-        pl_module: Any,
-        outputs: Any,
-        batch: ImageBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Write the pictures of a batch, as of a test."""
-        self.on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+    on_predict_batch_end = on_test_batch_end
 
 
 def _inspection(
@@ -112,9 +101,8 @@ def _placed(values: torch.Tensor, size: tuple[int, int], geometry: Geometry | No
 def side_by_side(pixels: np.ndarray, truth: np.ndarray | None, drawn: Image.Image) -> Image.Image:
     """An image ``(H, W, 3)``, from 0 to 255, with the outline of its mask ``(H, W)``, beside what was drawn of it."""
     shown = np.ascontiguousarray(pixels.round().clip(0, 255).astype(np.uint8))
-    if truth is not None and truth.any():
-        outlines, _ = cv2.findContours(truth.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        shown = cv2.drawContours(shown, outlines, -1, (230, 30, 40), max(1, round(min(shown.shape[:2]) / 200)))
+    if truth is not None:
+        shown = outlined(shown, truth, (230, 30, 40), max(1, round(min(shown.shape[:2]) / 200)))
     picture = Image.new("RGB", (2 * drawn.width, drawn.height), "white")
     picture.paste(Image.fromarray(shown))
     picture.paste(drawn, (drawn.width, 0))

@@ -64,10 +64,9 @@ class FeatureDecoder(nn.Module):
         """Write it to a file, with what its features are from.
 
         Args:
-            file (Path): The file.
+            file (Path): The file, in a folder that is there.
             model (UniAD): The model with whose features it was trained.
         """
-        file.parent.mkdir(parents=True, exist_ok=True)
         arguments = {"channels": len(self.mean), "width": self.layers[0].out_channels}
         content = {"features": features_of(model), "arguments": arguments, "state_dict": self.state_dict()}
         with replacing(file) as (part,):

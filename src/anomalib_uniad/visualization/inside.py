@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
 from anomalib_uniad.errors import InputError
-from anomalib_uniad.inference.heatmap import draw_heatmap
+from anomalib_uniad.inference.heatmap import draw_heatmap, outlined
 from anomalib_uniad.model import UniAD
 from anomalib_uniad.model.components import NeighborMaskedAttention
 from anomalib_uniad.model.torch_model import ReconstructionTransformer
@@ -85,7 +85,6 @@ def draw_attention(
     Returns:
         list[tuple[str, Panels]]: Name and panels of each attention. What the mask hides is outlined in black, the token
         itself in white; colours are relative to the largest weight of a panel.
-
     """
     height, width = model.model.grid_size
     row, column = (
@@ -102,18 +101,18 @@ def draw_attention(
             levels = cv2.resize((part / part.max()).numpy(), image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
             pixels = np.array(draw_heatmap(image, levels))
             if hidden is not None:
-                pixels = _outlined(pixels, hidden.numpy(), (0, 0, 0))
+                pixels = _around(pixels, hidden.numpy(), (0, 0, 0))
             itself = np.zeros((height, width), bool)
             itself[row, column] = True
-            panels.append((title, Image.fromarray(_outlined(pixels, itself, (255, 255, 255)))))
+            panels.append((title, Image.fromarray(_around(pixels, itself, (255, 255, 255)))))
         rows.append((name, panels))
     return rows
 
 
-def _outlined(pixels: np.ndarray, tokens: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+def _around(pixels: np.ndarray, tokens: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    """An image with the outline of some tokens of the grid ``(h, w)``."""
     large = cv2.resize(tokens.astype(np.uint8), pixels.shape[1::-1], interpolation=cv2.INTER_NEAREST)
-    outlines, _ = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    return cv2.drawContours(pixels, outlines, -1, colour, 1)
+    return outlined(pixels, large, colour)
 
 
 def draw_queries(model: UniAD, decoder: FeatureDecoder, seed: int = 0) -> Panels:

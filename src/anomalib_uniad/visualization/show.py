@@ -23,7 +23,7 @@ from anomalib_uniad.checks import check_at_least
 from anomalib_uniad.errors import ExistingFileError, InputError, MissingFileError
 from anomalib_uniad.files import check_output, check_writable, file_names
 from anomalib_uniad.geometry import Geometry
-from anomalib_uniad.inference.heatmap import draw_heatmap
+from anomalib_uniad.inference.heatmap import draw_heatmap, outlined
 from anomalib_uniad.model import UniAD
 from anomalib_uniad.model.products import Products
 from anomalib_uniad.parity.inputs import load, normalises
@@ -226,7 +226,8 @@ def _draw(
     """The panels of an image, a batch of one."""
     path = str(batch.image_path[0])
     first = next(iter(models.values()))[0]
-    prepared, features = look(first, batch.image)
+    looks = {name: look(model, batch.image) for name, (model, _) in models.items()}
+    prepared, features = next(iter(looks.values()))
     size = _size(first, batch.image.shape[-2:])
     image = _resized(_pixels(pixels_of(first, prepared)), size)
     mask = _seen_mask(first, batch)
@@ -239,7 +240,7 @@ def _draw(
         place = _place(first, batch.image.shape[-2:], point, path)
         shown.attention = draw_attention(first, features, image, place)
     for name, (model, decoder) in models.items():
-        _, features = look(model, batch.image)
+        features = looks[name][1]
         with torch.no_grad():
             rebuilt = model.model.reconstruct(features)
             parts = [_pixels(decoder(model.model.denormalise(part))) for part in (features, rebuilt)]
@@ -301,8 +302,7 @@ def _outlined(pixels: np.ndarray, mask: np.ndarray | None) -> Image.Image:
     if mask is not None:
         # Thin defects stay when a mask is made smaller.
         small = cv2.resize(mask.astype(np.float32), pixels.shape[1::-1], interpolation=cv2.INTER_AREA)
-        outlines, _ = cv2.findContours((small > 0).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        pixels = cv2.drawContours(pixels.copy(), outlines, -1, _RED, 1)
+        pixels = outlined(pixels, small, _RED)
     return Image.fromarray(pixels)
 
 

@@ -2,11 +2,13 @@
 """What is drawn of a training, and what loggers get."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from anomalib.loggers.base import ImageLoggerBase
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
@@ -74,3 +76,26 @@ def test_a_resumed_training_keeps_its_curves() -> None:
     view = TrainingView()
     view.load_state_dict({"rows": [{"epoch": 1, "train_loss": 2.0}]})
     assert view.state_dict() == {"rows": [{"epoch": 1, "train_loss": 2.0}]}
+
+
+def test_no_picture_ends_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    view = TrainingView()
+    view.load_state_dict({"rows": [{"epoch": 1, "train_loss": 2.0, "learning_rate": 0.1}]})
+    view._paths = ["gone.png"]
+    trainer: Any = SimpleNamespace(
+        state=SimpleNamespace(fn="fit"), sanity_checking=False, is_global_zero=True, fast_dev_run=False, current_epoch=0
+    )
+    outputs = SimpleNamespace(anomaly_map=torch.rand(1, 1, 8, 8), image_path=["gone.png"])
+    view.on_validation_batch_end(trainer, SimpleNamespace(), outputs, None, 0)
+    assert not view._maps
+    (tmp_path / "file").touch()
+    trainer.default_root_dir = tmp_path / "file" / "run"
+    with pytest.warns(UserWarning, match=r"training\.png cannot be written"):
+        view.on_fit_end(trainer, SimpleNamespace())
+    monkeypatch.chdir(tmp_path)
+    trainer.default_root_dir = "."
+    view.on_fit_end(trainer, SimpleNamespace())
+    assert not Path("training.png").exists(), "the working directory is no folder of a run"
+    trainer.default_root_dir = "run"
+    view.on_fit_end(trainer, SimpleNamespace())
+    assert Path("run", "training.png").is_file()

@@ -119,8 +119,7 @@ class NeighborMaskedAttention(nn.Module):
             torch.Tensor: ``(B, heads, N, N)``, or ``(1, heads, N, N)``; each row adds up to 1.
         """
         q, k, _ = self._heads(query, memory, position)
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-        return (scores if self.visible is None else scores.masked_fill(~self.visible, -math.inf)).softmax(dim=-1)
+        return _scores(q, k, self.visible).softmax(dim=-1)
 
     def _heads(self, query: torch.Tensor, memory: torch.Tensor, position: torch.Tensor) -> Iterator[torch.Tensor]:
         """Queries, keys and values, each ``(B, heads, N, D/heads)``."""
@@ -172,8 +171,7 @@ def masked_attention(
     if torch.compiler.is_exporting():
         # torch's function would be exported with a guard against queries that see nothing (there are none), and with it
         # runtimes do not recognise the attention. What does not depend on the image stays without a batch.
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-        return (scores if visible is None else scores + _additive_mask(visible, scores.dtype)).softmax(dim=-1) @ value
+        return _scores(query, key, visible).softmax(dim=-1) @ value
     query = query.expand_as(key)
     by_hand = query.requires_grad and on_eager_cpu(query) and dropout < 1
     if not by_hand or (dropout == 0 and query.dtype == torch.float32):
@@ -186,6 +184,12 @@ def masked_attention(
         return weights @ value
     weights = weights * keep_mask(weights, dropout)
     return weights @ value * (1 / (1 - dropout))  # scaled here, where there are fewer elements
+
+
+def _scores(query: torch.Tensor, key: torch.Tensor, visible: torch.Tensor | None) -> torch.Tensor:
+    """What softmax makes attention weights of, ``(B, heads, N, N)``."""
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    return scores if visible is None else scores + _additive_mask(visible, scores.dtype)
 
 
 def _additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
