@@ -35,8 +35,11 @@ def checkpoint_of(run: Path) -> Path:
     """
     file = run / CHECKPOINT if run.is_dir() else run
     if not file.is_file():
-        what = f"{run} is not the folder of a run of UniAD: there is no {CHECKPOINT} in it" if run.is_dir() else None
-        raise MissingFileError(f"{what or f'There is no checkpoint {run}'}.")
+        what = f"{run} is not the folder of a run of UniAD: there is no {CHECKPOINT} in it" if run.is_dir() else ""
+        raise MissingFileError(
+            f"{what or f'There is no checkpoint {run}'}: give the folder of a run, such as results/UniAD/mydata/latest, "
+            "or its checkpoint."
+        )
     return file
 
 
