@@ -37,8 +37,8 @@ def checkpoint_of(run: Path) -> Path:
     if not file.is_file():
         what = f"{run} is not the folder of a run of UniAD: there is no {CHECKPOINT} in it" if run.is_dir() else ""
         raise MissingFileError(
-            f"{what or f'There is no checkpoint {run}'}: give the folder of a run, such as results/UniAD/mydata/latest, "
-            "or its checkpoint."
+            f"{what or f'There is no checkpoint {run}'}: give the folder of a run, such as "
+            "results/UniAD/mydata/latest, or its checkpoint."
         )
     return file
 
