@@ -114,6 +114,7 @@ def report(
     names: list[str] | None = None,
     metrics: list[str] | None = None,
     heatmaps: int = 2,
+    failures: int = 3,
     published: Path | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -128,6 +129,9 @@ def report(
         names: What the runs are called, such as '[A,B]', one name for each; default: their models.
         metrics: Which metrics, in this order, such as '[image_AUROC,pixel_AUPRO]'; default: all.
         heatmaps: How many heatmaps per category, of images that all runs have, defective ones first.
+        failures: How many false alarms per category, and missed defects, those farthest on the wrong side of the
+            threshold; each beside the good training image that looks most like it, if the run is UniAD's and its images
+            are there.
         published: Of a benchmark: csv file of published numbers to put beside, such as configs/benchmark/published.csv.
         overwrite: Replace reports that are there.
     """
@@ -145,7 +149,7 @@ def report(
         from anomalib_uniad.report.text import show
         from anomalib_uniad.report.write import write_report
 
-        comparison, files = write_report(runs, output, names, metrics, heatmaps, overwrite)
+        comparison, files = write_report(runs, output, names, metrics, heatmaps, failures, overwrite)
         show(comparison)
     for file in files:
         _show(f"Wrote {file}.")

@@ -9,17 +9,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from anomalib_uniad import MultiCategory, UniAD
 from anomalib_uniad.cli import main
 from anomalib_uniad.errors import ExistingFileError, InputError, MissingFileError
 from anomalib_uniad.model import UniADModel
+from anomalib_uniad.report.nearest_good import NearestGood, nearest_good
+from anomalib_uniad.trained_run import CHECKPOINT, checkpoint_of, look, open_run, pixels_of
 from anomalib_uniad.visualization import train_decoder as training
 from anomalib_uniad.visualization.feature_decoder import FeatureDecoder
 from anomalib_uniad.visualization.inside import attention_of, draw_queries, transformer_of
-from anomalib_uniad.visualization.runs import CHECKPOINT, checkpoint_of, look, open_run, pixels_of
-from anomalib_uniad.visualization.show import Nearest, _draw, _seen_mask, show
+from anomalib_uniad.visualization.show import _draw, _seen_mask, show
 from small import quiet_engine
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice about loggers and workers
@@ -157,7 +159,7 @@ def test_failures(run: Path, tmp_path: Path) -> None:
     files = show([tmp_path / "run"], tmp_path / "all", failures=True, data=data)
     assert [file.name for file in files[:2]] == [first, second]
     model = UniAD.load_from_checkpoint(run / CHECKPOINT).eval()
-    nearest = Nearest(model, open_run(run / CHECKPOINT, data)[1])
+    nearest = NearestGood(model, open_run(run / CHECKPOINT, data)[1])
     images = torch.from_numpy(
         np.asarray(Image.open(data / "plate/train/good/005.png").convert("RGB")) / np.float32(255)
     )
@@ -166,6 +168,24 @@ def test_failures(run: Path, tmp_path: Path) -> None:
     assert nearest.of(features, "plate").image_path == [str(data / "plate/train/good/005.png")]
     assert Path(nearest.of(features, LONG).image_path[0]).parts[-4] == LONG
     assert nearest.of(features, "another") is None
+    likes = nearest_good(tmp_path / "run", [(good[0], "plate"), (bad[-1], "plate"), ("other.png", "plate")])
+    assert likes == {}, "model.yaml does not say where the images are"
+    section = yaml.safe_dump({"data": {"class_path": "MultiCategory", "init_args": {"root": str(data)}}})
+    with (tmp_path / "run" / "model.yaml").open("a") as stream:
+        stream.write(section)
+    likes = nearest_good(tmp_path / "run", [(good[0], "plate"), (bad[-1], "plate"), ("other.png", "plate")])
+    assert {path: like.parts[-4:-1] for path, like in likes.items()} == dict.fromkeys(
+        (good[0], bad[-1]), ("plate", "train", "good")
+    )
+    table.loc[table["path"] == bad[-1], ["raw_score", "threshold"]] = 1.0, 2.0  # which is what the page decides by
+    table.to_csv(tmp_path / "run" / "predictions.csv", index=False)
+    page = tmp_path / "review.html"
+    main(["review", str(tmp_path / "run"), "--output", str(page)])
+    assert page.read_text().count(f'"{likes[bad[-1]].name}", "data:image/jpeg') >= 1
+    main(["report", str(tmp_path / "run"), "--output", str(tmp_path / "report")])
+    text = (tmp_path / "report" / "report.html").read_text()
+    assert text.count("good, most like it: ") == 3
+    assert f"good, most like it: {likes[bad[-1]].name}" in text
     table["decision"] = table["label"]
     table.to_csv(tmp_path / "run" / "predictions.csv", index=False)
     with pytest.raises(InputError, match="There is neither a false alarm nor a missed defect in"):

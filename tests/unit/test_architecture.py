@@ -32,7 +32,9 @@ LAYERS = (
     {"inference", "synthetic", "training", "metrics"},
     {"data", "deploy", "pictures"},
     {"model"},
-    {"check", "drift", "import_checkpoint", "parity", "report", "serve"},
+    {"check", "drift", "import_checkpoint", "parity", "serve"},
+    {"trained_run"},
+    {"report"},
     {"benchmark", "review", "visualization"},
     {"cli"},
 )

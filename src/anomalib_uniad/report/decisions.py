@@ -2,6 +2,7 @@
 """Missed defects and false alarms in the predictions of a run."""
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,13 +14,15 @@ from anomalib_uniad.errors import InputError
 # How labels and decisions are written.
 NORMAL = {"0", "false", "normal", "good"}
 DEFECTIVE = {"1", "true", "anomalous", "abnormal", "defective", "anomaly"}
+SCORES = ["raw_score", "normalised_score"]
 COUNTS = ["defective", "missed", "normal", "false_alarms", "open"]
 
 
 def read_predictions(file: Path | None) -> pd.DataFrame:
-    """Read ``category``, ``path``, ``label`` and ``decision`` of each image from ``predictions.csv`` of a run, if any.
+    """Read ``predictions.csv`` of a run, if any: a row for each image.
 
-    Labels and decisions are ``True`` for defective, ``False`` for normal and ``None`` if unknown.
+    Columns are ``category``, ``path``, ``label`` and ``decision``, ``True`` for defective, ``False`` for normal and
+    ``None`` if unknown, and ``raw_score`` and ``normalised_score``, NaN if there is none.
     """
     rows = []
     try:
@@ -34,10 +37,19 @@ def read_predictions(file: Path | None) -> pd.DataFrame:
                     # What shows no known product is not called normal either.
                     unknown = row["decision"] == UNKNOWN_PRODUCT
                     decision = unknown or is_defective(row["decision"], "decision", file, reader.line_num)
-                    rows.append((row["category"], row.get("path") or "", label, decision))
+                    scores = (_number(row.get(name), name, file, reader.line_num) for name in SCORES)
+                    rows.append((row["category"], row.get("path") or "", label, decision, *scores))
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{file} is damaged: {error}.") from error
-    return pd.DataFrame(rows, columns=["category", "path", "label", "decision"], dtype=object)
+    table = pd.DataFrame(rows, columns=["category", "path", "label", "decision", *SCORES], dtype=object)
+    return table.astype(dict.fromkeys(SCORES, float))
+
+
+def _number(text: str | None, name: str, file: Path, line: int) -> float:
+    try:
+        return float(text or math.nan)
+    except ValueError as error:
+        raise InputError(f"{file} is damaged: {name} in line {line} is {str(text)[:40]!r}, not a number.") from error
 
 
 def is_defective(text: str | None, name: str, file: Path, line: int) -> bool | None:
@@ -60,6 +72,28 @@ def count(predictions: pd.DataFrame) -> pd.DataFrame:
     alarm = predictions["decision"].eq(True)
     flags = [defective, defective & ~alarm, normal, normal & alarm, is_open]
     return pd.concat(flags, axis=1, keys=COUNTS).groupby(predictions["category"], sort=False).sum()
+
+
+def find_failures(predictions: pd.DataFrame, count: int) -> pd.DataFrame:
+    """The images of each category that lie farthest on the wrong side of the threshold.
+
+    Args:
+        predictions (pd.DataFrame): What :func:`read_predictions` reads.
+        count (int): So many false alarms of each category at most, and so many missed defects.
+
+    Returns:
+        pd.DataFrame: Their rows, with a column ``failure``, which is ``false alarm`` or ``missed``; categories in their
+        order, in each the false alarms first. What is called ``unknown`` though it is good is a false alarm.
+    """
+    score = predictions["normalised_score"].fillna(predictions["raw_score"])
+    parts = []
+    for name, label in (("false alarm", False), ("missed", True)):
+        wrong = predictions["label"].eq(label) & predictions["decision"].eq(not label)
+        found = predictions[wrong].assign(failure=name, score=score)
+        parts.append(found.sort_values("score", ascending=label, kind="stable").groupby("category").head(count))
+    found = pd.concat(parts)
+    order = {name: place for place, name in enumerate(predictions["category"].unique())}
+    return found.sort_values("category", key=lambda names: names.map(order), kind="stable").drop(columns="score")
 
 
 def decision_table(counts: Mapping[str, pd.DataFrame], categories: Sequence[str]) -> pd.DataFrame:

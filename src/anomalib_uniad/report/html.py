@@ -8,14 +8,24 @@ from typing import Any
 from anomalib_uniad.pages import render
 
 from .comparison import Cell, Comparison
-from .pictures import CURVES_BYTES, HEATMAPS_BYTES, choose, data_uri, find_curves, find_heatmaps
+from .decisions import find_failures
+from .pictures import (
+    CURVES_BYTES,
+    FAILURES_BYTES,
+    HEATMAPS_BYTES,
+    choose,
+    data_uri,
+    find_curves,
+    find_heatmaps,
+    picture_of,
+)
 from .text import facts
 
 COLOURS = 6  # of runs, in style.css
 
 
-def to_html(comparison: Comparison, heatmaps: int) -> str:
-    """Render a comparison as a page, with some heatmaps per category.
+def to_html(comparison: Comparison, heatmaps: int, failures: int) -> str:
+    """Render a comparison as a page, with some heatmaps, false alarms and missed defects per category.
 
     Values are shown in percent with one decimal, in full on pointing.
     """
@@ -37,6 +47,7 @@ def to_html(comparison: Comparison, heatmaps: int) -> str:
         counted=list(comparison.images.columns),
         images=comparison.images.reset_index().to_numpy().tolist(),
         categories=_pictures(comparison, heatmaps),
+        failures=_failures(comparison, failures),
         facts={run.name: facts(run) for run in comparison.runs},
     )
 
@@ -114,3 +125,30 @@ def _pictures(comparison: Comparison, heatmaps: int) -> list[dict[str, Any]]:
             shown = of_curves if any(of_curves.values()) else {}
             result.append({"name": name, "curves": shown, "heatmaps": of_images, "thresholds": thresholds})
     return result
+
+
+def _failures(comparison: Comparison, count: int) -> list[tuple[str, dict[str, list[dict[str, str]]]]]:
+    """What went wrong in each category: by run, the picture of each image and of the good image most like it."""
+    of_runs = {run.name: find_failures(run.predictions, count) for run in comparison.runs}
+    if all(found.empty for found in of_runs.values()):
+        return []
+    from .nearest_good import nearest_good
+
+    limit = FAILURES_BYTES // (2 * sum(map(len, of_runs.values())))
+    shown: dict[str, dict[str, list[dict[str, str]]]] = {name: {} for name in comparison.categories}
+    for run in comparison.runs:
+        wrong = of_runs[run.name]
+        nearest = nearest_good(run.file.parent, wrong[["path", "category"]].itertuples(index=False, name=None))
+        for category, rows in wrong.groupby("category", sort=False):
+            heatmaps = find_heatmaps(run, str(category))
+            shown.setdefault(str(category), {})[run.name] = [
+                {
+                    "what": failure,
+                    "name": "/".join(Path(path).parts[-2:]),
+                    "picture": data_uri(picture_of(Path(path), heatmaps), "jpeg", limit),
+                    "good": data_uri(nearest.get(path), "jpeg", limit),
+                    "good_name": nearest[path].name if path in nearest else "",
+                }
+                for path, failure in zip(rows["path"], rows["failure"], strict=True)
+            ]
+    return [(category, by_run) for category, by_run in shown.items() if by_run]

@@ -14,8 +14,8 @@ from anomalib_uniad.files import file_names
 from .decisions import NORMAL
 from .runs import Run
 
-# A page stays below some MB: all its curves, and all its heatmaps (base64 adds a third).
-CURVES_BYTES, HEATMAPS_BYTES = 2_500_000, 3_500_000
+# A page stays below some MB: all its curves, all its heatmaps, what went wrong (base64 adds a third).
+CURVES_BYTES, HEATMAPS_BYTES, FAILURES_BYTES = 2_500_000, 3_500_000, 3_500_000
 # Width in pixels and, for JPEG, quality: the first that fits is taken.
 SIZES = {
     "png": ((1200, 0), (900, 0), (700, 0), (500, 0)),
@@ -50,6 +50,22 @@ def find_heatmaps(run: Run, category: str) -> dict[Key, Path]:
             key = path.relative_to(below).with_suffix("").parts
             found[key[1:] if key[0] == "test" and len(key) > 1 else key] = path
     return found
+
+
+def picture_of(path: Path, heatmaps: Mapping[Key, Path]) -> Path | None:
+    """The heatmap of an image among those of its category or, without one, the image itself, if it is there."""
+    parts = path.with_suffix("").parts
+    ends = (parts[start:] for start in range(len(parts)))
+    found = next((heatmaps[end] for end in ends if end in heatmaps), path)
+    return found if is_there(found) else None
+
+
+def is_there(file: Path) -> bool:
+    """Whether a file is there, whose name may be anything."""
+    try:
+        return file.is_file()
+    except (OSError, ValueError):  # a name too long for the system, or one that is none
+        return False
 
 
 def choose(heatmaps: Sequence[Mapping[Key, Path]], count: int, labels: Mapping[tuple[str, str], bool]) -> list[Key]:

@@ -21,6 +21,7 @@ def write_report(
     names: Sequence[str] | None = None,
     metrics: Sequence[str] | None = None,
     heatmaps: int = 2,
+    failures: int = 3,
     overwrite: bool = False,
 ) -> tuple[Comparison, list[Path]]:
     """Compare runs, and write report.md, report.csv and report.html.
@@ -31,6 +32,8 @@ def write_report(
         names (Sequence[str] | None): Names of the runs; ``None`` is their models. Defaults to ``None``.
         metrics (Sequence[str] | None): Which metrics, in this order; ``None`` is all. Defaults to ``None``.
         heatmaps (int): Heatmaps per category. Defaults to ``2``.
+        failures (int): False alarms per category, and missed defects per category, those farthest on the wrong side of
+            the threshold, each beside the good training image that looks most like it. Defaults to ``3``.
         overwrite (bool): Replace reports that are there. Defaults to ``False``.
 
     Returns:
@@ -41,10 +44,11 @@ def write_report(
         ValueError: If a file of a run is damaged, or an argument does not fit the runs.
     """
     check_at_least("heatmaps", heatmaps, 0)
+    check_at_least("failures", failures, 0)
     files = [output / name for name in NAMES]
     check_output(output, files, overwrite)
     comparison = compare(read_runs(paths, names), metrics)
-    texts = to_markdown(comparison), to_csv(comparison), to_html(comparison, heatmaps)
+    texts = to_markdown(comparison), to_csv(comparison), to_html(comparison, heatmaps, failures)
     output.mkdir(parents=True, exist_ok=True)
     with replacing(*files) as partial:
         for path, text in zip(partial, texts, strict=True):

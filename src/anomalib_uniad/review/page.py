@@ -18,7 +18,7 @@ from anomalib_uniad.image_files import size_of
 from anomalib_uniad.inference.heatmap import caption_height
 from anomalib_uniad.inference.thresholds_file import GivenThresholds
 from anomalib_uniad.pages import render
-from anomalib_uniad.report.pictures import encode, read_picture
+from anomalib_uniad.report.pictures import data_uri, encode, read_picture
 
 from .labels import Labels
 from .table import EVERYWHERE, Group, Image, Table, find_table, read_table
@@ -65,7 +65,7 @@ def write_page(
     contents = [path.read_bytes() for path in (file, labels, thresholds) if path is not None]
     data = {
         "key": hashlib.sha256(b"\0".join(contents)).hexdigest(),
-        "groups": _groups(table, _pictures(table, pictures)),
+        "groups": _groups(table, _pictures(table, pictures), _good_ones(table, pictures)),
         "leftOut": table.left_out,
         "given": {"everywhere": given.everywhere, "products": list(given.products.items())},
     }
@@ -75,11 +75,12 @@ def write_page(
     return table
 
 
-def _groups(table: Table, uris: Mapping[int, str]) -> list[dict[str, Any]]:
+def _groups(table: Table, uris: Mapping[int, str], good: Mapping[int, tuple[str, str]]) -> list[dict[str, Any]]:
     """Groups as the script has them; lists, since names may be anything."""
 
     def of_image(image: Image) -> list[Any]:
-        return [image.number, image.path, image.score, _LABELS[image.defective], uris.get(image.number, "")]
+        label, uri, like = _LABELS[image.defective], uris.get(image.number, ""), good.get(image.number, ("", ""))
+        return [image.number, image.path, image.score, label, uri, *like]
 
     return [
         {
@@ -105,6 +106,22 @@ def _pictures(table: Table, count: int) -> dict[int, str]:
         uris = pool.map(lambda image: _data_uri(image, limit), chosen)
         shown = track(uris, "Pictures", len(chosen), console=console, transient=True, disable=not console.is_terminal)
         return {image.number: uri for image, uri in zip(chosen, shown, strict=True) if uri}
+
+
+def _good_ones(table: Table, count: int) -> dict[int, tuple[str, str]]:
+    """Name and data URI of the good training image most like each that was decided wrong, if the table is of a run."""
+    wrong = [image for group in table.groups for image in sorted(group.wrong(), key=group.distance)[:count]]
+    if not wrong or not (table.file.parent / "model.yaml").is_file():
+        return {}
+    from anomalib_uniad.report.nearest_good import nearest_good  # with torch, which not every user of this page has
+
+    found = nearest_good(table.file.parent, [(image.path, image.category) for image in wrong])
+    limit = min(PICTURE_BYTES, PAGE_BYTES // 3 // max(1, len(found)))
+    return {
+        image.number: (found[image.path].name, uri)
+        for image in wrong
+        if image.path in found and (uri := data_uri(found[image.path], "jpeg", limit))
+    }
 
 
 def _data_uri(image: Image, limit: int) -> str:

@@ -8,7 +8,7 @@ const groups = data.groups.map((group) => ({
   ...group,
   title: group.everywhere ? "all products" : group.name,
   first: group.threshold,
-  images: group.images.map(([number, path, score, label, picture]) => ({ number, path, score, label, first: label, picture })),
+  images: group.images.map(([number, path, score, label, picture, likeName, like]) => ({ number, path, score, label, first: label, picture, likeName, like })),
 }));
 let group = groups[0];
 let order = []; // images of the group that are shown, nearest to the threshold first
@@ -325,6 +325,16 @@ function enlarge(image) {
   enlarged = makeCard(image, () => {});
   updateCard(enlarged);
   enlarged.card.querySelector(".path").textContent = image.path;
+  if (image.like) {
+    const like = make("figure", "like");
+    const shown = document.createElement("img");
+    shown.src = image.like;
+    shown.alt = `good training image ${image.likeName}`;
+    like.append(shown, make("figcaption", "path", `the good training image most like it: ${image.likeName}`));
+    const pair = make("div", "pair");
+    enlarged.picture.replaceWith(pair);
+    pair.append(enlarged.picture, like);
+  }
   $("large-card").replaceChildren(enlarged.card);
   if (!$("large").open) $("large").showModal();
   enlarged.picture.focus();

@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 from anomalib_uniad.category import UNKNOWN_PRODUCT
 from anomalib_uniad.errors import InputError, MissingFileError
 from anomalib_uniad.report.decisions import is_defective
+from anomalib_uniad.report.pictures import is_there
 from anomalib_uniad.report.runs import find_newest
 
 from .labels import Labels, Row, read_rows
@@ -24,6 +25,7 @@ class Image:
     Attributes:
         number (int): Its place in the table, from 0.
         path (str): As it is in the table.
+        category (str): As it is in the table.
         score (float): The raw score.
         defective (bool | None): Its label; ``None`` if unknown.
         picture (Path | None): The picture to show: its heatmap or, without one, the image; ``None`` without a file.
@@ -32,6 +34,7 @@ class Image:
 
     number: int
     path: str
+    category: str
     score: float
     defective: bool | None
     picture: Path | None = None
@@ -55,6 +58,13 @@ class Group:
     def distance(self, image: Image) -> float:
         """How far an image is from being called something else; without a threshold, the highest score is nearest."""
         return -image.score if self.threshold is None else abs(image.score - self.threshold)
+
+    def wrong(self) -> list[Image]:
+        """False alarms and missed defects, as they were decided."""
+        if self.threshold is None:
+            return []
+        threshold = self.threshold
+        return [image for image in self.images if image.defective not in {None, image.score > threshold}]
 
 
 @dataclass
@@ -121,7 +131,8 @@ def read_table(file: Path, labels: Labels | None = None) -> Table:
             continue
         group = groups.setdefault(name, Group(name))
         group.threshold = threshold if group.threshold is None else group.threshold
-        group.images.append(Image(number, row["path"], score, label, *_picture(file.parent, row, categories)))
+        picture, has_caption = _picture(file.parent, row, categories)
+        group.images.append(Image(number, row["path"], row["category"], score, label, picture, has_caption))
     if not groups:
         raise InputError(f"{file} has no raw score of any image, by which thresholds could be set.")
     return Table(file, [groups[name] for name in sorted(groups)], left_out)
@@ -148,18 +159,11 @@ def _number(row: Row, name: str, file: Path, line: int) -> float | None:
 
 def _picture(folder: Path, row: Row, categories: int) -> tuple[Path | None, bool]:
     """The heatmap of an image or, without one, the image; and whether there is a line of text below it."""
-    if row.get("heatmap") and _is_file(folder / row["heatmap"]):
+    if row.get("heatmap") and is_there(folder / row["heatmap"]):
         return folder / row["heatmap"], True
     path, category = PurePath(row["path"]), row["category"]
     parts = path.parts[1:] if path.anchor else path.parts
     # anomalib's visualizer keeps an end of the path; without the category in it, it may be that of another product.
     ends = [parts[start:] for start in range(len(parts) - 1)]
     found = [folder / "images" / PurePath(*end) for end in ends if categories == 1 or category in end[:-1]]
-    return next((picture for picture in (*found, Path(path)) if _is_file(picture)), None), False
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name too long for the system, or one that is none
-        return False
+    return next((picture for picture in (*found, Path(path)) if is_there(picture)), None), False

@@ -25,14 +25,15 @@ from anomalib_uniad.files import check_output, check_writable, file_names
 from anomalib_uniad.geometry import Geometry
 from anomalib_uniad.inference.heatmap import draw_heatmap, outlined
 from anomalib_uniad.model import UniAD
-from anomalib_uniad.model.products import Products
 from anomalib_uniad.parity.inputs import load, normalises
+from anomalib_uniad.report.decisions import find_failures, read_predictions
+from anomalib_uniad.report.nearest_good import NearestGood
 from anomalib_uniad.report.runs import find_newest, unique
+from anomalib_uniad.trained_run import checkpoint_of, folder_of, look, open_run, pixels_of, test_images
 from anomalib_uniad.transforms import steps_of
 
 from .feature_decoder import FeatureDecoder
 from .inside import Panels, draw_attention, draw_queries, transformer_of
-from .runs import checkpoint_of, folder_of, look, open_run, pixels_of, training_images
 from .train_decoder import DECODER
 
 _SIDE, _GAP, _LINE = 176, 6, 18  # pixels: height of a panel, between panels, of a line of text
@@ -116,7 +117,7 @@ def show(
     ]
     drawn_queries = draw_queries(model, decoders[0]) if queries else []
     chosen = _choose(checkpoints[0], datamodule, images, count, failures)
-    nearest = Nearest(model, datamodule) if failures else None
+    nearest = NearestGood(model, datamodule) if failures else None
     seen_by = dict(zip(_names(checkpoints), zip(models, decoders, strict=True), strict=True))
     drawn = [
         _draw(dataset.collate_fn([dataset[row]]), category, seen_by, point, nearest)
@@ -137,8 +138,7 @@ def _choose(
     checkpoint: Path, datamodule: AnomalibDataModule, images: Sequence[Path], count: int, failures: bool
 ) -> list[tuple[int, Any, str]]:
     """Row, dataset and category of the images that are drawn."""
-    sets = [part for part in (datamodule.test_data, getattr(datamodule, "val_data", None)) if part is not None]
-    places = {str(path): (row, part) for part in reversed(sets) for row, path in enumerate(part.samples["image_path"])}
+    places = test_images(datamodule)
     if images:
         by_file = {Path(path).resolve(): path for path in places}
         if unknown := [str(path) for path in images if path.resolve() not in by_file]:
@@ -153,7 +153,8 @@ def _choose(
                 f"{datamodule.name}: name images with --images."
             )
         parts = [part for _, part in table.groupby("category", sort=False)]
-        paths = [path for part in parts for path in (_failed(part, count) if failures else _extreme(part, count))]
+        extreme = [path for part in parts for path in _extreme(part, count)]
+        paths = list(find_failures(table, count)["path"]) if failures else extreme
         if not paths:
             raise InputError(f"There is neither a false alarm nor a missed defect in {folder_of(checkpoint)}.")
     return [(*places[path], category) for path, category in zip(paths, categories_of(paths, datamodule), strict=True)]
@@ -164,14 +165,7 @@ def _predictions(checkpoint: Path) -> pd.DataFrame:
     file = find_newest(folder_of(checkpoint), ("predictions*.csv",))
     if file is None:
         raise MissingFileError(f"{folder_of(checkpoint)} has no predictions.csv: name images with --images.")
-    try:
-        table = pd.read_csv(file, dtype={"category": str}, keep_default_na=False, na_values="")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is damaged: {' '.join(str(error).split())}.") from error
-    columns = ("path", "category", "label", "raw_score", "normalised_score", "decision")
-    if lacking := [name for name in columns if name not in table]:
-        raise InputError(f"{file} has no column {', '.join(lacking)}.")
-    return table
+    return read_predictions(file)
 
 
 def _extreme(table: pd.DataFrame, count: int) -> list[str]:
@@ -180,48 +174,12 @@ def _extreme(table: pd.DataFrame, count: int) -> list[str]:
     return list(dict.fromkeys([*paths[:count], *paths[::-1][:count]]))
 
 
-def _failed(table: pd.DataFrame, count: int) -> list[str]:
-    """The false alarms and the misses of a category, those farthest from the threshold first."""
-    alarms = table[(table["label"] == "normal") & table["decision"].isin(["anomalous", "unknown"])]
-    missed = table[(table["label"] == "anomalous") & (table["decision"] == "normal")]
-    alarms = alarms.sort_values("normalised_score", ascending=False)
-    missed = missed.sort_values("normalised_score")
-    return [*list(alarms["path"])[:count], *list(missed["path"])[:count]]
-
-
-class Nearest:
-    """Finds the normal training image that looks most like an image, by the mean features of both.
-
-    Args:
-        model (UniAD): The model, which computes the features.
-        datamodule (AnomalibDataModule): Where the training images are from; about 1,000 of them are looked at.
-    """
-
-    def __init__(self, model: UniAD, datamodule: AnomalibDataModule) -> None:
-        self._dataset, self._rows, self._categories = training_images(datamodule, 1000)
-        pooled = []
-        for row in track(self._rows, "Normal images", console=Console(stderr=True)):
-            features = look(model, self._dataset.collate_fn([self._dataset[row]]).image)[1]
-            pooled.append(Products.pool(features))
-        self._pooled = torch.cat(pooled)
-        self._scale = self._pooled.std(dim=0).clamp(min=1e-6) if len(pooled) > 1 else torch.ones(())
-
-    def of(self, features: torch.Tensor, category: str) -> Any:
-        """The one of a category as a batch of one image, by what is reconstructed ``(1, C, h, w)``; else ``None``."""
-        if category not in self._categories:
-            return None
-        distances = ((self._pooled - Products.pool(features)) / self._scale).square().sum(dim=1)
-        other = torch.tensor([name != category for name in self._categories])
-        row = self._rows[int(distances.masked_fill(other, torch.inf).argmin())]
-        return self._dataset.collate_fn([self._dataset[row]])
-
-
 def _draw(
     batch: Any,
     category: str,
     models: dict[str, tuple[UniAD, FeatureDecoder]],
     point: Sequence[float] | None,
-    nearest: Nearest | None,
+    nearest: NearestGood | None,
 ) -> Shown:
     """The panels of an image, a batch of one."""
     path = str(batch.image_path[0])

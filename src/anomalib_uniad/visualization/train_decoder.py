@@ -21,9 +21,9 @@ from anomalib_uniad.checks import check_at_least
 from anomalib_uniad.errors import ExistingFileError
 from anomalib_uniad.files import check_writable
 from anomalib_uniad.model import UniAD
+from anomalib_uniad.trained_run import checkpoint_of, folder_of, look, open_run, pixels_of, training_images
 
 from .feature_decoder import PIXELS_PER_TOKEN, FeatureDecoder, features_of
-from .runs import checkpoint_of, folder_of, look, open_run, pixels_of, training_images
 
 BATCH_SIZE = 16
 DECODER = "decoder.pt"

@@ -12,6 +12,7 @@ from PIL import Image
 from anomalib_uniad.files import file_names
 from anomalib_uniad.report import pictures
 from anomalib_uniad.report.comparison import compare
+from anomalib_uniad.report.decisions import find_failures
 from anomalib_uniad.report.html import to_html
 from anomalib_uniad.report.pictures import choose, data_uri, find_curves, find_heatmaps
 from anomalib_uniad.report.runs import read_runs
@@ -50,8 +51,8 @@ class Page(HTMLParser):
         return [attributes for tag, attributes in self.elements if tag == "img"]
 
 
-def render(folders: list[Path], names: list[str] | None = None, heatmaps: int = 2) -> str:
-    return to_html(compare(read_runs(folders, names)), heatmaps)
+def render(folders: list[Path], names: list[str] | None = None, heatmaps: int = 2, failures: int = 0) -> str:
+    return to_html(compare(read_runs(folders, names)), heatmaps, failures)
 
 
 def full_run(folder: Path, values: dict[str, float], **about: Any) -> Path:
@@ -69,6 +70,41 @@ def full_run(folder: Path, values: dict[str, float], **about: Any) -> Path:
                 rows.append((f"data/{name}/test/{kind}/{number}.png", name, label, "normal"))
     write_predictions(folder, rows)
     return folder
+
+
+def test_what_went_wrong(tmp_path: Path) -> None:
+    """Farthest from the threshold first, so many of each kind; the image itself where there is no heatmap."""
+    folder = write_run(tmp_path / "run", {name: {"image_AUROC": 0.9} for name in ("nut", "<b>")})
+    photo = tmp_path / "nut" / "good" / "7.png"
+    write_picture(photo, (50, 40))
+    write_picture(folder / "images" / "nut" / "test" / "crack" / "1.png", (120, 40))
+    header = "path,category,label,raw_score,normalised_score,threshold,decision"
+    rows = [
+        (photo, "nut", "normal", 9, 0.9, 5, "anomalous"),
+        ("data/nut/test/good/1.png", "nut", "normal", 6, 0.6, 5, "anomalous"),
+        ("data/nut/test/good/2.png", "nut", "normal", 5, "", 5, "unknown"),
+        ("data/nut/test/good/3.png", "nut", "normal", 1, 0.1, 5, "normal"),
+        ("data/nut/test/crack/0.png", "nut", "anomalous", 4, 0.4, 5, "normal"),
+        ("data/nut/test/crack/1.png", "nut", "anomalous", 1, 0.1, 5, "normal"),
+        ("data/b/test/dent/<i>.png", "<b>", "anomalous", 1, 0.1, 5, "normal"),
+        ("data/b/test/dent/1.png", "<b>", "anomalous", 1, 0.1, 5, ""),
+    ]
+    (folder / "predictions.csv").write_text("\n".join([header, *(",".join(map(str, row)) for row in rows)]))
+    table = find_failures(read_runs([folder])[0].predictions, 2)
+    assert [(Path(row.path).name, row.failure) for row in table.itertuples()] == [
+        ("2.png", "false alarm"),
+        ("7.png", "false alarm"),
+        ("1.png", "missed"),
+        ("0.png", "missed"),
+        ("<i>.png", "missed"),
+    ]
+    page = Page(render([folder], heatmaps=0, failures=2))
+    assert {image["alt"]: decoded(image["src"]).size for image in page.images()} == {
+        "false alarm: good/7.png": (50, 40),
+        "missed: crack/1.png": (120, 40),
+    }
+    assert "dent/<i>.png" in "".join(page.texts)
+    assert "What went wrong" not in render([folder], failures=0)
 
 
 def decoded(uri: str | None) -> Image.Image:

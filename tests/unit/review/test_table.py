@@ -136,6 +136,6 @@ def test_what_was_decided_is_cut_off(tmp_path: Path) -> None:
         ("other", (320, 300), (320, 300)),
     ):
         PIL.Image.new("RGB", size, "white").save(tmp_path / f"{name}.png")
-        image = Image(0, str(file), 1.0, None, tmp_path / f"{name}.png", name == "predict")
+        image = Image(0, str(file), "nut", 1.0, None, tmp_path / f"{name}.png", name == "predict")
         data = base64.b64decode(_data_uri(image, 100_000).partition(",")[2])
         assert PIL.Image.open(io.BytesIO(data)).size == shown

@@ -109,6 +109,12 @@ def pixels_of(model: UniAD, prepared: torch.Tensor) -> torch.Tensor:
     return (prepared * std + mean).clamp(0, 1)
 
 
+def test_images(datamodule: AnomalibDataModule) -> dict[str, tuple[int, Any]]:
+    """Row and dataset of each image that was tested or validated with, by its path."""
+    sets = [part for part in (getattr(datamodule, "val_data", None), datamodule.test_data) if part is not None]
+    return {str(path): (row, part) for part in sets for row, path in enumerate(part.samples["image_path"])}
+
+
 def training_images(datamodule: AnomalibDataModule, count: int) -> tuple[Any, list[int], list[str]]:
     """Normal training images, so many, evenly of all categories, and at least one of each.
 
