@@ -15,7 +15,7 @@ from .decisions import NORMAL
 from .runs import Run
 
 # A page stays below some MB: all its curves, all its heatmaps, what went wrong (base64 adds a third).
-CURVES_BYTES, HEATMAPS_BYTES, FAILURES_BYTES = 2_500_000, 3_500_000, 3_500_000
+CURVES_BYTES, HEATMAPS_BYTES, FAILURES_BYTES = 2_400_000, 2_600_000, 2_200_000
 # Width in pixels and, for JPEG, quality: the first that fits is taken.
 SIZES = {
     "png": ((1200, 0), (900, 0), (700, 0), (500, 0)),
