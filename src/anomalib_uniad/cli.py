@@ -349,8 +349,9 @@ def train_decoder(
     after an interruption.
 
     Args:
-        run: Folder of a run of UniAD, such as results/UniAD/mydata/latest, or its checkpoint.
-        output: The file; default: decoder.pt in the folder of the run.
+        run: Folder of a run of UniAD, such as results/UniAD/mydata/latest, or its checkpoint; or the folder of a
+            benchmark, whose first training of UniAD counts.
+        output: The file; default: decoder.pt in that folder.
         data: Folder of the images; default: those of the run.
         data_class: Datamodule that reads data: MultiCategory, MetaFile, CIFAR10 or one of anomalib's.
         steps: Steps of 16 images.
@@ -381,7 +382,8 @@ def show(
     A contact sheet for each category, and a picture of each image. `train-decoder` has to be run before.
 
     Args:
-        runs: Folders of runs of UniAD, or their checkpoints; of several, each shows the same images.
+        runs: Folders of runs of UniAD, or their checkpoints, or the folder of a benchmark, which stands for all of its
+            trainings of UniAD; of several, each shows the same images.
         output: Folder of the pictures.
         images: Test images, such as '[a.png,b.png]'; default: by the scores in predictions.csv of the first run.
         count: How many of the most anomalous images of each category, and of the least anomalous.
@@ -390,7 +392,7 @@ def show(
         point: Place in each image, such as '[120,80]', in pixels of its file from the left and the top: where its token
             looks is drawn too, for each attention and head of the first run.
         queries: Draw what the learned queries of the first run hold, too: queries.png.
-        decoder: Decoder of the features; default: decoder.pt in the folder of each run.
+        decoder: Decoder of the features; default: decoder.pt in the folder of each.
         data: Folder of the images; default: those of the first run.
         data_class: Datamodule that reads data: MultiCategory, MetaFile, CIFAR10 or one of anomalib's.
         overwrite: Replace pictures that are there.
@@ -529,7 +531,12 @@ _LISTS: dict[Any, tuple[str, str, str, str]] = {
     predict: ("images", "+", "IMAGES", "Folder, searched at all depths, or image."),
     recalibrate: ("images", "+", "IMAGES", "Folder, searched at all depths, or image."),
     report: ("runs", "+", "RUN", "Folder of a run, or its metrics.json or metrics.csv; the newest one is taken."),
-    show: ("runs", "+", "RUN", "Folder of a run of UniAD, or its checkpoint; of several, each shows the same images."),
+    show: (
+        "runs",
+        "+",
+        "RUN",
+        "Folder of a run of UniAD or of a benchmark, or a checkpoint; each shows the same images.",
+    ),
 }
 
 

@@ -16,6 +16,7 @@ from anomalib_uniad import MultiCategory, UniAD
 from anomalib_uniad.cli import main
 from anomalib_uniad.errors import ExistingFileError, InputError, MissingFileError
 from anomalib_uniad.model import UniADModel
+from anomalib_uniad.report.columns import COST
 from anomalib_uniad.report.nearest_good import NearestGood, nearest_good
 from anomalib_uniad.trained_run import CHECKPOINT, checkpoint_of, look, open_run, pixels_of
 from anomalib_uniad.visualization import train_decoder as training
@@ -203,6 +204,28 @@ def test_several_runs(run: Path, tmp_path: Path) -> None:
         assert picture.width == 9 * (176 + 6) + 6  # image, mask, features, and three panels of each run
     with pytest.raises(InputError, match=r"other\.png is none of the test images of data"):
         show([run], tmp_path / "b", [Path("other.png")], data=data)
+
+
+def test_a_benchmark_stands_for_its_trainings(run: Path, tmp_path: Path) -> None:
+    """Of UniAD, one model for all categories, the first data and seed; with one decoder."""
+    data, bench = run.parents[2] / "data", tmp_path / "bench"
+    cells = [("a|b", "all", "unified", 1), ("a|b", "all", "unified", 2), ("a|b", "Padim", "unified", 1)]
+    cells += [("a|b", "no mask", "unified", 1), ("a|b", "no mask", "separate", 1), ("c", "no mask", "unified", 1)]
+    keys = dict(zip(("data", "method", "mode", "seed"), zip(*cells, strict=True), strict=True))
+    table = pd.DataFrame({**keys, "category": "plate", "kind": "category", "image_AUROC": 1.0, "note": ""})
+    table = table.assign(**dict.fromkeys(COST, 1), model=table["method"].where(table["method"] == "Padim", "UniAD"))
+    for name in ("all", "no mask"):
+        shutil.copytree(run, bench / "a_b" / name / "unified" / "seed1" / "run" / "UniAD" / "data" / "latest")
+    table.to_csv(bench / "results.csv", index=False)
+    shutil.copy(run / "decoder.pt", bench)
+    chosen = data / "plate" / "test" / "spot" / "000.png"
+    files = show([bench], tmp_path / "out", [chosen], data=data)
+    assert len(files) == 2
+    with Image.open(files[0]) as picture:
+        assert picture.width == 9 * (176 + 6) + 6
+    table[table["mode"] == "separate"].to_csv(bench / "results.csv", index=False)
+    with pytest.raises(InputError, match=r"bench has no training of UniAD for all categories together"):
+        training.train_decoder(bench)
 
 
 @pytest.mark.parametrize("how", [{"resize_mode": "pad"}, {"crop": (0, 40, 96, 96)}, {"tiles": (1, 2)}], ids=str)

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from anomalib_uniad.errors import InputError, MissingFileError
+from anomalib_uniad.files import file_names
 
 from .columns import COST, EPOCHS, KEYS, RESULTS
 
@@ -52,6 +53,27 @@ def is_benchmark(folder: Path) -> bool:
         return False
     with file.open(encoding="utf-8") as stream:
         return stream.readline().startswith(",".join(KEYS))
+
+
+def trainings_of_uniad(folder: Path) -> list[Path]:
+    """Folders of the trainings of UniAD in a benchmark, one of each method: one model for all categories.
+
+    Args:
+        folder (Path): Folder of the benchmark. Of several data and seeds in its table, the first are taken.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    table = read_benchmark(folder).table
+    table = table[(table["model"] == "UniAD") & (table["mode"] == "unified")]
+    if table.empty:
+        raise InputError(f"{folder} has no training of UniAD for all categories together (unified).")
+    first = table.iloc[0]
+    of = table[(table["data"] == first["data"]) & (table["seed"] == first["seed"])]
+    place = folder / file_names([first["data"]])[first["data"]]
+    methods = file_names(list(of["method"].unique()))
+    runs = [place / name / "unified" / f"seed{first['seed']}" / "run" for name in methods.values()]
+    return [found for run in runs for found in sorted(run.glob("UniAD/*/latest"))]
 
 
 def read_benchmark(folder: Path, metrics: Sequence[str] | None = None) -> Benchmark:

@@ -29,12 +29,12 @@ from anomalib_uniad.parity.inputs import load, normalises
 from anomalib_uniad.report.decisions import find_failures, read_predictions
 from anomalib_uniad.report.nearest_good import NearestGood
 from anomalib_uniad.report.runs import find_newest, unique
-from anomalib_uniad.trained_run import checkpoint_of, folder_of, look, open_run, pixels_of, test_images
+from anomalib_uniad.trained_run import folder_of, look, open_run, pixels_of, test_images
 from anomalib_uniad.transforms import steps_of
 
 from .feature_decoder import FeatureDecoder
 from .inside import Panels, draw_attention, draw_queries, transformer_of
-from .train_decoder import DECODER
+from .train_decoder import checkpoints_of
 
 _SIDE, _GAP, _LINE = 176, 6, 18  # pixels: height of a panel, between panels, of a line of text
 _RED, _GREY, _TEXT = (230, 30, 40), (110, 118, 130), (25, 30, 40)
@@ -74,7 +74,8 @@ def show(
     """Draw chosen images, or the most and the least anomalous ones of each category.
 
     Args:
-        runs (Sequence[Path]): Folders of runs of UniAD, or their checkpoints; of several, each shows the same images.
+        runs (Sequence[Path]): Folders of runs of UniAD, or their checkpoints, or of benchmarks, which stand for all of
+            their trainings of UniAD; of several runs, each shows the same images.
         output (Path): Folder of the pictures: a contact sheet for each category, and one picture of each image.
             Defaults to ``show``.
         images (Sequence[Path]): Test images. Defaults to ``()``, chosen by the scores in ``predictions.csv`` of the
@@ -87,7 +88,7 @@ def show(
         point (Sequence[float] | None): Place in each image, in pixels of its file from the left and from the top, whose
             token's attention is drawn too, of the first run. Defaults to ``None``.
         queries (bool): Draw what the queries of the first run hold, too. Defaults to ``False``.
-        decoder (Path | None): Decoder of the features. Defaults to ``None``, ``decoder.pt`` in the folder of each run.
+        decoder (Path | None): Decoder of the features. Defaults to ``None``, ``decoder.pt`` in the folder of each.
         data (Path | None): Folder of the images. Defaults to ``None``, those of the first run.
         data_class (str): Datamodule that reads ``data``. Defaults to ``"MultiCategory"``.
         overwrite (bool): Replace pictures that are there. Defaults to ``False``.
@@ -102,7 +103,7 @@ def show(
     check_at_least("count", count, 1)
     if point is not None and len(point) != 2:
         raise InputError(f"point must be two numbers, pixels from the left and from the top, got {[*point]}.")
-    checkpoints = [checkpoint_of(run) for run in runs]
+    checkpoints, own_decoders = zip(*checkpoints_of(runs), strict=True)
     check_output(output, [], overwrite)
     if not overwrite and output.is_dir() and any(output.iterdir()):
         raise ExistingFileError(f"{output} has files in it: give another --output, or --overwrite true.")
@@ -111,10 +112,7 @@ def show(
     if point is not None:
         transformer_of(model)
     models = [model, *map(load, checkpoints[1:])]
-    decoders = [
-        FeatureDecoder.load(decoder or folder_of(file) / DECODER, of)
-        for file, of in zip(checkpoints, models, strict=True)
-    ]
+    decoders = [FeatureDecoder.load(decoder or file, of) for file, of in zip(own_decoders, models, strict=True)]
     drawn_queries = draw_queries(model, decoders[0]) if queries else []
     chosen = _choose(checkpoints[0], datamodule, images, count, failures)
     nearest = NearestGood(model, datamodule) if failures else None

@@ -21,6 +21,7 @@ from anomalib_uniad.checks import check_at_least
 from anomalib_uniad.errors import ExistingFileError
 from anomalib_uniad.files import check_writable
 from anomalib_uniad.model import UniAD
+from anomalib_uniad.report.benchmark import is_benchmark, trainings_of_uniad
 from anomalib_uniad.trained_run import checkpoint_of, folder_of, look, open_run, pixels_of, training_images
 
 from .feature_decoder import PIXELS_PER_TOKEN, FeatureDecoder, features_of
@@ -56,6 +57,30 @@ class DecoderTraining(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+def checkpoints_of(runs: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """Checkpoints, and where the decoder of each is.
+
+    Args:
+        runs (Sequence[Path]): Folders of runs, or checkpoints, whose decoders are in the folder of the run; or folders
+            of benchmarks, which stand for their trainings of UniAD and have one decoder for all of them.
+
+    Returns:
+        list[tuple[Path, Path]]: Checkpoint and decoder.
+
+    Raises:
+        FileNotFoundError: If a checkpoint is not there.
+        ValueError: If a benchmark has none of UniAD.
+    """
+    found = []
+    for run in runs:
+        if is_benchmark(run):
+            found += [(checkpoint_of(training), run / DECODER) for training in trainings_of_uniad(run)]
+        else:
+            checkpoint = checkpoint_of(run)
+            found.append((checkpoint, folder_of(checkpoint) / DECODER))
+    return found
+
+
 def train_decoder(
     run: Path,
     output: Path | None = None,
@@ -71,8 +96,8 @@ def train_decoder(
     A training that was interrupted goes on, from a folder beside the file that is removed at the end.
 
     Args:
-        run (Path): Folder of a run, or its checkpoint.
-        output (Path | None): The file. Defaults to ``None``, ``decoder.pt`` in the folder of the run.
+        run (Path): Folder of a run, or its checkpoint; or the folder of a benchmark, whose first training counts.
+        output (Path | None): The file. Defaults to ``None``, ``decoder.pt`` in the folder.
         data (Path | None): Folder of the images. Defaults to ``None``, those of the run.
         data_class (str): Datamodule that reads ``data``. Defaults to ``"MultiCategory"``.
         steps (int): Steps of 16 images. Defaults to ``1000``.
@@ -90,8 +115,8 @@ def train_decoder(
     """
     check_at_least("steps", steps, 1)
     check_at_least("images", images, 1)
-    checkpoint = checkpoint_of(run)
-    output = output or folder_of(checkpoint) / DECODER
+    checkpoint, own = checkpoints_of([run])[0]
+    output = output or own
     if output.is_dir():
         raise ExistingFileError(f"{output} is a folder: give a file as --output.")
     if output.exists() and not overwrite:
