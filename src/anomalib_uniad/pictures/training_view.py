@@ -96,6 +96,9 @@ class TrainingView(Callback):
             strip = np.concatenate([drawn[path] for path in self._paths if path in drawn], axis=1)
             for logger in trainer.loggers:
                 _log(logger, strip, epoch, trainer.global_step)
+        if len(self._maps) > 2 * _ROWS:  # of long trainings, every second one of those that are kept
+            for old in sorted(self._maps)[1:-1:2]:
+                del self._maps[old]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep loss and learning rate."""
@@ -156,8 +159,8 @@ def _log(logger: Any, picture: np.ndarray, epoch: int, step: int) -> None:
 def _draw(rows: pd.DataFrame, maps: dict[int, dict[str, np.ndarray]], paths: Sequence[str]) -> Figure:
     """Curves on top, below a row of maps for each validation."""
     epochs = sorted(maps)
-    places = np.linspace(0, len(epochs) - 1, min(_ROWS, len(epochs))).round().astype(int)
-    shown = [epochs[place] for place in np.unique(places)]
+    wanted = np.linspace(epochs[0], epochs[-1], min(_ROWS, len(epochs))) if epochs else ()
+    shown = sorted({min(epochs, key=lambda epoch: abs(epoch - place)) for place in wanted})
     heights = [3.2, *([0.3 + 1.6 * len(shown)] if shown else [])]
     figure = Figure(figsize=(11, sum(heights)), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)

@@ -78,6 +78,22 @@ def test_a_resumed_training_keeps_its_curves() -> None:
     assert view.state_dict() == {"rows": [{"epoch": 1, "train_loss": 2.0}]}
 
 
+def test_few_maps_of_a_long_training_are_kept() -> None:
+    view = TrainingView()
+    trainer: Any = SimpleNamespace(
+        state=SimpleNamespace(fn="fit"), sanity_checking=False, is_global_zero=True, callback_metrics={}, loggers=[]
+    )
+    for trainer.current_epoch in range(200):
+        view._maps[trainer.current_epoch + 1] = {}
+        view.on_validation_end(trainer, SimpleNamespace())
+        assert len(view._maps) <= 16
+    assert {1, 200} <= set(view._maps)
+    view._maps = {epoch: {"a.png": np.zeros((8, 8, 3), np.uint8)} for epoch in (1, 2, 3, 50, 98, 99, 100, 101, 150)}
+    rows = pd.DataFrame({"epoch": [1, 150], "train_loss": [2.0, 1.0], "learning_rate": [0.1, 0.01]})
+    titles = {axes.get_title(loc="left") for axes in _draw(rows, view._maps, ["a.png"]).axes}
+    assert {"epoch 1", "epoch 50", "epoch 150"} < titles
+
+
 def test_no_picture_ends_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     view = TrainingView()
     view.load_state_dict({"rows": [{"epoch": 1, "train_loss": 2.0, "learning_rate": 0.1}]})
