@@ -438,6 +438,20 @@ def serve(rows: pd.DataFrame) -> str:
 
 
 @once_measured
+def long_predictions(rows: pd.DataFrame) -> str:
+    """What heatmaps cost, and what many images leave behind."""
+    row = rows.iloc[-1]
+    return (
+        f"On {row['device']}: {row['images']:,} images in a row gave {row['rows']:,} rows and {row['heatmaps']:,} "
+        f"heatmaps; memory {row['memory_tenth_mb']} MB after a tenth of the time, {row['memory_half_mb']} MB at half, "
+        f"{row['memory_end_mb']} MB at the end; open files {row['files_tenth']}, {row['files_half']}, "
+        f"{row['files_end']}. "
+        f"Heatmaps and masks took {1 / row['without_ratio']:.2f} times as long as none "
+        f"({1 / row['without_ratio_max']:.2f} to {1 / row['without_ratio_min']:.2f})."
+    )
+
+
+@once_measured
 def messages(rows: pd.DataFrame) -> str:
     """What a user reads after a mistake, and how soon."""
     columns = {
@@ -694,7 +708,7 @@ def study(name: str, index: str = "method") -> Callable[[Path], str]:
     def from_file(results: Path) -> str:
         if not (results / f"ablation_{name}.csv").is_file():
             return NOT_YET
-        rows = read(results, f"ablation_{name}")
+        rows = read(results, f"ablation_{name}").sort_values("kind", kind="stable")  # the means come last
         return f"{by_category(rows, index, across=False)}\n\n{how_measured(rows)}"
 
     return from_file
