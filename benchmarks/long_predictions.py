@@ -54,7 +54,7 @@ def long_predictions(
             seconds = {way: [row["seconds"] for row in rows] for way, rows in taken.items()}
         row = _predict(model, folder / "images", folder / "long", heatmaps=True)
         rows = len((folder / "long" / "predictions.csv").read_text(encoding="utf-8").splitlines()) - 1
-        pictures = sum(1 for _ in (folder / "long" / "heatmaps").rglob("*.png"))
+        pictures = sum(1 for _ in (folder / "long" / "heatmaps").rglob("*.jpg"))
     row |= {"model": model.name, "images": count, "rows": rows, "heatmaps": pictures, "few": few}
     row |= ratios("without", seconds["without"], seconds["with"])
     table = output_dir / "long_predictions.csv"

@@ -150,7 +150,7 @@ def test_command(exported: dict[str, Path], images: Path, tmp_path: Path, capsys
         ("cable", "normal"),
     }
     for row in rows:
-        heatmap = tmp_path / "heatmaps" / Path(row["path"]).relative_to(images).with_suffix(".png")
+        heatmap = tmp_path / "heatmaps" / Path(row["path"]).relative_to(images).with_suffix(".jpg")
         assert heatmap.is_file() != bool(row["error"])
         if not row["error"]:
             width, height = Image.open(row["path"]).size

@@ -51,7 +51,7 @@ def predict(
             an image's path that has the name of one. Default: as the model does, which may recognise products itself.
         thresholds: thresholds.yaml by which to decide, for example of `anomalib-uniad review`. Default: as the model
             has learned.
-        heatmaps: Write `heatmaps/<path of the image>.png`, the image with its anomaly map over it, and
+        heatmaps: Write `heatmaps/<path of the image>.jpg`, the image with its anomaly map over it, and
             `masks/<path of the image>.png`.
         minimum_area: Defective regions of fewer pixels are left out of masks and regions.
         regions_of_interest: regions.yaml with the part of each product's images that counts: scores, decisions, masks

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path, PurePath
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -48,7 +49,7 @@ class Writer:
         origin (tuple[str, str]): By what is decided: hashes of the model and of its thresholds, for every row.
             Defaults to ``("", "")``.
         go_on (bool): Go on with a table of the same origin that is there, and take images that ``files`` does not have;
-            the pictures of such keep the extension of the image before ``.png``. Defaults to ``False``.
+            the pictures of such keep the extension of the image before their own. Defaults to ``False``.
 
     Attributes:
         judged (set[str]): Absolute paths in the table that is gone on with.
@@ -68,7 +69,7 @@ class Writer:
         go_on: bool = False,
     ) -> None:
         self.table, self.regions = output / TABLE, output / REGIONS
-        names = heatmap_names([file.name for file in files])
+        names = picture_names([file.name for file in files])
         self._names = dict(zip(files, names, strict=True)) if pictures else {}
         self._output, self._origin = output, origin
         self._written: dict[ImageFile, list[str]] = {}
@@ -77,7 +78,8 @@ class Writer:
             if folder.exists() and not folder.is_dir():
                 msg = f"{folder} is a file, but the {folder.name} need a folder there: give another output folder."
                 raise ExistingFileError(msg)
-        planned = [folder / name for name in self._names.values() for folder in folders]
+        planned = [output / HEATMAPS / name.with_suffix(".jpg") for name in self._names.values()]
+        planned += [output / MASKS / name for name in self._names.values()]
         check_output(output, [self.table, self.regions, *planned], overwrite or go_on)
         for folder in folders or [output]:
             folder.mkdir(parents=True, exist_ok=True)
@@ -101,17 +103,17 @@ class Writer:
             image (np.ndarray): ``(H, W, 3)``, from 0 to 255.
             inspection (Inspection): With map and, if something is known to decide by, mask.
         """
-        pictures = {HEATMAPS: draw_inspection(image, inspection)}
+        name = self._names.get(file) or file.name.with_name(f"{file.name.name}.png")
+        heatmap = self._output / HEATMAPS / name.with_suffix(".jpg")
+        written: dict[Path, tuple[Image.Image, dict[str, Any]]]
+        written = {heatmap: (draw_inspection(image, inspection), {"quality": 90, "subsampling": 0})}
         if inspection.mask is not None:
-            pictures[MASKS] = Image.fromarray(inspection.mask.astype(np.uint8) * 255)
-        written = []
-        for folder, picture in pictures.items():
-            path = self._output / folder / (self._names.get(file) or file.name.with_name(f"{file.name.name}.png"))
+            mask = Image.fromarray(inspection.mask.astype(np.uint8) * 255)
+            written[self._output / MASKS / name] = mask, {"compress_level": 1, "compress_type": zlib.Z_RLE}
+        for path, (picture, how) in written.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Faster than Pillow's default, and not larger for pictures that are mostly texture.
-            picture.save(path, compress_level=1, compress_type=zlib.Z_RLE)
-            written.append(path.relative_to(self._output).as_posix())
-        self._written[file] = written
+            picture.save(path, **how)
+        self._written[file] = [path.relative_to(self._output).as_posix() for path in written]
 
     def row(self, file: ImageFile, inspection: Inspection | None, error: str = "") -> None:
         """Write what is said about an image, and flush it, so that an interruption loses nothing.
@@ -186,8 +188,8 @@ def _another(table: Path) -> ExistingFileError:
     )
 
 
-def heatmap_names(images: Sequence[PurePath]) -> list[PurePath]:
-    """Choose the name of each image's heatmap: that of the image with ``.png``.
+def picture_names(images: Sequence[PurePath]) -> list[PurePath]:
+    """Choose the name of each image's mask: that of the image with ``.png``. Its heatmap has the same with ``.jpg``.
 
     Images that differ in the extension alone keep it before ``.png``, and if that is taken, get a number.
 
@@ -195,10 +197,10 @@ def heatmap_names(images: Sequence[PurePath]) -> list[PurePath]:
         images (Sequence[PurePath]): Relative paths.
 
     Returns:
-        list[PurePath]: Relative paths of the heatmaps, all different also on file systems that ignore case.
+        list[PurePath]: Relative paths of the masks, all different also on file systems that ignore case.
 
     Examples:
-        >>> names = heatmap_names([PurePath("good/a.jpg"), PurePath("b.png"), PurePath("b.bmp")])
+        >>> names = picture_names([PurePath("good/a.jpg"), PurePath("b.png"), PurePath("b.bmp")])
         >>> [name.as_posix() for name in names]
         ['good/a.png', 'b.png.png', 'b.bmp.png']
     """

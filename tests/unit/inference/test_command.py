@@ -45,8 +45,9 @@ def test_a_folder(folder: Path, capsys) -> None:
     expected |= {"cable/120.png": "normal", "cable/250.png": "anomalous"}
     assert decisions("out") == expected
     heatmaps = Path("out/heatmaps")
-    assert {path.relative_to(heatmaps).as_posix() for path in heatmaps.rglob("*.png")} == set(expected)
-    dark, bright = (np.asarray(Image.open(heatmaps / "bottle" / name)).astype(int) for name in ("60.png", "200.png"))
+    written = {path.relative_to(heatmaps).with_suffix(".png").as_posix() for path in heatmaps.rglob("*.jpg")}
+    assert written == set(expected)
+    dark, bright = (np.asarray(Image.open(heatmaps / "bottle" / name)).astype(int) for name in ("60.jpg", "200.jpg"))
     assert dark.shape == bright.shape == (22, 12, 3)  # with the scale and the line of text
     dark, bright = dark[1:8, 1:-1], bright[1:8, 1:-1]  # within the outline of the mask
     assert (dark[..., 2] > dark[..., 0]).all()
@@ -98,8 +99,8 @@ def test_files_and_a_second_run(folder: Path, capsys) -> None:
     """Several sources; heatmaps of an earlier run inside of the folder are no images."""
     main(["predict", "model.xml", "images/cable/250.png", "images/bottle", "--output", "images"])
     assert list(decisions("images")) == ["cable/250.png", "bottle/120.png", "bottle/200.png", "bottle/60.png"]
-    assert Path("images/heatmaps/250.png").is_file()
-    assert Path("images/heatmaps/bottle/60.png").is_file()
+    assert Path("images/heatmaps/250.jpg").is_file()
+    assert Path("images/heatmaps/bottle/60.jpg").is_file()
     main(["predict", "model.xml", "images", "--output", "images", "--overwrite", "true"])
     assert capsys.readouterr().out.count("\n5 images: ") == 1
 

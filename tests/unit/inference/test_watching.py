@@ -110,7 +110,7 @@ def test_what_is_there_and_what_arrives(folder: Path, watch) -> None:
     (folder / "a.png").write_bytes(png(200))
     (folder / "predictions" / "heatmaps").mkdir(parents=True)
     (folder / "predictions" / "predictions.csv").touch()
-    (folder / "predictions" / "heatmaps" / "a.png").write_bytes(png())
+    (folder / "predictions" / "heatmaps" / "a.jpg").write_bytes(png())
     (folder / ".hidden.png").write_bytes(png())
     (folder / "f.png").write_bytes(png())
     wait_for(lambda: "f.png" in seen.names)

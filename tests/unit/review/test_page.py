@@ -201,7 +201,7 @@ def test_what_is_in_the_page(tmp_path: Path) -> None:
     by_margin = sorted(group["images"], key=lambda image: abs(image[2] - group["threshold"]))
     assert [bool(image[4]) for image in by_margin] == [True] * 2 + [False] * 4
     assert all(len(image[4]) < 80_000 for image in by_margin)
-    heatmap = Image.open(tmp_path / "out" / "heatmaps" / "bottle" / Path(by_margin[0][1]).name)
+    heatmap = Image.open(tmp_path / "out" / "heatmaps" / "bottle" / f"{Path(by_margin[0][1]).stem}.jpg")
     assert by_margin[0][4] == encode(heatmap.crop((0, 0, 1200, 900)), "jpeg", 60_000)
     assert data["given"] == {"everywhere": {"pixel": 0.25}, "products": [["cable", {"image": 0.75}]]}
 
