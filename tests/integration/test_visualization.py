@@ -279,6 +279,7 @@ class Counted(training.DecoderTraining):
         return super().training_step(*args)
 
 
+@pytest.mark.slow
 def test_a_decoder_goes_on_and_is_not_replaced(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "decoder.pt"
     arguments = {"data": run.parents[2] / "data", "steps": 120, "output": file}
