@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,21 +39,14 @@ def long_predictions(
     sources = [image.path for image in find_images([images], leave_out=[])]
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
         folder = Path(name)
-        for number in range(max(count, few)):
-            file = folder / "images" / f"{number // 1000:03d}" / f"{number:06d}.png"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.symlink_to(sources[number % len(sources)].resolve())
-        short = folder / "few"
-        short.mkdir()
-        for number in range(few):
-            (short / f"{number}.png").symlink_to(sources[number % len(sources)].resolve())
+        short, long = (_link(sources, folder / what, number) for what, number in (("few", few), ("images", count)))
         ways = {
             "with": partial(_predict, model, short, folder / "with", heatmaps=True),
             "without": partial(_predict, model, short, folder / "without", heatmaps=False),
         }
         for taken in in_turn(ways, rounds, "in turn"):
             seconds = {way: [row["seconds"] for row in rows] for way, rows in taken.items()}
-        row = _predict(model, folder / "images", folder / "long", heatmaps=True)
+        row = _predict(model, long, folder / "long", heatmaps=True)
         rows = len((folder / "long" / "predictions.csv").read_text(encoding="utf-8").splitlines()) - 1
         pictures = sum(1 for _ in (folder / "long" / "heatmaps").rglob("*.jpg"))
     row |= {"model": model.name, "images": count, "rows": rows, "heatmaps": pictures, "few": few}
@@ -61,6 +55,15 @@ def long_predictions(
     about = origin(f"{processor()}, {os.cpu_count()} threads", packages=("openvino",))
     add_rows(table, [row | about], same=("model", "images", "device"))
     show(table, list(row))
+
+
+def _link(sources: Sequence[Path], folder: Path, count: int) -> Path:
+    """Fill a folder with so many images."""
+    for number in range(count):
+        file = folder / f"{number // 1000:03d}" / f"{number:06d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.symlink_to(sources[number % len(sources)].resolve())
+    return folder
 
 
 def _predict(model: Path, images: Path, output: Path, heatmaps: bool) -> dict[str, Any]:

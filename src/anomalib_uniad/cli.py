@@ -531,12 +531,7 @@ _LISTS: dict[Any, tuple[str, str, str, str]] = {
     predict: ("images", "+", "IMAGES", "Folder, searched at all depths, or image."),
     recalibrate: ("images", "+", "IMAGES", "Folder, searched at all depths, or image."),
     report: ("runs", "+", "RUN", "Folder of a run, or its metrics.json or metrics.csv; the newest one is taken."),
-    show: (
-        "runs",
-        "+",
-        "RUN",
-        "Folder of a run of UniAD or of a benchmark, or a checkpoint; each shows the same images.",
-    ),
+    show: ("runs", "+", "RUN", "Folder of a run of UniAD or of a benchmark, or a checkpoint."),
 }
 
 

@@ -17,7 +17,8 @@ from anomalib_uniad.cli import main
 from anomalib_uniad.errors import ExistingFileError, InputError, MissingFileError
 from anomalib_uniad.model import UniADModel
 from anomalib_uniad.report.columns import COST
-from anomalib_uniad.report.nearest_good import NearestGood, nearest_good
+from anomalib_uniad.report.decisions import nearest_good
+from anomalib_uniad.report.nearest_good import NearestGood
 from anomalib_uniad.trained_run import CHECKPOINT, checkpoint_of, look, open_run, pixels_of
 from anomalib_uniad.visualization import train_decoder as training
 from anomalib_uniad.visualization.feature_decoder import FeatureDecoder

@@ -22,9 +22,10 @@ from anomalib_uniad.data.category_datamodules import arguments_of
 from anomalib_uniad.errors import InputError, UserError
 from anomalib_uniad.files import file_names
 from anomalib_uniad.messages import parser_sentence, sentence_of
+from anomalib_uniad.report.benchmark import folders
 
 from .config import BenchmarkConfig, merge
-from .trainings import Config, Training, folders
+from .trainings import Config, Training
 
 # Of every training, unless its model says something else.
 DEFAULTS: Config = {

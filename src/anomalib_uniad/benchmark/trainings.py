@@ -3,7 +3,7 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from anomalib_uniad.errors import ExistingFileError, InputError
-from anomalib_uniad.files import file_names, replacing
+from anomalib_uniad.files import replacing
 
 Config = dict[str, Any]  # of `anomalib train`
 
@@ -92,12 +92,6 @@ def write_json(file: Path, content: Any) -> None:
     """Write a JSON file as a whole."""
     with replacing(file) as (partial,):
         partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def folders(output: Path, methods: Iterable[str], data: Iterable[str]) -> dict[tuple[str, str], Path]:
-    """Folder for each data and method; names may be anything."""
-    of_methods, of_data = file_names(list(methods)), file_names(list(data))
-    return {(d, m): output / of_data[d] / of_methods[m] for d in of_data for m in of_methods}
 
 
 def prepare(trainings: Sequence[Training], overwrite: bool) -> list[Training]:

@@ -36,6 +36,12 @@ COLUMNS = (
     "thresholds",
     "error",
 )
+LONGEST_JPEG = 65_500  # pixels of a side
+# Heatmaps are to look at, and JPEG is written many times faster; PNG faster than by default, and not larger for masks.
+_HOW: dict[str, dict[str, Any]] = {
+    ".jpg": {"quality": 90, "subsampling": 0},
+    ".png": {"compress_level": 1, "compress_type": zlib.Z_RLE},
+}
 
 
 class Writer:
@@ -78,8 +84,8 @@ class Writer:
             if folder.exists() and not folder.is_dir():
                 msg = f"{folder} is a file, but the {folder.name} need a folder there: give another output folder."
                 raise ExistingFileError(msg)
-        planned = [output / HEATMAPS / name.with_suffix(".jpg") for name in self._names.values()]
-        planned += [output / MASKS / name for name in self._names.values()]
+        planned = [folder / name for name in self._names.values() for folder in folders]
+        planned += [output / HEATMAPS / name.with_suffix(".jpg") for name in self._names.values()]
         check_output(output, [self.table, self.regions, *planned], overwrite or go_on)
         for folder in folders or [output]:
             folder.mkdir(parents=True, exist_ok=True)
@@ -104,16 +110,19 @@ class Writer:
             inspection (Inspection): With map and, if something is known to decide by, mask.
         """
         name = self._names.get(file) or file.name.with_name(f"{file.name.name}.png")
-        heatmap = self._output / HEATMAPS / name.with_suffix(".jpg")
-        written: dict[Path, tuple[Image.Image, dict[str, Any]]]
-        written = {heatmap: (draw_inspection(image, inspection), {"quality": 90, "subsampling": 0})}
+        heatmap = draw_inspection(image, inspection)
+        suffix = ".jpg" if max(heatmap.size) <= LONGEST_JPEG else ".png"
+        written = [self._save(heatmap, PurePath(HEATMAPS, name.with_suffix(suffix)))]
         if inspection.mask is not None:
             mask = Image.fromarray(inspection.mask.astype(np.uint8) * 255)
-            written[self._output / MASKS / name] = mask, {"compress_level": 1, "compress_type": zlib.Z_RLE}
-        for path, (picture, how) in written.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(path, **how)
-        self._written[file] = [path.relative_to(self._output).as_posix() for path in written]
+            written.append(self._save(mask, PurePath(MASKS, name)))
+        self._written[file] = written
+
+    def _save(self, picture: Image.Image, name: PurePath) -> str:
+        path = self._output / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path, **_HOW[name.suffix])
+        return name.as_posix()
 
     def row(self, file: ImageFile, inspection: Inspection | None, error: str = "") -> None:
         """Write what is said about an image, and flush it, so that an interruption loses nothing.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads the folder of a benchmark, and puts its methods side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,12 @@ def is_benchmark(folder: Path) -> bool:
         return stream.readline().startswith(",".join(KEYS))
 
 
+def folders(output: Path, methods: Iterable[str], data: Iterable[str]) -> dict[tuple[str, str], Path]:
+    """Folder for each data and method; names may be anything."""
+    of_methods, of_data = file_names(list(methods)), file_names(list(data))
+    return {(d, m): output / of_data[d] / of_methods[m] for d in of_data for m in of_methods}
+
+
 def trainings_of_uniad(folder: Path) -> list[Path]:
     """Folders of the trainings of UniAD in a benchmark, one of each method: one model for all categories.
 
@@ -70,9 +76,8 @@ def trainings_of_uniad(folder: Path) -> list[Path]:
         raise InputError(f"{folder} has no training of UniAD for all categories together (unified).")
     first = table.iloc[0]
     of = table[(table["data"] == first["data"]) & (table["seed"] == first["seed"])]
-    place = folder / file_names([first["data"]])[first["data"]]
-    methods = file_names(list(of["method"].unique()))
-    runs = [place / name / "unified" / f"seed{first['seed']}" / "run" for name in methods.values()]
+    places = folders(folder, of["method"].unique(), [first["data"]])
+    runs = [place / "unified" / f"seed{first['seed']}" / "run" for place in places.values()]
     return [found for run in runs for found in sorted(run.glob("UniAD/*/latest"))]
 
 

@@ -3,7 +3,7 @@
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -94,6 +94,21 @@ def find_failures(predictions: pd.DataFrame, count: int) -> pd.DataFrame:
     found = pd.concat(parts)
     order = {name: place for place, name in enumerate(predictions["category"].unique())}
     return found.sort_values("category", key=lambda names: names.map(order), kind="stable").drop(columns="score")
+
+
+def nearest_good(run: Path, images: Iterable[tuple[str, str]]) -> dict[str, Path]:
+    """The good training image that looks most like each image, by its path.
+
+    Args:
+        run (Path): Folder of a run. If it is none of UniAD, or its images are not there any more, nothing is found.
+        images (Iterable[tuple[str, str]]): Paths of test images, and their categories.
+    """
+    wanted = list(images)
+    if not (wanted and (run / "model.yaml").is_file()):
+        return {}
+    from .nearest_good import find_nearest  # with torch, which not every user of a page has
+
+    return find_nearest(run, wanted)
 
 
 def decision_table(counts: Mapping[str, pd.DataFrame], categories: Sequence[str]) -> pd.DataFrame:

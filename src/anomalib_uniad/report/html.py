@@ -8,7 +8,7 @@ from typing import Any
 from anomalib_uniad.pages import render
 
 from .comparison import Cell, Comparison
-from .decisions import find_failures
+from .decisions import find_failures, nearest_good
 from .pictures import (
     CURVES_BYTES,
     FAILURES_BYTES,
@@ -132,20 +132,17 @@ def _failures(comparison: Comparison, count: int) -> list[tuple[str, dict[str, l
     of_runs = {run.name: find_failures(run.predictions, count) for run in comparison.runs}
     if all(found.empty for found in of_runs.values()):
         return []
-    from .nearest_good import nearest_good
-
     limit = FAILURES_BYTES // (2 * sum(map(len, of_runs.values())))
     shown: dict[str, dict[str, list[dict[str, str]]]] = {name: {} for name in comparison.categories}
     for run in comparison.runs:
-        wrong = of_runs[run.name]
+        wrong, only = of_runs[run.name], len(run.categories) == 1
         nearest = nearest_good(run.file.parent, wrong[["path", "category"]].itertuples(index=False, name=None))
         for category, rows in wrong.groupby("category", sort=False):
-            heatmaps = find_heatmaps(run, str(category))
             shown.setdefault(str(category), {})[run.name] = [
                 {
                     "what": failure,
                     "name": "/".join(Path(path).parts[-2:]),
-                    "picture": data_uri(picture_of(Path(path), heatmaps), "jpeg", limit),
+                    "picture": data_uri(picture_of(run.file.parent, path, str(category), only), "jpeg", limit),
                     "good": data_uri(nearest.get(path), "jpeg", limit),
                     "good_name": nearest[path].name if path in nearest else "",
                 }

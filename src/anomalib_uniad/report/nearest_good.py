@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The good training images that look most like others."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from rich.progress import track
 from anomalib_uniad.errors import UserError
 from anomalib_uniad.model import UniAD
 from anomalib_uniad.model.products import Products
-from anomalib_uniad.trained_run import CHECKPOINT, CONFIG, look, open_run, test_images, training_images
+from anomalib_uniad.trained_run import CHECKPOINT, look, open_run, test_images, training_images
 
 
 class NearestGood:
@@ -43,22 +43,14 @@ class NearestGood:
         return self._dataset.collate_fn([self._dataset[row]])
 
 
-def nearest_good(run: Path, images: Iterable[tuple[str, str]]) -> dict[str, Path]:
-    """The good training image that looks most like each image, by its path.
-
-    Args:
-        run (Path): Folder of a run. If it is none of UniAD, or its images are not there any more, nothing is found.
-        images (Iterable[tuple[str, str]]): Paths of test images, and their categories.
-    """
-    wanted = list(images)
-    if not (wanted and (run / CHECKPOINT).is_file() and (run / CONFIG).is_file()):
-        return {}
+def find_nearest(run: Path, images: Sequence[tuple[str, str]]) -> dict[str, Path]:
+    """As :func:`~anomalib_uniad.report.decisions.nearest_good`, of a run of UniAD; says so if nothing can be found."""
     try:
         model, datamodule = open_run(run / CHECKPOINT, None)
         places = test_images(datamodule)
         nearest = NearestGood(model, datamodule)
         found = {}
-        for path, category in wanted:
+        for path, category in images:
             if path in places:
                 row, dataset = places[path]
                 like = nearest.of(look(model, dataset.collate_fn([dataset[row]]).image)[1], category)

@@ -4,7 +4,7 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal
 
 from PIL import Image
@@ -52,12 +52,21 @@ def find_heatmaps(run: Run, category: str) -> dict[Key, Path]:
     return found
 
 
-def picture_of(path: Path, heatmaps: Mapping[Key, Path]) -> Path | None:
-    """The heatmap of an image among those of its category or, without one, the image itself, if it is there."""
-    parts = path.with_suffix("").parts
-    ends = (parts[start:] for start in range(len(parts)))
-    found = next((heatmaps[end] for end in ends if end in heatmaps), path)
-    return found if is_there(found) else None
+def picture_of(folder: Path, path: str, category: str, only: bool) -> Path | None:
+    """The picture of an image in the folder of a run or, without one, the image itself, if it is there.
+
+    Args:
+        folder (Path): The folder.
+        path (str): Of the image, as in predictions.csv.
+        category (str): Of the image.
+        only (bool): Whether the run has no other category.
+    """
+    image = PurePath(path)
+    parts = image.parts[1:] if image.anchor else image.parts
+    # The visualizer keeps an end of the path; without the category in it, it may be that of another product.
+    ends = [parts[start:] for start in range(len(parts) - 1)]
+    found = [folder / "images" / PurePath(*end) for end in ends if only or category in end[:-1]]
+    return next((picture for picture in (*found, Path(path)) if is_there(picture)), None)
 
 
 def is_there(file: Path) -> bool:

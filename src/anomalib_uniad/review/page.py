@@ -18,6 +18,7 @@ from anomalib_uniad.image_files import size_of
 from anomalib_uniad.inference.heatmap import caption_height
 from anomalib_uniad.inference.thresholds_file import GivenThresholds
 from anomalib_uniad.pages import render
+from anomalib_uniad.report.decisions import nearest_good
 from anomalib_uniad.report.pictures import data_uri, encode, read_picture
 
 from .labels import Labels
@@ -111,10 +112,6 @@ def _pictures(table: Table, count: int) -> dict[int, str]:
 def _good_ones(table: Table, count: int) -> dict[int, tuple[str, str]]:
     """Name and data URI of the good training image most like each that was decided wrong, if the table is of a run."""
     wrong = [image for group in table.groups for image in sorted(group.wrong(), key=group.distance)[:count]]
-    if not wrong or not (table.file.parent / "model.yaml").is_file():
-        return {}
-    from anomalib_uniad.report.nearest_good import nearest_good  # with torch, which not every user of this page has
-
     found = nearest_good(table.file.parent, [(image.path, image.category) for image in wrong])
     limit = min(PICTURE_BYTES, PAGE_BYTES // 3 // max(1, len(found)))
     return {

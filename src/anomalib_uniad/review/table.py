@@ -4,12 +4,12 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from anomalib_uniad.category import UNKNOWN_PRODUCT
 from anomalib_uniad.errors import InputError, MissingFileError
 from anomalib_uniad.report.decisions import is_defective
-from anomalib_uniad.report.pictures import is_there
+from anomalib_uniad.report.pictures import is_there, picture_of
 from anomalib_uniad.report.runs import find_newest
 
 from .labels import Labels, Row, read_rows
@@ -161,9 +161,4 @@ def _picture(folder: Path, row: Row, categories: int) -> tuple[Path | None, bool
     """The heatmap of an image or, without one, the image; and whether there is a line of text below it."""
     if row.get("heatmap") and is_there(folder / row["heatmap"]):
         return folder / row["heatmap"], True
-    path, category = PurePath(row["path"]), row["category"]
-    parts = path.parts[1:] if path.anchor else path.parts
-    # anomalib's visualizer keeps an end of the path; without the category in it, it may be that of another product.
-    ends = [parts[start:] for start in range(len(parts) - 1)]
-    found = [folder / "images" / PurePath(*end) for end in ends if categories == 1 or category in end[:-1]]
-    return next((picture for picture in (*found, Path(path)) if is_there(picture)), None), False
+    return picture_of(folder, row["path"], row["category"], categories == 1), False

@@ -150,9 +150,10 @@ def _choose(
                 f"None of the images in the predictions of {folder_of(checkpoint)} is a test image of "
                 f"{datamodule.name}: name images with --images."
             )
-        parts = [part for _, part in table.groupby("category", sort=False)]
-        extreme = [path for part in parts for path in _extreme(part, count)]
-        paths = list(find_failures(table, count)["path"]) if failures else extreme
+        if failures:
+            paths = list(find_failures(table, count)["path"])
+        else:
+            paths = [path for _, part in table.groupby("category", sort=False) for path in _extreme(part, count)]
         if not paths:
             raise InputError(f"There is neither a false alarm nor a missed defect in {folder_of(checkpoint)}.")
     return [(*places[path], category) for path, category in zip(paths, categories_of(paths, datamodule), strict=True)]

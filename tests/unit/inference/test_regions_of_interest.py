@@ -11,6 +11,7 @@ from anomalib_uniad.cli import main
 from anomalib_uniad.geometry import Geometry
 from anomalib_uniad.inference import Inspector, ModelMetadata
 from anomalib_uniad.inference.decision import Decider
+from anomalib_uniad.inference.heatmap import draw_inspection
 from anomalib_uniad.inference.images import ImageFile
 from anomalib_uniad.inference.predictor import Output
 from anomalib_uniad.inference.regions_of_interest import RegionOfInterest, RegionsOfInterest, on_map
@@ -134,9 +135,13 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good, wrong = csv.DictReader(Path("predictions/predictions.csv").read_text().splitlines())
     assert (good["decision"], good["regions"], good["error"]) == ("normal", "0", "")
     assert "b.png cannot be judged: the image has 8 x 5 pixels (height x width)" in wrong["error"]
-    drawn = np.asarray(Image.open("predictions/heatmaps/a.jpg"))[:SIZE, :SIZE]
-    assert (drawn[:, 4] < 16).all()  # the border of the region
-    assert (drawn[:, :4] > 16).all()
+    found = Inspector(Path("model.xml"), regions_of_interest=Path("regions.yaml")).inspect(frame())
+    picture = draw_inspection(frame(), found)
+    drawn = np.asarray(picture)[:SIZE, :SIZE]
+    assert (drawn[:, 4] == 0).all()  # the border of the region
+    assert (drawn[:, :4] > 0).all()
+    picture.save("drawn.jpg", quality=90, subsampling=0)
+    assert Path("predictions/heatmaps/a.jpg").read_bytes() == Path("drawn.jpg").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -89,9 +89,28 @@ def test_pictures(tmp_path: Path) -> None:
     with Image.open(tmp_path / "heatmaps" / "b.jpg") as heatmap:
         assert heatmap.width == 90
         assert heatmap.height > 60  # the line with decision and score
-        pixels = np.asarray(heatmap)
-    assert (pixels[10, 20:50] > 230).all()  # outline of the mask
-    assert np.abs(pixels[-1, 0].astype(int) - (0xB7, 0x1C, 0x1C)).max() <= 4
+        decoded = np.asarray(heatmap).astype(int)
+    pixels = np.asarray(draw_inspection(np.zeros((60, 90, 3), np.uint8), with_map(values)))
+    assert (pixels[10, 20] == 255).all()  # outline of the mask
+    assert tuple(pixels[-1, 0]) == (0xB7, 0x1C, 0x1C)
+    assert np.abs(decoded - pixels).mean() < 3, "JPEG, nearly as drawn"
+
+
+def test_what_is_too_long_for_jpeg_is_a_png(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anomalib_uniad.inference.writer.LONGEST_JPEG", 50)
+    images = files("a.bmp", "b.bmp")
+    with Writer(tmp_path, images) as writer:
+        for image, length in zip(images, (50, 51), strict=True):
+            writer.pictures(image, np.zeros((6, length, 3), np.uint8), with_map(np.zeros((6, length))))
+            writer.row(image, with_map(np.zeros((6, length))))
+    rows = list(csv.DictReader(writer.table.read_text().splitlines()))
+    assert [row["heatmap"] for row in rows] == ["heatmaps/a.jpg", "heatmaps/b.png"]
+    with Image.open(tmp_path / "heatmaps" / "b.png") as heatmap:
+        assert heatmap.width == 51
+    for file in (writer.table, writer.regions, tmp_path / "heatmaps" / "a.jpg", *(tmp_path / "masks").iterdir()):
+        file.unlink()
+    with pytest.raises(FileExistsError, match=r"heatmaps/b\.png would be overwritten"):
+        Writer(tmp_path, images)
 
 
 def test_a_picture_without_decision(tmp_path: Path) -> None:
