@@ -88,7 +88,7 @@ class MultiCategory(MultiCategoryDataModule):
             bits, integers or floating point, such as ``[0, 4095]``; images of 8 bits stay as they are. ``None`` refuses
             images of more than 8 bits. Own folders only. Defaults to ``None``.
         train_images (int | None): Number of training images of each product, drawn with the seed; the others are left
-            out. A smaller number draws some of those that a larger one draws. Validation and test images stay as they
+            out, and of a product that has fewer all are taken. A smaller number draws some of those that a larger one draws. Validation and test images stay as they
             are. ``None`` is all. Defaults to ``None``.
         per_category_metrics (bool): With several categories, have models report their metrics per category,
             and as the mean over categories, instead of over all images in one pool. Evaluators other than
@@ -210,14 +210,13 @@ class MultiCategory(MultiCategoryDataModule):
             return
         count, of = self.train_images, self.train_data.samples["category"].to_numpy()
         rows = {name: np.flatnonzero(of == name) for name in self.categories}
-        if few := [f"{name} ({len(there)})" for name, there in rows.items() if len(there) < count]:
-            msg = f"train_images is {count}, but there are fewer training images of {', '.join(few)}: take fewer."
-            raise InputError(msg)
         drawn = [np.random.default_rng(self.seed).permutation(there)[:count] for there in rows.values()]
         self.train_data = self.train_data.subsample(np.sort(np.concatenate(drawn)).tolist())
-        unused = ", ".join(f"{name} {len(there) - count}" for name, there in rows.items())
+        unused = ", ".join(f"{name} {max(0, len(there) - count)}" for name, there in rows.items())
         text = "train_images: trained on %d images of each product, drawn with seed %d; training images left out: %s"
         logger.info(text, count, self.seed, unused)
+        if few := [f"{name} ({len(there)})" for name, there in rows.items() if len(there) < count]:
+            logger.warning("train_images: fewer than %d training images of %s.", count, ", ".join(few))
 
     def _read_category(self, category: str) -> dict[str, AnomalibDataset]:
         return self._source.read(category, self)

@@ -2,6 +2,7 @@
 """Heatmaps over images."""
 
 import unicodedata
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -90,9 +91,9 @@ def draw_inspection(image: np.ndarray, inspection: Inspection) -> Image.Image:
     words = (inspection.decision, "" if score is None else f"{score:.3g}", inspection.product)
     text = plain("  ".join(filter(None, words)))
     line = _line(drawn.width)
-    font = ImageFont.load_default(line * 0.7)
+    font = _font(line * 0.7)
     if (length := font.getlength(text)) > drawn.width:
-        font = ImageFont.load_default(max(1.0, line * 0.7 * drawn.width / length))
+        font = _font(max(1.0, line * 0.7 * drawn.width / length))
     below = drawn.height + caption_height(drawn.width) - line
     strip = _strip(drawn.width, below - drawn.height, inspection.map_threshold)
     picture = Image.new("RGB", (drawn.width, below + line), _COLOURS[inspection.decision])
@@ -144,6 +145,11 @@ def plain(text: str) -> str:
 def caption_height(width: int) -> int:
     """Height of the scale and the line of text below a picture of a width, both in pixels."""
     return _line(width) + max(3, _line(width) // 3)
+
+
+@lru_cache(maxsize=32)  # it is decoded and read at each call
+def _font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
 
 
 def _line(width: int) -> int:

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from rich.console import Console
 from rich.progress import track
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from anomalib_uniad.checks import check_at_least
 from anomalib_uniad.errors import ExistingFileError
@@ -135,7 +135,7 @@ def train_decoder(
         training = DecoderTraining(_decoder_for(pairs.tensors[0]), steps)
         trainer = Trainer(
             max_steps=steps,
-            max_epochs=-1,
+            max_epochs=1,
             callbacks=[ModelCheckpoint(unfinished, save_last=True, every_n_train_steps=100), RichProgressBar()],
             logger=False,
             enable_model_summary=False,
@@ -143,7 +143,8 @@ def train_decoder(
         )
         with warnings.catch_warnings():  # the images are in memory: workers would only copy them
             warnings.filterwarnings("ignore", ".*does not have many workers.*")
-            loader = DataLoader(pairs, BATCH_SIZE, shuffle=True)
+            # One epoch of all steps: its bar shows the time left of the whole.
+            loader = DataLoader(pairs, BATCH_SIZE, sampler=RandomSampler(pairs, num_samples=steps * BATCH_SIZE))
             trainer.fit(training, loader, ckpt_path=last if last.is_file() else None)
     training.decoder.cpu().save(output, model)
     shutil.rmtree(unfinished, ignore_errors=True)
