@@ -88,8 +88,8 @@ class MultiCategory(MultiCategoryDataModule):
             bits, integers or floating point, such as ``[0, 4095]``; images of 8 bits stay as they are. ``None`` refuses
             images of more than 8 bits. Own folders only. Defaults to ``None``.
         train_images (int | None): Number of training images of each product, drawn with the seed; the others are left
-            out, and of a product that has fewer all are taken. A smaller number draws some of those that a larger one draws. Validation and test images stay as they
-            are. ``None`` is all. Defaults to ``None``.
+            out, and of a product that has fewer all are taken. A smaller number draws some of those that a larger one
+            draws. Validation and test images stay as they are. ``None`` is all. Defaults to ``None``.
         per_category_metrics (bool): With several categories, have models report their metrics per category,
             and as the mean over categories, instead of over all images in one pool. Evaluators other than
             anomalib's own class are left as they are. Defaults to ``True``.
