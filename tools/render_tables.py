@@ -602,6 +602,22 @@ def modes(rows: pd.DataFrame) -> str:
 
 
 @once_measured
+def unified(rows: pd.DataFrame) -> str:
+    """Methods on several data sets, one model against one for each category."""
+    named = rows.assign(to=rows["data"] + ", " + rows["mode"])
+    means = means_of(named)
+    over_seeds = crossed(means, "method", "to", lambda part: accuracy(part) + seed_range(part))
+    parts = [f"{accuracy_heading(rows)[:-1]}; in parentheses, image AUROC of the seeds:", markdown(over_seeds)]
+    for data, part in named[named["kind"] == "category"].groupby("data", sort=False):
+        parts += [f"Each category of {data}:", markdown(crossed(part, "method", ["category", "mode"], accuracy, _in))]
+    return "\n\n".join([*parts, how_measured(rows)])
+
+
+def _in(name: tuple[str, str], _: pd.DataFrame) -> str:
+    return ", ".join(name)
+
+
+@once_measured
 def products(rows: pd.DataFrame) -> str:
     """One model for more and more products."""
     means = means_of(rows)
