@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds a feature cache in a process of its own. Imports no torch, so it starts at once.
 
-Usage: ``python feature_store_worker.py <directory> <key> <seconds>``: says "begun" with half of the rows written, and
-waits so long before the rest. Prints what :meth:`FeatureStore.obtain` says.
+Usage: ``python feature_store_worker.py <directory> <key>``: says "begun" with half of the rows written, and waits for a
+line of its input, or its end, before the rest. Prints what :meth:`FeatureStore.obtain` says.
 """
 
 import sys
-import time
 
 import numpy as np
 
@@ -20,7 +19,7 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def main(directory: str, key: str, seconds: float) -> None:
+def main(directory: str, key: str) -> None:
     """Build or open the cache."""
 
     def build(writer: CacheWriter) -> None:
@@ -28,7 +27,7 @@ def main(directory: str, key: str, seconds: float) -> None:
         writer.start("features", features.shape, "float32")
         writer.append("features", features[: ROWS // 2])
         say("begun")
-        time.sleep(seconds)
+        sys.stdin.readline()
         writer.append("features", features[ROWS // 2 :])
         writer.start("labels", (ROWS,), "int8")
         writer.append("labels", np.zeros(ROWS))
@@ -39,4 +38,4 @@ def main(directory: str, key: str, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], float(sys.argv[3]))
+    main(*sys.argv[1:])

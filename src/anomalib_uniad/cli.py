@@ -20,6 +20,9 @@ from anomalib_uniad.serve import serve
 def cache_ls(directory: Path | None = None) -> None:
     """List the feature caches on this machine.
 
+    A new cache takes the place of those that were used longest ago, if all have more than 20 GB or the disk is full.
+    The environment variable ANOMALIB_UNIAD_CACHE_GB sets another limit.
+
     Args:
         directory: Where they are; default: anomalib-uniad/features in $XDG_CACHE_HOME or ~/.cache.
     """
@@ -48,6 +51,7 @@ def cache_ls(directory: Path | None = None) -> None:
         table.add_section()
         table.add_row("", f"{len(entries)} in total", "", "", _megabytes(sum(entry.size for entry in entries)))
         _show(table)
+        _show(f"A new one deletes those that were used longest ago, if all are more than {_megabytes(store.limit)}.")
     else:
         _show(f"There are no feature caches in {store.directory}.")
     if unfinished:

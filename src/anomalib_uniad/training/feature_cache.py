@@ -5,7 +5,7 @@ import contextlib
 import errno
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -203,6 +203,7 @@ class FeatureCache(Callback):
                 compute(memory, check_space=check and partial(check, processes=trainer.num_devices))
                 arrays, how = memory.arrays, "built now, in memory"
             else:
+                check = check and partial(check, keep=[part.key for part in groups])
                 arrays, how = self._obtain(trainer, pl_module, images, masks, group, compute, check)
             parts.append(CachedPart(group.rows, arrays))
             found[how] += 1
@@ -403,11 +404,13 @@ def check_space(
     processes: int = 1,
     reserved: int = 0,
     images: int | None = None,
+    keep: Collection[str] = (),
 ) -> None:
     """Say how many bytes features of a shape need in a store or in memory, of which each process needs as much.
 
     ``images`` is the number of all images, if the shape is that of some of them, which need ``needed`` bytes.
-    ``reserved`` bytes of the store's disk are for the training's other files.
+    ``reserved`` bytes of the store's disk are for the training's other files. Old caches of the store make room, but
+    not those with the keys ``keep``.
 
     An OSError says if there is not enough room.
     """
@@ -415,6 +418,10 @@ def check_space(
     if images is not None:
         needed, shape = needed * images // shape[0], (images, *shape[1:])
     if store is not None:
+        for entry in store.make_room(needed, keep, reserved):
+            rank_zero_info(
+                f"Deleted the feature cache {entry.key} ({entry.meta.get('dataset', 'damaged')}) to make room."
+            )
         free, place, advice = max(store.free() - reserved, 0), str(store.directory), _ADVICE
     else:
         available = available_memory()

@@ -13,7 +13,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,6 +30,8 @@ KIND = "anomalib-uniad features"
 REQUIRED = ("features", "labels")
 FILES = frozenset({META, "features.npy", "labels.npy", "masks.npy"})
 RESERVE = 256 * 2**20  # bytes that are left free on the disk
+LIMIT = "ANOMALIB_UNIAD_CACHE_GB"  # variable of the environment: gigabytes of all caches in a directory
+LIMIT_GB = 20.0  # without it
 _KEY = re.compile(r"[0-9a-f]{32}")
 _UNFINISHED = re.compile(r"\.([0-9a-f]{32})\.[^.]+\.partial")
 
@@ -246,6 +248,43 @@ class FeatureStore:
     def free(self) -> int:
         """Return the bytes that a new cache may have."""
         return max(shutil.disk_usage(self.directory).free - RESERVE, 0)
+
+    @property
+    def limit(self) -> int:
+        """Bytes that all caches together may have; older ones make room for new ones.
+
+        Raises:
+            ValueError: If the variable of the environment is not a positive number.
+        """
+        text = os.environ.get(LIMIT, "")
+        try:
+            value = float(text or LIMIT_GB)
+        except ValueError:
+            value = -1.0
+        if not value > 0:
+            raise InputError(f"{LIMIT} is the limit of the feature caches in gigabytes, such as 20, got {text!r}.")
+        return int(min(value, 1e9) * 1e9)
+
+    def make_room(self, needed: int, keep: Collection[str] = (), reserved: int = 0) -> list[CacheEntry]:
+        """Delete caches, those that were used longest ago first, until a new one fits under the limit and on the disk.
+
+        Args:
+            needed (int): Bytes of the new one.
+            keep (Collection[str]): Keys that are not deleted. Defaults to ``()``.
+            reserved (int): Bytes of the disk that are for something else. Defaults to ``0``.
+
+        Returns:
+            list[CacheEntry]: The deleted ones.
+        """
+        entries, deleted = self.entries(), []
+        total = sum(entry.size for entry in entries)
+        for entry in reversed(entries):
+            if total + needed <= self.limit and needed + reserved <= self.free():
+                break
+            if entry.key not in keep and self.clear(entry.key)[0]:
+                deleted.append(entry)
+                total -= entry.size
+        return deleted
 
     def clear(self, prefix: str = "") -> tuple[list[CacheEntry], int, list[str]]:
         """Delete caches, and what killed builds left. Running trainings keep what they have mapped.

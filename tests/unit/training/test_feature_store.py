@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import feature_store_worker
+from anomalib_uniad.errors import InputError
 from anomalib_uniad.training.feature_store import META, FeatureStore
 
 KEY = "0123456789abcdef" * 2
@@ -41,9 +42,30 @@ def never(writer) -> None:
     raise AssertionError("must not be built again")
 
 
-def start_worker(directory: Path, seconds: float) -> subprocess.Popen:
-    command = [sys.executable, feature_store_worker.__file__, str(directory), KEY, str(seconds)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def start_worker(directory: Path) -> subprocess.Popen:
+    command = [sys.executable, feature_store_worker.__file__, str(directory), KEY]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_old_caches_make_room(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that were used longest ago go first, and only as many as must."""
+    keys = [KEY, *(str(number) * 32 for number in range(3))]
+    for number, key in enumerate(keys):
+        store.obtain(key, lambda writer, key=key: write(writer, key))
+        os.utime(store.directory / key / META, (number, number))
+    size = store.entries()[0].size
+    monkeypatch.setenv("ANOMALIB_UNIAD_CACHE_GB", str(3.5 * size / 1e9))
+    assert [entry.key for entry in store.make_room(size // 4, keep=[KEY])] == [keys[1]]
+    assert store.make_room(size // 4) == []
+    monkeypatch.delenv("ANOMALIB_UNIAD_CACHE_GB")
+    assert store.limit == 20e9
+    with monkeypatch.context() as patch:  # a disk that has room for a new one as soon as two are gone
+        patch.setattr(store, "free", lambda: size * (3 - len(store.entries())))
+        assert [entry.key for entry in store.make_room(2 * size)] == [KEY, keys[2]]
+    for wrong in ("-1", "much", "nan"):
+        monkeypatch.setenv("ANOMALIB_UNIAD_CACHE_GB", wrong)
+        with pytest.raises(InputError, match=f"ANOMALIB_UNIAD_CACHE_GB is the limit .* in gigabytes.* got '{wrong}'"):
+            _ = store.limit
 
 
 def test_what_was_written_is_read(store: FeatureStore) -> None:
@@ -260,7 +282,7 @@ def test_a_directory_that_cannot_be_written_to(tmp_path: Path) -> None:
 
 
 def test_kill_in_the_middle(tmp_path: Path) -> None:
-    worker = start_worker(tmp_path, 60)
+    worker = start_worker(tmp_path)
     assert worker.stdout.readline() == "begun\n"
     store = FeatureStore(tmp_path)
     assert store.entries() == []
@@ -277,7 +299,7 @@ def test_kill_in_the_middle(tmp_path: Path) -> None:
 
 
 def test_what_a_kill_left_can_be_cleared(tmp_path: Path) -> None:
-    worker = start_worker(tmp_path, 60)
+    worker = start_worker(tmp_path)
     worker.stdout.readline()
     os.kill(worker.pid, signal.SIGKILL)
     worker.communicate()
@@ -288,9 +310,9 @@ def test_what_a_kill_left_can_be_cleared(tmp_path: Path) -> None:
 
 
 def test_two_processes_build_once(tmp_path: Path) -> None:
-    first = start_worker(tmp_path, 1.5)
+    first = start_worker(tmp_path)
     assert first.stdout.readline() == "begun\n"
-    second = start_worker(tmp_path, 0)
+    second = start_worker(tmp_path)
     assert second.stdout.readline().startswith("Another process builds the feature cache ")
     outputs = [worker.communicate(timeout=60)[0] for worker in (first, second)]
     assert outputs == ["built now: 276\n", "built by another process: 276\n"]
