@@ -37,7 +37,9 @@ def main(images: Path, heatmaps: Path, output: Path) -> None:
     picture = Image.new("RGB", (step * len(IMAGES) - GAP, step * 2 - GAP), "white")
     for column, name in enumerate(IMAGES):
         image = Image.open(images / name).convert("RGB")
-        heatmap = Image.open(next(heatmaps.rglob(name))).crop((0, 0, *image.size))  # without scale and text
+        heatmap = Image.open(next(heatmaps.rglob(str(Path(name).with_suffix(".jpg"))))).crop(
+            (0, 0, *image.size)
+        )  # without scale and text
         for row, tile in enumerate((image, heatmap)):
             picture.paste(tile.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (column * step, row * step))
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text in pictures, in letters of all languages; for all rooms, no torch."""
+"""Text in pictures, in the letters of matplotlib's font; for all rooms, no torch."""
 
-from pathlib import Path
-
-import matplotlib as mpl
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from PIL import ImageFont
 
-_FONT = Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+_FONT = findfont(FontProperties(["DejaVu Sans"]))
 
 
 def font_of(size: int) -> ImageFont.FreeTypeFont:
-    """The font that comes with matplotlib.
+    """The font that comes with matplotlib: Latin, Greek, Cyrillic, Arabic and more, no Chinese or Japanese.
 
     Args:
         size (int): Its size in pixels.
@@ -18,8 +16,21 @@ def font_of(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(_FONT, size)
 
 
+def printable(text: str) -> str:
+    r"""Escape what the font lacks, such as Chinese letters or line breaks.
+
+    Examples:
+        >>> printable("Zahnbürste 歯")
+        'Zahnbürste \\u6b6f'
+    """
+    font = get_font(_FONT)
+    return "".join(
+        letter if font.get_char_index(ord(letter)) else letter.encode("unicode_escape").decode() for letter in text
+    )
+
+
 def fit(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """Cut a text to a width.
+    """Cut a text, as it is :func:`printable`, to a width.
 
     Args:
         text (str): The text.
@@ -33,6 +44,7 @@ def fit(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
         >>> fit("a very long name of a file", font_of(10), 60)
         'a very lon…'
     """
+    text = printable(text)
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"{text}…") > width:

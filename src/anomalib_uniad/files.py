@@ -11,7 +11,7 @@ from pathlib import Path
 
 from anomalib_uniad.errors import ExistingFileError
 
-_LONGEST = 100  # characters; file systems take 255 bytes
+_LONGEST = 100  # bytes in UTF-8; file systems take 255, with what others add
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")  # by Windows
 
 
@@ -111,7 +111,8 @@ def file_names(categories: Sequence[str]) -> dict[str, str]:
     names: dict[str, str] = {}
     taken: set[str] = set()
     for category in categories:
-        name = re.sub(r"^\.", "_", re.sub(r"[^\w.\- ]", "_", category))[:_LONGEST] or "_"
+        name = re.sub(r"^\.", "_", re.sub(r"[^\w.\- ]", "_", category))
+        name = name.encode()[:_LONGEST].decode(errors="ignore") or "_"
         name += "_" if _RESERVED.fullmatch(name) else ""
         while name.casefold() in taken:
             name += "_"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A trained model and its images, from the folder of a run or from a checkpoint and a folder."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,9 @@ def checkpoint_of(run: Path) -> Path:
 
 
 def folder_of(checkpoint: Path) -> Path:
-    """The folder of the run that a checkpoint is of."""
-    return checkpoint.absolute().parents[2]
+    """The folder of the run that a checkpoint is of; of one without a run, the folder that it is in."""
+    file = checkpoint.absolute()
+    return file.parents[2] if file.parts[-3:-1] == CHECKPOINT.parts[:-1] else file.parent
 
 
 def open_run(
@@ -56,7 +58,8 @@ def open_run(
     Args:
         checkpoint (Path): Lightning checkpoint of UniAD.
         data (Path | None): Folder of the images; ``None`` takes those of the run, by the ``model.yaml`` in its folder.
-        data_class (str): Datamodule that reads the folder. Defaults to ``"MultiCategory"``.
+        data_class (str): Datamodule that reads the folder, as the run's did if it is the same: so that images that were
+            tested stay among those. Defaults to ``"MultiCategory"``.
 
     Returns:
         tuple[UniAD, AnomalibDataModule]: The model in evaluation mode, and the datamodule, set up.
@@ -66,21 +69,23 @@ def open_run(
         ValueError: If the images cannot be read as the config says.
     """
     model = load(checkpoint)
-    if data is not None:
-        if not data.is_dir():
-            raise MissingFileError(f"There is no folder {data}.")
-        return model, make_datamodule(data_class, data, model.value_range)
+    if data is not None and not data.is_dir():
+        raise MissingFileError(f"There is no folder {data}.")
     file = folder_of(checkpoint) / CONFIG
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
         section = config.get("data") if isinstance(config, dict) else None
+        if data is not None:
+            if not section or section["class_path"].rsplit(".")[-1] != data_class.rsplit(".")[-1]:
+                return model, make_datamodule(data_class, data, model.value_range)
+            section["init_args"]["root"] = str(data)
         if not section:
             raise MissingFileError(
                 f"{file} does not say what the images of {checkpoint} are: give them with --data FOLDER."
             )
         datamodule = get_datamodule({"data": section})
         datamodule.setup()
-    except (yaml.YAMLError, AttributeError, TypeError, RuntimeError, UnknownDatamoduleError) as error:
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, RuntimeError, UnknownDatamoduleError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"The images that {file} names cannot be read: {reason}; give them with --data.") from error
     check_samples(datamodule, whole=False)
@@ -110,9 +115,14 @@ def pixels_of(model: UniAD, prepared: torch.Tensor) -> torch.Tensor:
 
 
 def test_images(datamodule: AnomalibDataModule) -> dict[str, tuple[int, Any]]:
-    """Row and dataset of each image that was tested or validated with, by its path."""
+    """Row and dataset of each image that was tested or validated with, by its :func:`resolved` path."""
     sets = [part for part in (getattr(datamodule, "val_data", None), datamodule.test_data) if part is not None]
-    return {str(path): (row, part) for part in sets for row, path in enumerate(part.samples["image_path"])}
+    return {resolved(path): (row, part) for part in sets for row, path in enumerate(part.samples["image_path"])}
+
+
+def resolved(path: str | Path) -> str:
+    """The path of a file that no other spelling or link has."""
+    return os.path.realpath(path)
 
 
 def training_images(datamodule: AnomalibDataModule, count: int) -> tuple[Any, list[int], list[str]]:

@@ -19,7 +19,7 @@ from anomalib_uniad.model import UniADModel
 from anomalib_uniad.report.columns import COST
 from anomalib_uniad.report.decisions import nearest_good
 from anomalib_uniad.report.nearest_good import NearestGood
-from anomalib_uniad.trained_run import CHECKPOINT, checkpoint_of, look, open_run, pixels_of
+from anomalib_uniad.trained_run import CHECKPOINT, checkpoint_of, folder_of, look, open_run, pixels_of
 from anomalib_uniad.visualization import train_decoder as training
 from anomalib_uniad.visualization.feature_decoder import FeatureDecoder
 from anomalib_uniad.visualization.inside import attention_of, draw_queries, transformer_of
@@ -61,6 +61,11 @@ def plate(seed: int, base: int, spot: bool, size: tuple[int, int] = (96, 96)) ->
     if spot:
         pixels[SPOT] = 15
     return pixels.clip(0, 255).astype(np.uint8)
+
+
+def test_the_folder_of_a_checkpoint(tmp_path: Path) -> None:
+    assert folder_of(tmp_path / "run" / CHECKPOINT) == tmp_path / "run"
+    assert folder_of(Path("/data/model.ckpt")) == Path("/data"), "an imported one"
 
 
 def write(path: Path, *arguments: Any, **more: Any) -> None:
@@ -199,12 +204,16 @@ def test_several_runs(run: Path, tmp_path: Path) -> None:
     names = ["plate/test/spot/000.png", "plate/train/good/000.png", "plate/test/good/000.png"]
     held_out = {Path(path) for path in open_run(run / CHECKPOINT, data)[1].val_data.samples["image_path"]}
     chosen = [data / name for name in names if (data / name) in held_out or "test" in name]
-    files = show([run, run / CHECKPOINT], tmp_path, chosen, data=data)
+    files = show([run, run / CHECKPOINT], tmp_path, [*chosen, chosen[0]], data=data)
     assert len(set(files)) == len(chosen) + 1
     with Image.open(files[0]) as picture:
         assert picture.width == 9 * (176 + 6) + 6  # image, mask, features, and three panels of each run
     with pytest.raises(InputError, match=r"other\.png is none of the test images of data"):
         show([run], tmp_path / "b", [Path("other.png")], data=data)
+    with pytest.raises(OSError, match=r"plate\.png"):
+        show([run], tmp_path / "plate.png" / "b", chosen, data=data)
+    with pytest.raises(OSError, match=r"plate\.png"):
+        training.train_decoder(run, tmp_path / "plate.png" / "decoder.pt", data=data)
 
 
 def test_a_benchmark_stands_for_its_trainings(run: Path, tmp_path: Path) -> None:

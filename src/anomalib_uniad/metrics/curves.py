@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # needs no display
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
 
+from anomalib_uniad.captions import printable
 from anomalib_uniad.metrics.functional import (
     Floats,
     Ranking,
@@ -78,7 +78,7 @@ def draw_category(
         legend = axes.legend(loc=place, ncols=2 if axes is histogram else 1, fontsize=9, framealpha=0.95)
         for text in legend.get_texts():
             text.set_parse_math(False)
-    figure.suptitle(_printable(category), parse_math=False, usetex=False, fontsize=14)
+    figure.suptitle(_shortened(category), parse_math=False, usetex=False, fontsize=14)
     return figure
 
 
@@ -138,7 +138,7 @@ def _draw_histogram(axes: Axes, kinds: Mapping[str, Floats], thresholds: Mapping
         if len(values) < len(scores[kind]):
             _remark(axes, f"{len(scores[kind]) - len(values):,} {kind} out of range")
     for number, (name, threshold) in enumerate(thresholds.items()):
-        label = f"threshold, {_printable(name)}: {threshold:.4g}"
+        label = f"threshold, {_shortened(name)}: {threshold:.4g}"
         if abs(threshold) < _FAR:
             line = _THRESHOLD_LINES[number % len(_THRESHOLD_LINES)]
             axes.axvline(threshold, color="black" if number % 2 == 0 else "0.4", linestyle=line, label=label)
@@ -174,11 +174,7 @@ def _remark(axes: Axes, text: str) -> None:
     axes.plot([], [], linestyle="none", label=text)
 
 
-def _printable(name: str) -> str:
-    """Escape letters that the font lacks, such as Chinese or line breaks; shorten very long names."""
-    font = get_font(findfont(FontProperties()))
+def _shortened(name: str) -> str:
     if len(name) > _LONGEST_NAME:
         name = f"{name[: _LONGEST_NAME // 2]} ... {name[-_LONGEST_NAME // 3 :]}"
-    return "".join(
-        letter if font.get_char_index(ord(letter)) else letter.encode("unicode_escape").decode() for letter in name
-    )
+    return printable(name)

@@ -26,7 +26,7 @@ from .components import (
     SinePosition,
 )
 from .components.baselines import ReconstructionCNN, ReconstructionMLP
-from .components.decoder import AttentionTarget, DecoderQuery
+from .components.decoder import AttentionTarget, DecoderQuery, check_attention
 from .components.neck import FeatureResize
 from .components.padding import BackbonePadding, PaddingMode
 from .components.tiles import Tiles
@@ -304,6 +304,7 @@ def _reconstruction(
     check_choice("reconstruction", kind, get_args(Reconstruction))
     # Also where they are of no use.
     check_choice("decoder_query", decoder_query, get_args(DecoderQuery))
+    check_attention(decoder_attention)
     check_choice("position_embedding", position_embedding, get_args(PositionEmbedding))
     layers = {"num_encoder_layers": num_encoder_layers, "num_decoder_layers": num_decoder_layers}
     _check_sizes(hidden_dim=hidden_dim, num_heads=num_heads, **layers, feedforward_dim=feedforward_dim)

@@ -17,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg  # needs no display
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from anomalib_uniad.captions import printable
 from anomalib_uniad.files import replacing
 from anomalib_uniad.image_files import read_image
 from anomalib_uniad.inference.heatmap import draw_heatmap
@@ -118,7 +119,7 @@ class TrainingView(Callback):
             picture = _draw(pd.DataFrame(self._rows).sort_values("epoch"), self._maps, self._paths)
             with replacing(file) as (part,):
                 picture.savefig(part, format="png")
-        except OSError as error:  # the model is worth more than its picture
+        except (OSError, RuntimeError, TypeError, ValueError) as error:  # the model is worth more than its picture
             rank_zero_warn(f"{file} cannot be written: {error}")
 
     def _row(self, epoch: int) -> dict[str, float]:
@@ -192,7 +193,7 @@ def _draw(rows: pd.DataFrame, maps: dict[int, dict[str, np.ndarray]], paths: Seq
             line[0].set_title(f"epoch {epoch}", fontsize=8, loc="left")
         for axes, path in zip(grid[-1], paths, strict=True):
             words = "/".join(Path(path).parts[-4:])
-            words = words if len(words) <= 30 else f"…{words[-29:]}"
+            words = printable(words if len(words) <= 30 else f"…{words[-29:]}")
             text = axes.text(0.5, -0.05, words, fontsize=7, transform=axes.transAxes, ha="center", va="top")
             text.set_parse_math(False)
     return figure

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The picture of each image of a test or prediction."""
 
+import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from anomalib_uniad.image_files import read_image
 from anomalib_uniad.inference.heatmap import draw_inspection, map_to_image, outlined
 from anomalib_uniad.inference.inspection import Inspection, Word
 
+LONGEST = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}  # pixels of a side
+
 
 class HeatmapVisualizer(Visualizer):
     """Writes a picture of each image, as large as its file: on the left with the outline of its mask, if it has one.
@@ -32,6 +36,14 @@ class HeatmapVisualizer(Visualizer):
     def __init__(self, output_dir: Path | None = None) -> None:
         super().__init__()
         self.output_dir = output_dir
+        self._root: Path | None = None  # of the images that are predicted
+
+    def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
+        """Look where the images are, if no datamodule names them: the last folder that all share is kept."""
+        loaders = trainer.predict_dataloaders
+        sets = [loader.dataset for loader in (loaders if isinstance(loaders, list) else [loaders])]
+        folders = [Path(file).parent for part in sets for file in getattr(part, "image_filenames", ())]
+        self._root = Path(os.path.commonpath(folders)).parent if folders else None
 
     def on_test_batch_end(
         self,
@@ -57,7 +69,13 @@ class HeatmapVisualizer(Visualizer):
             inspection = _inspection(batch, row, pixels.shape[:2], geometry, threshold, product)
             truth = None if batch.gt_mask is None else _placed(batch.gt_mask[row], pixels.shape[:2], geometry) > 0.5
             picture = side_by_side(pixels, truth, draw_inspection(pixels, inspection))
-            picture.save(generate_output_filename(str(path), output, dataset, category))
+            file = generate_output_filename(str(path), output, dataset, category)
+            if self._root is not None and Path(path).is_relative_to(self._root):
+                file = output / Path(path).relative_to(self._root)
+                file.parent.mkdir(parents=True, exist_ok=True)
+            if max(picture.size) > LONGEST.get(file.suffix.lower(), math.inf):
+                file = file.with_name(f"{file.name}.png")
+            picture.save(file)
 
     on_predict_batch_end = on_test_batch_end
 

@@ -13,7 +13,7 @@ from rich.progress import track
 from anomalib_uniad.errors import UserError
 from anomalib_uniad.model import UniAD
 from anomalib_uniad.model.products import Products
-from anomalib_uniad.trained_run import CHECKPOINT, look, open_run, test_images, training_images
+from anomalib_uniad.trained_run import CHECKPOINT, look, open_run, resolved, test_images, training_images
 
 
 class NearestGood:
@@ -31,7 +31,8 @@ class NearestGood:
             features = look(model, self._dataset.collate_fn([self._dataset[row]]).image)[1]
             pooled.append(Products.pool(features))
         self._pooled = torch.cat(pooled)
-        self._scale = self._pooled.std(dim=0).clamp(min=1e-6) if len(pooled) > 1 else torch.ones(())
+        std = self._pooled.std(dim=0) if len(pooled) > 1 else torch.ones(1)
+        self._scale = std.clamp(min=float(std.median()) / 100 or 1)
 
     def of(self, features: torch.Tensor, category: str) -> Any:
         """The one of a category as a batch of one image, by what is reconstructed ``(1, C, h, w)``; else ``None``."""
@@ -51,8 +52,8 @@ def find_nearest(run: Path, images: Sequence[tuple[str, str]]) -> dict[str, Path
         nearest = NearestGood(model, datamodule)
         found = {}
         for path, category in images:
-            if path in places:
-                row, dataset = places[path]
+            if (place := resolved(path)) in places:
+                row, dataset = places[place]
                 like = nearest.of(look(model, dataset.collate_fn([dataset[row]]).image)[1], category)
                 if like is not None:
                     found[path] = Path(like.image_path[0])

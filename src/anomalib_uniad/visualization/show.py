@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -23,13 +23,15 @@ from anomalib_uniad.checks import check_at_least
 from anomalib_uniad.errors import ExistingFileError, InputError, MissingFileError
 from anomalib_uniad.files import check_output, check_writable, file_names
 from anomalib_uniad.geometry import Geometry
+from anomalib_uniad.image_files import size_of
 from anomalib_uniad.inference.heatmap import draw_heatmap, outlined
 from anomalib_uniad.model import UniAD
 from anomalib_uniad.parity.inputs import load, normalises
+from anomalib_uniad.pictures.visualizer import relative_map
 from anomalib_uniad.report.decisions import find_failures, read_predictions
 from anomalib_uniad.report.nearest_good import NearestGood
 from anomalib_uniad.report.runs import find_newest, unique
-from anomalib_uniad.trained_run import folder_of, look, open_run, pixels_of, test_images
+from anomalib_uniad.trained_run import folder_of, look, open_run, pixels_of, resolved, test_images
 from anomalib_uniad.transforms import steps_of
 
 from .feature_decoder import FeatureDecoder
@@ -56,6 +58,15 @@ class Shown:
     category: str
     panels: Panels
     attention: list[tuple[str, Panels]] = field(default_factory=list)
+
+
+class Chosen(NamedTuple):
+    """A test image that is drawn: row, dataset, category, and whether the test of the first run called it defective."""
+
+    row: int
+    dataset: Any
+    category: str
+    decided: bool | None
 
 
 def show(
@@ -115,11 +126,13 @@ def show(
     decoders = [FeatureDecoder.load(decoder or file, of) for file, of in zip(own_decoders, models, strict=True)]
     drawn_queries = draw_queries(model, decoders[0]) if queries else []
     chosen = _choose(checkpoints[0], datamodule, images, count, failures)
+    for path in chosen if point is not None else ():
+        _place(model, size_of(path), point, path)
     nearest = NearestGood(model, datamodule) if failures else None
     seen_by = dict(zip(_names(checkpoints), zip(models, decoders, strict=True), strict=True))
     drawn = [
-        _draw(dataset.collate_fn([dataset[row]]), category, seen_by, point, nearest)
-        for row, dataset, category in track(chosen, "Drawing", console=Console(stderr=True))
+        _draw(item.dataset.collate_fn([item.dataset[item.row]]), item.category, seen_by, point, nearest, item.decided)
+        for item in track(list(chosen.values()), "Drawing", console=Console(stderr=True))
     ]
     return _write(drawn, drawn_queries, output)
 
@@ -134,34 +147,42 @@ def _names(checkpoints: Sequence[Path]) -> list[str]:
 
 def _choose(
     checkpoint: Path, datamodule: AnomalibDataModule, images: Sequence[Path], count: int, failures: bool
-) -> list[tuple[int, Any, str]]:
-    """Row, dataset and category of the images that are drawn."""
+) -> dict[str, Chosen]:
+    """The images that are drawn, by their files."""
     places = test_images(datamodule)
+    table = _predictions(checkpoint, needed=not images)
+    table = table.assign(path=table["path"].map(resolved))
     if images:
-        by_file = {Path(path).resolve(): path for path in places}
-        if unknown := [str(path) for path in images if path.resolve() not in by_file]:
+        if unknown := [str(path) for path in images if resolved(path) not in places]:
             raise InputError(f"{unknown[0]} is none of the test images of {datamodule.name}.")
-        paths = [by_file[path.resolve()] for path in images]
+        paths = [resolved(path) for path in images]
     else:
-        table = _predictions(checkpoint)
-        table = table[table["path"].isin(places) & table["raw_score"].notna()]
-        if table.empty:
+        chosen = table[table["path"].isin(places) & table["raw_score"].notna()]
+        if chosen.empty:
             raise InputError(
                 f"None of the images in the predictions of {folder_of(checkpoint)} is a test image of "
                 f"{datamodule.name}: name images with --images."
             )
         if failures:
-            paths = list(find_failures(table, count)["path"])
+            paths = list(find_failures(chosen, count)["path"])
         else:
-            paths = [path for _, part in table.groupby("category", sort=False) for path in _extreme(part, count)]
+            paths = [path for _, part in chosen.groupby("category", sort=False) for path in _extreme(part, count)]
         if not paths:
             raise InputError(f"There is neither a false alarm nor a missed defect in {folder_of(checkpoint)}.")
-    return [(*places[path], category) for path, category in zip(paths, categories_of(paths, datamodule), strict=True)]
+    files = {path: places[path][1].samples["image_path"].iloc[places[path][0]] for path in paths}
+    decided = dict(zip(table["path"], table["decision"], strict=True))
+    categories = categories_of(list(map(str, files.values())), datamodule)
+    return {
+        path: Chosen(*places[path], category, decided.get(path))
+        for path, category in zip(files, categories, strict=True)
+    }
 
 
-def _predictions(checkpoint: Path) -> pd.DataFrame:
-    """The newest ``predictions.csv`` of a run."""
+def _predictions(checkpoint: Path, needed: bool) -> pd.DataFrame:
+    """The newest ``predictions.csv`` of a run; an empty one if there is none and it is not needed."""
     file = find_newest(folder_of(checkpoint), ("predictions*.csv",))
+    if file is None and not needed:
+        return pd.DataFrame(columns=["path", "decision"])
     if file is None:
         raise MissingFileError(f"{folder_of(checkpoint)} has no predictions.csv: name images with --images.")
     return read_predictions(file)
@@ -179,8 +200,9 @@ def _draw(
     models: dict[str, tuple[UniAD, FeatureDecoder]],
     point: Sequence[float] | None,
     nearest: NearestGood | None,
+    decided: bool | None = None,
 ) -> Shown:
-    """The panels of an image, a batch of one."""
+    """The panels of an image, a batch of one; ``decided`` is what the test of the first model said."""
     path = str(batch.image_path[0])
     first = next(iter(models.values()))[0]
     looks = {name: look(model, batch.image) for name, (model, _) in models.items()}
@@ -188,7 +210,7 @@ def _draw(
     size = _size(first, batch.image.shape[-2:])
     image = _resized(_pixels(pixels_of(first, prepared)), size)
     mask = _seen_mask(first, batch)
-    truth = "ground truth" if mask is not None and mask.any() else "no mask"
+    truth = "ground truth" if batch.gt_mask is not None and batch.gt_mask.any() else "no mask"
     shown = Shown(path, category, [("image", Image.fromarray(image)), (truth, _outlined(image, mask))])
     if nearest is not None and (like := nearest.of(features, category)) is not None:
         other = _pixels(pixels_of(first, look(first, like.image)[0]))
@@ -204,13 +226,15 @@ def _draw(
             raw, judged = model.look(batch.image)
             found: Any = model.finish(raw, judged)
         normalised, label = normalises(model), found.pred_label
-        values = found.anomaly_map[0, 0].numpy()
-        values = values if normalised else (values - values.min()) / (np.ptp(values) or 1)
+        values = found.anomaly_map[0]
+        values = values[0].numpy() if normalised else relative_map(values, values.shape[-2:], None)
         heatmap = draw_heatmap(image, cv2.resize(values.clip(0, 1).astype(np.float32), size))
         decision = "undecided" if label is None or not normalised else "anomalous" if bool(label) else "normal"
         decision = "unknown" if judged is not None and bool(judged.unknown) else decision
         outline = found.pred_mask[0, 0].numpy() if decision != "undecided" and found.pred_mask is not None else None
         if name == next(iter(models)):
+            if decided is not None and decision != "unknown":  # the test may have thresholds of the category
+                decision = "anomalous" if decided else "normal"
             shown.panels.append(("its features", Image.fromarray(_resized(parts[0], size))))
         mark = f" {name}" if len(models) > 1 else ""
         shown.panels.append((f"rebuilt{mark}", Image.fromarray(_resized(parts[1], size))))

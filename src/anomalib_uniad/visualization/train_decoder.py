@@ -136,6 +136,7 @@ def train_decoder(
         trainer = Trainer(
             max_steps=steps,
             max_epochs=1,
+            devices=1,
             callbacks=[ModelCheckpoint(unfinished, save_last=True, every_n_train_steps=100), RichProgressBar()],
             logger=False,
             enable_model_summary=False,
@@ -173,5 +174,7 @@ def _decoder_for(features: torch.Tensor) -> FeatureDecoder:
     decoder = FeatureDecoder(features.shape[1])
     values = features[:: max(1, len(features) // 200)].float().transpose(0, 1).flatten(1)
     decoder.mean.copy_(values.mean(dim=1).view(-1, 1, 1))
-    decoder.std.copy_(values.std(dim=1).clamp(min=1e-6).view(-1, 1, 1))
+    std = values.std(dim=1)
+    # A channel that hardly varies here would be blown up where it does.
+    decoder.std.copy_(std.clamp(min=float(std.median()) / 100 or 1).view(-1, 1, 1))
     return decoder

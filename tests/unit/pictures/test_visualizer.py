@@ -61,6 +61,24 @@ def test_map_lies_on_the_defect(tmp_path: Path, geometry: Geometry, size: tuple[
     assert (heatmap[outside] == pixels[outside]).all()
 
 
+def test_predicted_folders_are_kept_apart(tmp_path: Path) -> None:
+    """Images of equal names; and one that is too wide for JPEG with two pictures side by side."""
+    files = [tmp_path / "parts" / product / "good" / "000.jpg" for product in ("bolt", "nut")]
+    files.append(tmp_path / "parts" / "wide.jpg")
+    for file, width in zip(files, (40, 40, 33_000), strict=True):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (width, 20)).save(file)
+    trainer = SimpleNamespace(default_root_dir=tmp_path, datamodule=None)
+    trainer.predict_dataloaders = [SimpleNamespace(dataset=SimpleNamespace(image_filenames=files))]
+    visualizer = HeatmapVisualizer()
+    visualizer.on_predict_start(trainer, None)
+    for file in files:
+        batch = ImageBatch(image=torch.zeros(1, 3, 8, 8), image_path=[str(file)], anomaly_map=torch.rand(1, 8, 8))
+        visualizer.on_predict_batch_end(trainer, SimpleNamespace(), None, batch, 0)
+    written = {file.relative_to(tmp_path / "images").as_posix() for file in (tmp_path / "images").rglob("*.*")}
+    assert written == {"parts/bolt/good/000.jpg", "parts/nut/good/000.jpg", "parts/wide.jpg.png"}
+
+
 @pytest.mark.parametrize(
     ("label", "product", "colour"),
     [(True, "nut", "#b71c1c"), (False, "nut", "#2e7d32"), (True, "", "#6a1b9a"), (None, None, "#616161")],

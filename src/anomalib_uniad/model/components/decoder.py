@@ -76,6 +76,16 @@ class DecoderLayer(nn.Module):
         return self.norm3(tokens + self.dropout(self.feedforward(tokens)))
 
 
+def check_attention(attends_to: Sequence[str]) -> None:
+    """Refuse what the attentions of a decoder layer cannot attend to.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if len(attends_to) != 2 or not set(attends_to) <= set(get_args(AttentionTarget)):
+        raise InputError(f"decoder_attention must be two of encoder and previous, got {attends_to!r}.")
+
+
 class LayerwiseQueryDecoder(nn.Module):
     """Stack of :class:`DecoderLayer` and one final norm.
 
@@ -111,8 +121,7 @@ class LayerwiseQueryDecoder(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("decoder_query", query, get_args(DecoderQuery))
-        if len(attends_to) != 2 or not set(attends_to) <= set(get_args(AttentionTarget)):
-            raise InputError(f"decoder_attention must be two of encoder and previous, got {attends_to!r}.")
+        check_attention(attends_to)
         with_query = {"layerwise": num_layers, "first": 1, "none": 0}[query]
         common = (hidden_dim, num_heads, feedforward_dim, dropout, grid_size, neighbor_sizes)
         self.layers = nn.ModuleList(
