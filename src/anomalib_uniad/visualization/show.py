@@ -126,8 +126,9 @@ def show(
     decoders = [FeatureDecoder.load(decoder or file, of) for file, of in zip(own_decoders, models, strict=True)]
     drawn_queries = draw_queries(model, decoders[0]) if queries else []
     chosen = _choose(checkpoints[0], datamodule, images, count, failures)
-    for path in chosen if point is not None else ():
-        _place(model, size_of(path), point, path)
+    if point is not None:
+        for path in chosen:
+            _place(model, size_of(path), point, path)
     nearest = NearestGood(model, datamodule) if failures else None
     seen_by = dict(zip(_names(checkpoints), zip(models, decoders, strict=True), strict=True))
     drawn = [
