@@ -379,6 +379,7 @@ def test_weights_that_change_after_the_build_are_noticed(root: Path, tmp_path: P
         make_engine(tmp_path, Loader(), FeatureCache("memory")).fit(model=small_model(), datamodule=make_mvtec(root))
 
 
+@pytest.mark.slow
 def test_two_processes_build_one_cache(tmp_path: Path) -> None:
     data = make_mvtec_like(tmp_path / "data", ["bottle"], train=8, good=2, bad=2)
     with socket.socket() as server:

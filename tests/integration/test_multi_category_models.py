@@ -103,6 +103,7 @@ def test_synthetic_validation_and_test_images(root, tmp_path):
     assert len(images) == len(datamodule.test_data)
 
 
+@pytest.mark.slow
 def test_benchmark_of_anomalib(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     jobs = [

@@ -309,6 +309,7 @@ def test_two_processes_of_the_engine_have_one_folder(root: Path, tmp_path: Path)
         assert len(list((latest / "images").rglob("*.png"))) == len(list(csv.DictReader(file))) == 8
 
 
+@pytest.mark.slow
 def test_two_processes(root: Path, tmp_path: Path) -> None:
     done = run_program(root, tmp_path, "distributed")
     assert done.returncode == 0, done.stderr

@@ -33,6 +33,7 @@ def test_content(installed: Path) -> None:
     assert sum(path.stat().st_size for path in installed.rglob("*") if path.suffix != ".pyc" and path.is_file()) < 2e6
 
 
+@pytest.mark.slow
 def test_it_is_found(installed: Path) -> None:
     code = (
         "from anomalib.models import get_model; import anomalib.data, anomalib_uniad; "

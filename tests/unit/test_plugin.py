@@ -98,6 +98,7 @@ def test_import_torch_stays_light() -> None:
     )
 
 
+@pytest.mark.slow
 def test_without_autoload_the_dotted_path_works() -> None:
     code = (
         "import anomalib.models; assert not hasattr(anomalib.models, 'UniAD')\n"

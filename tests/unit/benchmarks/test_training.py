@@ -43,6 +43,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "apart", lambda function, arguments: function(**arguments))
 
 
+@pytest.mark.slow
 def test_throughput_and_floor(tmp_path: Path) -> None:
     training.train(["throughput", "step", "floor"], num_workers=0, image_pixels=64, output_dir=tmp_path, quick=True)
     folder = tmp_path / "quick"
