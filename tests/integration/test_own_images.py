@@ -17,7 +17,7 @@ from anomalib_uniad.cli import main
 from anomalib_uniad.data.layouts import read_products
 from small import SMALL, quiet_engine
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of anomalib, Lightning, onnx and openvino about themselves
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of others about themselves
 
 RANGE = (0, 4080)  # 16 times the range of 8 bits, so that all depths can show the very same picture
 

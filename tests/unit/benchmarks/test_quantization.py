@@ -32,7 +32,7 @@ from helpers import make_mvtec_like
 from quantization import ALL, ANOMALIB, variants
 from small import SMALL
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # torch.onnx, openvino and nncf warn about themselves
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of others about themselves
 
 
 class Files:
