@@ -1,16 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names of files, folders of results, files written as a whole, versions of packages: for all rooms, no torch."""
 
+import contextlib
+import errno
+import io
+import os
 import re
 import secrets
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from anomalib_uniad.errors import ExistingFileError
+from anomalib_uniad.errors import DiskError, ExistingFileError, UserError
 
+if TYPE_CHECKING:
+    from PIL import Image
+
+ABANDONED = 3600.0  # seconds after which nobody writes a hidden file any more
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG, errno.EIO}
 _LONGEST = 100  # bytes in UTF-8; file systems take 255, with what others add
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")  # by Windows
 
@@ -62,16 +74,25 @@ def check_writable(folder: Path) -> None:
 
 
 @contextmanager
-def replacing(*paths: Path) -> Iterator[list[Path]]:
+def replacing(*paths: Path, overwrite: bool = True, flush: bool = True) -> Iterator[list[Path]]:
     """Write files under temporary names beside them, and rename all of them in the end.
 
-    After an exception, all files are as they were before.
+    After an exception, all files are as they were before. A process that is killed, or a machine that stops, leaves the
+    older files or the new ones: those of several are never mixed, though in the moment in which they are renamed, some
+    may be missing; the older ones are then hidden files beside them, with ``older`` in their names.
 
     Args:
-        *paths (Path): Files to write; existing ones are replaced.
+        *paths (Path): Files to write, which belong together; existing ones are replaced.
+        overwrite (bool): Replace files that are there in the end. Defaults to ``True``.
+        flush (bool): Bring everything to the disk before older files go, and remove what earlier processes that were
+            killed have left. ``False`` is for many small files that can be made again. Defaults to ``True``.
 
     Yields:
         list[Path]: Temporary paths in the same folders, to write to; each must exist in the end.
+
+    Raises:
+        FileExistsError: If a file is there, and ``overwrite`` is false.
+        OSError: If the disk is full; the message names the file.
 
     Examples:
         >>> import tempfile
@@ -83,15 +104,188 @@ def replacing(*paths: Path) -> Iterator[list[Path]]:
         >>> target.read_text()
         'a,b'
     """
-    # The suffix stays, since writers choose a format by it.
-    partial = [path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}") for path in paths]
+    partial = [_hidden(path, "partial") for path in paths]
     try:
-        yield partial
-        for path, target in zip(partial, paths, strict=True):
-            path.replace(target)
+        with full_disk_named(*paths):
+            yield partial
+            if flush:
+                for path in (*partial, *_folders(paths)):
+                    flush_to_disk(path)
+        _put_in_place(partial, paths, overwrite)
+        if flush:
+            for folder in _folders(paths):
+                flush_to_disk(folder)
+            for path in paths:
+                _remove_abandoned(path.parent, re.escape(_short(path.stem)), re.escape(path.suffix))
     finally:
         for path in partial:
             path.unlink(missing_ok=True)
+
+
+def _put_in_place(partial: Sequence[Path], targets: Sequence[Path], overwrite: bool) -> None:
+    """Rename files; older ones of several go out of the way before, so that they are never beside new ones."""
+    aside: list[tuple[Path, Path]] = []
+    placed: list[Path] = []
+    try:
+        for target in targets if overwrite and len(targets) > 1 else ():
+            if target.exists() or target.is_symlink():
+                aside.append((_hidden(target, "older"), target))
+                target.rename(aside[-1][0])
+        for path, target in zip(partial, targets, strict=True):
+            if overwrite:
+                path.replace(target)
+            else:
+                _move_new(path, target)
+            placed.append(target)
+    except BaseException:
+        if aside or not overwrite:
+            for target in placed:
+                target.unlink(missing_ok=True)
+        for older, target in aside:
+            with contextlib.suppress(FileNotFoundError):  # the one that could not be renamed
+                older.rename(target)
+        raise
+    for older, _ in aside:
+        older.unlink()
+
+
+def _move_new(path: Path, target: Path) -> None:
+    """Rename a file where there is none, also if another process writes one at the same time."""
+    try:
+        os.link(path, target)  # a rename would replace what is there
+    except OSError as error:  # perhaps because the file system has no links
+        if isinstance(error, FileExistsError) or target.exists() or target.is_symlink():
+            raise ExistingFileError(
+                f"{target} has been written by another process meanwhile, and is left as it is: choose another output "
+                "folder, or set overwrite to true."
+            ) from error
+        path.rename(target)
+
+
+def _hidden(path: Path, kind: str) -> Path:
+    # The suffix stays, since writers choose a format by it.
+    return path.with_name(f".{_short(path.stem)}.{secrets.token_hex(4)}.{kind}{path.suffix}")
+
+
+def _short(stem: str) -> str:
+    return os.fsdecode(os.fsencode(stem)[:_LONGEST])
+
+
+def _folders(paths: Sequence[Path]) -> list[Path]:
+    return list(dict.fromkeys(path.parent for path in paths))
+
+
+@contextmanager
+def partial_folder(parent: Path, name: str) -> Iterator[Path]:
+    """Make a hidden folder for files that are moved elsewhere once they are complete; it is removed in the end.
+
+    What earlier processes that were killed have left of the same name is removed as well.
+
+    Args:
+        parent (Path): Where it is made.
+        name (str): What its name begins with, after a dot.
+
+    Yields:
+        Path: The folder.
+    """
+    _remove_abandoned(parent, re.escape(name), "")
+    # The same name as of files, so that all that is left by kills is found in the same way.
+    folder = parent / f".{name}.{secrets.token_hex(4)}.partial"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_abandoned(folder: Path, stem: str, suffix: str) -> None:
+    """Remove what killed processes have left; others may be at work on the same files, so only what is old enough."""
+    pattern = re.compile(rf"\.{stem}\.[0-9a-f]{{8}}\.(partial|older){suffix}")
+    for path in folder.iterdir():
+        if pattern.fullmatch(path.name):
+            with contextlib.suppress(OSError):  # another process has removed it
+                found = path.lstat()
+                if time.time() - max(found.st_mtime, found.st_ctime) > ABANDONED:
+                    if path.is_dir() and not path.is_symlink():
+                        shutil.rmtree(path, ignore_errors=True)
+                    else:
+                        path.unlink()
+
+
+def flush_to_disk(path: Path) -> None:
+    """Have the system bring a file, or the names in a folder, to the disk; links are left out.
+
+    Args:
+        path (Path): The file or folder.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    if path.is_symlink():
+        return
+    if not path.is_dir():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+        return
+    with contextlib.suppress(OSError):  # not all systems can do that
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def full_disk_named(*paths: Path) -> Iterator[None]:
+    """Turn what the system says about a full disk, which has no name of a file in it, into a sentence that has.
+
+    Args:
+        *paths (Path): Files that are written in this context.
+
+    Raises:
+        OSError: The same error, with a sentence.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL or isinstance(error, UserError):
+            raise
+        raise disk_error(error.strerror or str(error), *paths) from error
+
+
+def disk_error(reason: str, *paths: Path) -> DiskError:
+    """The error of files that could not be written.
+
+    Args:
+        reason (str): Why.
+        *paths (Path): The files, which are as they were before.
+
+    Examples:
+        >>> str(disk_error("No space left on device", Path("a.csv")))
+        'a.csv cannot be written: No space left on device; make room, or choose another folder.'
+    """
+    names = " and ".join(map(str, paths[:2])) + (f" and {len(paths) - 2} more" if len(paths) > 2 else "")
+    return DiskError(f"{names} cannot be written: {reason}; make room, or choose another folder.")
+
+
+def save_picture(picture: "Image.Image", file: Path, **options: Any) -> None:
+    """Write a picture, whole or not at all, as ``picture.save`` does.
+
+    Args:
+        picture (Image.Image): The picture.
+        file (Path): The file, whose suffix says of which type; an older one is replaced.
+        **options (Any): Of the type, such as ``quality``.
+
+    Raises:
+        OSError: If it cannot be written.
+        ValueError: If the suffix is of no type.
+    """
+    from PIL import Image
+
+    data = io.BytesIO()  # Pillow does not notice if the end of a JPEG has no room on the disk
+    picture.save(data, Image.registered_extensions().get(file.suffix.lower()), **options)
+    with replacing(file, flush=False) as (part,):
+        part.write_bytes(data.getbuffer())
 
 
 def file_names(categories: Sequence[str]) -> dict[str, str]:

@@ -47,7 +47,7 @@ def import_checkpoint(
     official = cast("OfficialCheckpoint", model.official)
     arguments_of_model = {**official.arguments, "pre_trained": False}  # the weights are in the checkpoint
     text = yaml.safe_dump({"model": {"class_path": "UniAD", "init_args": arguments_of_model}}, sort_keys=False)
-    with replacing(output, config) as (new_output, new_config):
+    with replacing(output, config, overwrite=overwrite) as (new_output, new_config):
         save_checkpoint(model, new_output)
         new_config.write_text(text, encoding="utf-8")
     return official, config

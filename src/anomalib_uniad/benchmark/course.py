@@ -65,6 +65,7 @@ class Course(Callback):
         epochs, steps = trainer.max_epochs or -1, trainer.max_steps
         if self._progress is not None and trainer.is_global_zero and max(epochs, steps) > 0:
             parts = [(trainer.current_epoch + 1) / epochs] * (epochs > 0) + [trainer.global_step / steps] * (steps > 0)
-            with contextlib.suppress(OSError), replacing(self._progress) as (partial,):  # an estimate is no result
+            # An estimate is no result: it need not be there.
+            with contextlib.suppress(OSError), replacing(self._progress, flush=False) as (partial,):
                 progress = {"done": max(parts), "seconds": self.seconds, "time": time.time()}
                 partial.write_text(json.dumps(progress), encoding="utf-8")

@@ -13,7 +13,7 @@ from anomalib.data.utils import Split
 from tqdm import tqdm
 
 from anomalib_uniad.data.image_checks import read_mask_file
-from anomalib_uniad.files import file_names, replacing
+from anomalib_uniad.files import file_names, replacing, save_picture
 from anomalib_uniad.pages import render
 
 from .contact_sheet import draw
@@ -151,8 +151,7 @@ def write(checked: Checked, output: Path) -> list[Path]:
     names = _sheets([product.name for product in checked.products])
     (output / SHEETS).mkdir(parents=True, exist_ok=True)
     for product in tqdm(checked.products, "Contact sheets", unit="product", delay=3):
-        with replacing(output / names[product.name]) as (path,):
-            draw(product, checked.source.value_range).save(path, quality=88)
+        save_picture(draw(product, checked.source.value_range), output / names[product.name], quality=88)
     files = [output / name for name in _NAMES]
     with replacing(*files) as (page, table):
         page.write_text(_page(checked, names), encoding="utf-8")

@@ -23,7 +23,7 @@ from torchvision.transforms.v2.functional import to_dtype, to_image
 
 from anomalib_uniad.checks import check_loading
 from anomalib_uniad.errors import DiskError, ExistingFileError, InputError, MissingFileError
-from anomalib_uniad.files import replacing
+from anomalib_uniad.files import save_picture
 from anomalib_uniad.splits import check_ratios
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -221,8 +221,7 @@ class CIFAR10Dataset(AnomalibDataset):
                 continue
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with replacing(path) as (partial,):
-                    Image.fromarray(pixels).save(partial)
+                save_picture(Image.fromarray(pixels), path)
             except OSError as error:
                 raise DiskError(
                     f"Heatmaps need {path}, which cannot be written: {error}. Turn them off "

@@ -80,7 +80,7 @@ def make_meta(
     if not test:
         raise InputError(f"{folder} has no images for testing, so nothing is written.")
     output.mkdir(parents=True, exist_ok=True)
-    with replacing(*files) as partial:
+    with replacing(*files, overwrite=overwrite) as partial:
         for path, lines in zip(partial, (train, test), strict=True):
             path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return files, [len(train), len(test)]

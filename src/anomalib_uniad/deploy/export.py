@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metadata and input size of exported ONNX files."""
+"""Metadata and input size of exported ONNX files, and how all exported files are put in their place."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,11 +11,13 @@ from anomalib.models.components.base.export_mixin.utils import get_dynamic_shape
 from anomalib.post_processing import PostProcessor
 from torch import nn
 
-from anomalib_uniad.files import version_of
+from anomalib_uniad.files import disk_error, full_disk_named, partial_folder, replacing, version_of
 from anomalib_uniad.geometry import Geometry
 from anomalib_uniad.inference.metadata import Level, ModelMetadata
 
 OPSET = 18  # what torch's exporter writes; for anomalib's default it would try to convert it, and fail
+# What OpenVINO and torch say where a file cannot be written to its end.
+_WRITE_FAILED = ("iostream error", "inline_container", "PytorchStreamWriter")
 OUTPUTS = ("pred_score", "pred_label", "anomaly_map", "pred_mask")
 
 
@@ -110,6 +112,46 @@ def metadata_of(
         good_scores={name: dict(measured) for name, measured in (good_scores or {}).items()},
         image_score=dict(image_score or {}),
     )
+
+
+def export_whole(export_root: Path | str, export: Callable[[Path], Path]) -> Path:
+    """Put the files of an export, such as model.xml and model.bin, in the place of older ones all at once.
+
+    Args:
+        export_root (Path | str): Folder of the export.
+        export (Callable[[Path], Path]): Exports to the folder that it is given, and returns the file; other files
+            beside it belong to it.
+
+    Returns:
+        Path: The file.
+
+    Raises:
+        OSError: If the disk is full; older files stay.
+
+    Examples:
+        >>> import tempfile
+        >>> def export(folder):
+        ...     _ = (folder / "model.txt").write_text("weights")
+        ...     return folder / "model.txt"
+        >>> export_whole(tempfile.mkdtemp(), export).read_text()
+        'weights'
+    """
+    root = Path(export_root)
+    root.mkdir(parents=True, exist_ok=True)
+    with full_disk_named(root), partial_folder(root, "export") as folder:
+        try:
+            main = export(folder)
+        except RuntimeError as error:
+            if any(words in str(error) for words in _WRITE_FAILED):
+                raise disk_error("the disk is full", root) from error
+            raise
+        written = sorted(main.parent.iterdir(), key=lambda path: path == main)
+        targets = [root / path.relative_to(folder) for path in written]
+        targets[0].parent.mkdir(parents=True, exist_ok=True)
+        with replacing(*targets) as parts:
+            for path, part in zip(written, parts, strict=True):
+                path.replace(part)
+    return targets[-1]
 
 
 def write_metadata(file: Path, metadata: ModelMetadata) -> None:

@@ -96,7 +96,7 @@ def report_drift(
         for name, series in sorted(found.products.items())
     ]
     output.mkdir(parents=True, exist_ok=True)
-    with replacing(*files) as (table, picture):
+    with replacing(*files, overwrite=overwrite) as (table, picture):
         _write(table, [row for rows in compared.values() for row in rows])
         draw(panels, window).savefig(picture)
     return Report(sentences, files, any(map(_drift, compared.values())))

@@ -176,7 +176,7 @@ def _run(
             try:
                 writer.pictures(output.file, output.image, output.inspection)
             except OSError as error:  # the prediction goes on
-                output.error = f"The heatmap of {output.file.path} cannot be written: {error}."
+                output.error = f"The heatmap of {output.file.path} cannot be written: {str(error).rstrip('.')}."
         output.inspection = replace(
             output.inspection, anomaly_map=None, region_of_interest=None
         )  # until its row is written, it waits in memory

@@ -2,7 +2,9 @@
 """Writes the files of a prediction: ``predictions.csv`` and ``.jsonl``, the folders ``heatmaps`` and ``masks``."""
 
 import csv
+import io
 import json
+import os
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from anomalib_uniad.errors import ExistingFileError
-from anomalib_uniad.files import check_output
+from anomalib_uniad.files import check_output, disk_error, save_picture
 
 from .heatmap import draw_inspection
 from .images import HEATMAPS, MASKS, REGIONS, TABLE, ImageFile
@@ -46,6 +48,9 @@ _HOW: dict[str, dict[str, Any]] = {
 
 class Writer:
     """Writes the results of a prediction; a context manager that keeps the csv file open.
+
+    An image is done once its row is in the table. A row that cannot be written, because the disk is full, is in neither
+    file, and an error says so; all rows before stay.
 
     Args:
         output (Path): Folder for the files; made if it is not there.
@@ -92,14 +97,10 @@ class Writer:
         self.judged: set[str] = set()
         if go_on and not overwrite and self.table.exists():
             self.judged = _go_on(self.table, self.regions, origin)
-        # File names need not be valid text: their bytes are written unchanged.
         mode = "w" if overwrite else "a" if go_on else "x"
-        self._table = self.table.open(mode, newline="", encoding="utf-8", errors="surrogateescape")
-        self._lines = self.regions.open(mode, encoding="utf-8")
-        self._csv = csv.writer(self._table, lineterminator="\n")
-        if not self._table.tell():
-            self._csv.writerow(COLUMNS)
-            self._table.flush()
+        self._table, self._lines = _Rows(self.table, mode), _Rows(self.regions, mode)
+        if not self._table.end:
+            self._table.add(_csv_row(COLUMNS))
 
     def pictures(self, file: ImageFile, image: np.ndarray, inspection: Inspection) -> None:
         """Write heatmap and mask of an image; safe to call from several threads.
@@ -121,16 +122,19 @@ class Writer:
     def _save(self, picture: Image.Image, name: PurePath) -> str:
         path = self._output / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path, **_HOW[name.suffix])
+        save_picture(picture, path, **_HOW[name.suffix])
         return name.as_posix()
 
     def row(self, file: ImageFile, inspection: Inspection | None, error: str = "") -> None:
-        """Write what is said about an image, and flush it, so that an interruption loses nothing.
+        """Write what is said about an image, at once, so that an interruption loses nothing.
 
         Args:
             file (ImageFile): The image.
             inspection (Inspection | None): ``None`` if there is none.
             error (str): Why there is none, or why a picture is missing. Defaults to ``""``.
+
+        Raises:
+            OSError: If it cannot be written.
         """
         found = inspection or Inspection("undecided", "", None, None, None)
         numbers = (found.raw_score, found.score, found.threshold)
@@ -148,10 +152,13 @@ class Writer:
             "defective_percent": float(areas[1]) if areas[1] else None,
             "regions": [asdict(region) for region in found.regions],
         }
-        self._lines.write(json.dumps(values) + "\n")
-        self._lines.flush()
-        self._csv.writerow(row)  # the last: an image is done once it is in the table
-        self._table.flush()
+        end = self._lines.end
+        self._lines.add(f"{json.dumps(values)}\n".encode())
+        try:
+            self._table.add(_csv_row(row))  # the last: an image is done once it is in the table
+        except OSError:
+            self._lines.cut(end)
+            raise
 
     def __enter__(self) -> "Writer":
         return self
@@ -161,6 +168,46 @@ class Writer:
     ) -> None:
         self._table.close()
         self._lines.close()
+
+
+class _Rows:
+    """A file that grows by whole rows.
+
+    Args:
+        path (Path): The file.
+        mode (str): As of ``open``.
+    """
+
+    def __init__(self, path: Path, mode: str) -> None:
+        self._path = path
+        self._file = path.open(f"{mode}b", buffering=0)  # what is left in a buffer is written when the file is closed
+        self.end = self._file.seek(0, os.SEEK_END)
+
+    def add(self, row: bytes) -> None:
+        """Write a row, or nothing and raise an error."""
+        try:
+            rest = memoryview(row)
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            self.cut(self.end)
+            raise disk_error(error.strerror or str(error), self._path) from error
+        self.end += len(row)
+
+    def cut(self, end: int) -> None:
+        """Take out what is after a place."""
+        self._file.truncate(end)
+        self.end = self._file.seek(end)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _csv_row(cells: Sequence[str]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue().encode("utf-8", "surrogateescape")  # names of files need not be text
 
 
 def _go_on(table: Path, regions: Path, origin: tuple[str, str]) -> set[str]:

@@ -21,8 +21,8 @@ from rich.table import Table
 from rich.text import Text
 
 from anomalib_uniad.category import UNKNOWN_PRODUCT, paths_of, summary_label
-from anomalib_uniad.errors import InputError
-from anomalib_uniad.files import file_names, version_of
+from anomalib_uniad.errors import ExistingFileError, InputError
+from anomalib_uniad.files import file_names, replacing, version_of
 from anomalib_uniad.metric_names import heading, in_words
 from anomalib_uniad.metrics.batches import without_score
 from anomalib_uniad.metrics.category_metrics import Results
@@ -114,6 +114,8 @@ class Predictions:
 class RunFiles:
     """Files of one test, or of one prediction, all with the same number: ``metrics.csv``, ``metrics-1.csv`` and so on.
 
+    What is there stays, also what another process has written meanwhile.
+
     Args:
         folder (Path): Folder of the run; created when something is written.
         stem (str): Name of the tables, ``metrics`` after a test. Defaults to ``"metrics"``.
@@ -123,9 +125,14 @@ class RunFiles:
         self._folder = folder
         self._stem = stem
         self._end = ""
-        names = [(stem, ".csv"), (stem, ".md"), (stem, ".json"), ("predictions", ".csv"), ("curves", "")]
+        self._written = False
+        self._take_number()
+
+    def _take_number(self) -> None:
+        """Take the first number that is free."""
+        names = [(self._stem, ".csv"), (self._stem, ".md"), (self._stem, ".json"), ("predictions", ".csv")]
         number = 0
-        while any(self._path(*name).exists() for name in names):
+        while any(self._path(*name).exists() for name in [*names, ("curves", "")]):
             number += 1
             self._end = f"-{number}"
 
@@ -148,14 +155,13 @@ class RunFiles:
                 Defaults to ``None``, not known.
         """
         rules = rules or {}
-        self._folder.mkdir(parents=True, exist_ok=True)
         frame = to_frame(results)
         # A category may be called as the row of the means: `kind` tells them apart.
         kinds = [*["category"] * len(results.categories), "mean"]
         whole = pd.concat([frame.assign(kind=kinds), counts[list(COUNTS)]], axis=1)
         named = zip(whole["category"], whole["kind"], strict=True)
         whole["threshold_rule"] = [rules.get(name, "") if kind == "category" else "" for name, kind in named]
-        whole.assign(**run).to_csv(self._path(self._stem, ".csv"), index=False, mode="x", errors=_ODD)
+        table_of_run = whole.assign(**run).to_csv(index=False)
         lines = [
             to_markdown(frame.assign(note=short_notes(frame))),
             "",
@@ -170,7 +176,6 @@ class RunFiles:
             if rules:
                 table["image by"] = [rules.get(name, "") for name in thresholds]
             lines += ["Thresholds of the categories, in raw scores:", "", to_markdown(table), ""]
-        self._path(self._stem, ".md").write_text("\n".join(lines), encoding="utf-8", errors=_ODD)
         document = {
             "run": dict(run),
             "metrics": results.metrics,
@@ -188,21 +193,35 @@ class RunFiles:
             "mean": {name: results.mean(name) for name in results.metrics},
         }
         text = json.dumps(document, indent=1, ensure_ascii=False)
-        self._path(self._stem, ".json").write_text(text + "\n", encoding="utf-8", errors=_ODD)
+        self._write({".csv": table_of_run, ".md": "\n".join(lines), ".json": text + "\n"}, self._stem)
 
     def write_predictions(self, predictions: pd.DataFrame) -> Path:
         """Write the table of :class:`Predictions`, and return the path of the csv."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        csv = self._path("predictions", ".csv")
-        predictions.to_csv(csv, index=False, mode="x", errors=_ODD)
-        return csv
+        self._write({".csv": predictions.to_csv(index=False)}, "predictions")
+        return self._path("predictions", ".csv")
 
     def write_curves(self, pictures: Mapping[str, bytes]) -> None:
         """Write pictures of curves (category -> PNG)."""
         folder = self._path("curves", "")
         folder.mkdir(parents=True, exist_ok=True)
-        for category, name in file_names(list(pictures)).items():
-            (folder / f"{name}.png").write_bytes(pictures[category])
+        names = file_names(list(pictures))
+        with replacing(*(folder / f"{name}.png" for name in names.values()), overwrite=False) as parts:
+            for category, part in zip(names, parts, strict=True):
+                part.write_bytes(pictures[category])
+
+    def _write(self, texts: Mapping[str, str], stem: str) -> None:
+        """Write files of a name (suffix -> text); the first ones get another number if they are there by now."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with replacing(*(self._path(stem, suffix) for suffix in texts), overwrite=False) as parts:
+                for part, text in zip(parts, texts.values(), strict=True):
+                    part.write_text(text, encoding="utf-8", errors=_ODD, newline="")
+        except ExistingFileError:
+            if self._written:
+                raise
+            self._take_number()
+            self._write(texts, stem)
+        self._written = True
 
     def _path(self, stem: str, suffix: str) -> Path:
         return self._folder / f"{stem}{self._end}{suffix}"

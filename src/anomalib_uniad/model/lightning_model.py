@@ -27,7 +27,15 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_uniad.category import known_categories
 from anomalib_uniad.checks import check_at_least, check_choice, check_fraction, check_rate, check_value_range, repeat
-from anomalib_uniad.deploy.export import OPSET, WithProduct, any_size, fixes_size, metadata_of, write_metadata
+from anomalib_uniad.deploy.export import (
+    OPSET,
+    WithProduct,
+    any_size,
+    export_whole,
+    fixes_size,
+    metadata_of,
+    write_metadata,
+)
 from anomalib_uniad.deploy.official import OfficialCheckpoint, load_official
 from anomalib_uniad.deploy.pre_processor import AntialiasedPreProcessor
 from anomalib_uniad.deploy.quantization import (
@@ -1026,6 +1034,22 @@ class UniAD(AnomalibModule):
             {"reduction": score.reduction, "pool_size": score.pool_size, "top_fraction": score.top_fraction},
         )
 
+    def to_torch(self, export_root: Path | str, model_file_name: str = "model") -> Path:
+        """Export to torch as anomalib does; an older file stays until the new one is complete.
+
+        Args:
+            export_root (Path | str): As of anomalib.
+            model_file_name (str): As of anomalib. Defaults to ``"model"``.
+
+        Returns:
+            Path: The file.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        export = super().to_torch
+        return export_whole(export_root, lambda folder: export(folder, model_file_name))
+
     def to_onnx(  # type: ignore[override]  # as anomalib's, not Lightning's
         self,
         export_root: Path | str,
@@ -1065,13 +1089,18 @@ class UniAD(AnomalibModule):
             input_size = self.geometry.least  # with which the model is probed
             if not kwargs.keys() & {"dynamic_axes", "dynamic_shapes"}:
                 kwargs["dynamic_shapes"] = any_size()
-        self._shows_products = True  # as outputs, which become inner tensors when the metadata are written
-        try:
-            path = super().to_onnx(export_root, model_file_name, input_size, **kwargs)
-        finally:
-            self._shows_products = False
-        write_metadata(path, replace(self.metadata, precision=precision))
-        return path
+        convert = super().to_onnx
+
+        def export(folder: Path) -> Path:
+            self._shows_products = True  # as outputs, which become inner tensors when the metadata are written
+            try:
+                path = convert(folder, model_file_name, input_size, **kwargs)
+            finally:
+                self._shows_products = False
+            write_metadata(path, replace(self.metadata, precision=precision))
+            return path
+
+        return export_whole(export_root, export)
 
     def to_openvino(
         self,
@@ -1105,18 +1134,10 @@ class UniAD(AnomalibModule):
             if compression != CompressionType.INT8:  # which looks at no images
                 self._check_value_range(datamodule)
                 check_samples(datamodule, whole=False)
-        return super().to_openvino(
-            export_root,
-            model_file_name,
-            input_size,
-            compression,
-            datamodule,
-            metric,
-            task,
-            max_drop,
-            ov_kwargs,
-            {**(onnx_kwargs or {}), "precision": compression.name if compression else "FP32"},
-        )
+        export = super().to_openvino
+        onnx_kwargs = {**(onnx_kwargs or {}), "precision": compression.name if compression else "FP32"}
+        others = (input_size, compression, datamodule, metric, task, max_drop, ov_kwargs, onnx_kwargs)
+        return export_whole(export_root, lambda folder: export(folder, model_file_name, *others))
 
     def _compress_ov_model(
         self,

@@ -77,7 +77,7 @@ def compare_files(
     )
     text = to_text(frame)
     output.mkdir(parents=True, exist_ok=True)
-    with replacing(output / "parity.csv", output / "parity.md") as (csv, markdown):
+    with replacing(output / "parity.csv", output / "parity.md", overwrite=overwrite) as (csv, markdown):
         frame.to_csv(csv, index=False)
         markdown.write_text(f"{text}\n", encoding="utf-8")
     shown = Console(width=None if sys.stdout.isatty() else 160, highlight=False)

@@ -14,6 +14,7 @@ from anomalib.utils.path import generate_output_filename
 from anomalib.visualization import Visualizer
 from PIL import Image
 
+from anomalib_uniad.files import save_picture
 from anomalib_uniad.geometry import Geometry
 from anomalib_uniad.image_files import read_image
 from anomalib_uniad.inference.heatmap import draw_inspection, map_to_image, outlined
@@ -75,7 +76,7 @@ class HeatmapVisualizer(Visualizer):
                 file.parent.mkdir(parents=True, exist_ok=True)
             if max(picture.size) > LONGEST.get(file.suffix.lower(), math.inf):
                 file = file.with_name(f"{file.name}.png")
-            picture.save(file)
+            save_picture(picture, file)
 
     on_predict_batch_end = on_test_batch_end
 

@@ -91,7 +91,7 @@ def write_benchmark_report(
         _html(benchmark, summaries, details, drawn, facts),
     ]
     output.mkdir(parents=True, exist_ok=True)
-    with replacing(*texts, *pictures) as partial:
+    with replacing(*texts, *pictures, overwrite=overwrite) as partial:
         for path, text in zip(partial, content, strict=False):
             path.write_text(text, encoding="utf-8", newline="")
         data = [picture for of_data in drawn.values() for _, picture in of_data.values()]

@@ -50,7 +50,7 @@ def write_report(
     comparison = compare(read_runs(paths, names), metrics)
     texts = to_markdown(comparison), to_csv(comparison), to_html(comparison, heatmaps, failures)
     output.mkdir(parents=True, exist_ok=True)
-    with replacing(*files) as partial:
+    with replacing(*files, overwrite=overwrite) as partial:
         for path, text in zip(partial, texts, strict=True):
             path.write_text(text, encoding="utf-8", newline="")  # line ends as they are, since csv brings its own
     return comparison, files

@@ -71,7 +71,7 @@ def write_page(
         "given": {"everywhere": given.everywhere, "products": list(given.products.items())},
     }
     output.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(output) as (page,):
+    with replacing(output, overwrite=overwrite) as (page,):
         page.write_text(_render(table, data), encoding="utf-8", errors="backslashreplace")
     return table
 

@@ -127,7 +127,7 @@ def recalibrate(
         if change.new is not None and change.new != change.old:
             (everywhere if name == EVERYWHERE else products.setdefault(name, {}))["image"] = change.new
     output.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(output) as (path,):
+    with replacing(output, overwrite=overwrite) as (path,):
         GivenThresholds(everywhere, products).write(path)
     _show(changes, left, len(files))
     return changes

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Generated product images in the layout of MVTec AD, for trying everything out without a download."""
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +13,7 @@ from tqdm.auto import tqdm
 
 from anomalib_uniad.checks import check_loading
 from anomalib_uniad.errors import ExistingFileError, InputError
+from anomalib_uniad.files import full_disk_named, partial_folder
 from anomalib_uniad.synthetic import PRODUCTS
 
 CATEGORIES: tuple[str, ...] = tuple(PRODUCTS)
@@ -97,8 +97,8 @@ def generate_category(root: Path, category: str, progress: tqdm | None = None) -
         FileExistsError: If ``root/category`` exists and is not in the MVTec AD layout.
     """
     root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{category}.", suffix=".partial", dir=root) as temporary:
-        partial = Path(temporary, category)
+    with full_disk_named(root / category), partial_folder(root, category) as temporary:
+        partial = temporary / category
         for relative, picture in _pictures(category):
             file = partial / relative
             file.parent.mkdir(parents=True, exist_ok=True)

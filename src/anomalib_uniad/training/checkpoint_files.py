@@ -3,7 +3,6 @@
 
 import contextlib
 import io
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +16,22 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from anomalib_uniad.errors import DiskError, UserError
 from anomalib_uniad.files import replacing
+
+
+def save_torch(content: Any, path: Path) -> None:
+    """Write what ``torch.save`` does as a whole or not at all.
+
+    Args:
+        content (Any): What is saved.
+        path (Path): The file, in a folder that is there.
+
+    Raises:
+        OSError: If it cannot be written; the file is as it was before.
+    """
+    data = io.BytesIO()  # torch's own errors do not say that a disk is full
+    torch.save(content, data)
+    with replacing(path) as (part,):
+        part.write_bytes(data.getbuffer())
 
 
 class WholeFileIO(CheckpointIO):
@@ -39,17 +54,13 @@ class WholeFileIO(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint under another name, and rename it once it is on the disk."""
         path = Path(path)
-        content = io.BytesIO()  # torch's own errors do not say that a disk is full
-        torch.save(checkpoint, content)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as (part,), part.open("wb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
+            save_torch(checkpoint, path)
         except OSError as error:
-            self.failed[path] = error
-            rank_zero_warn(f"{path} could not be written: {error}")
+            reason = error.__cause__ if isinstance(error.__cause__, OSError) else error  # as the system calls it
+            self.failed[path] = reason
+            rank_zero_warn(f"{path} could not be written: {reason}")
         else:
             self.failed.pop(path, None)
 
@@ -152,5 +163,5 @@ def newest_checkpoint(trainer: Trainer) -> Path | None:
     """Return the checkpoint of this run that was written last, of those that are there."""
     folder = Path(trainer.default_root_dir, "weights", "lightning")
     own = [Path(getattr(callback, "best_model_path", "") or folder) for callback in trainer.checkpoint_callbacks]
-    found = [path for path in (*own, *folder.glob("*.ckpt")) if path.is_file()]
+    found = [path for path in (*own, *folder.glob("[!.]*.ckpt")) if path.is_file()]
     return max(found, key=lambda path: path.stat().st_mtime, default=None)

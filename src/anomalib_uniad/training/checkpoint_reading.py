@@ -90,7 +90,7 @@ class UnreadableCheckpoint(Callback):
 def _what_is_there(path: Path) -> str:
     """Say what is in the place of a file that is not there."""
     folder = path if path.is_dir() else path.parent
-    files = sorted(file.name for file in folder.glob("*.ckpt")) if folder.is_dir() else []
+    files = sorted(file.name for file in folder.glob("[!.]*.ckpt")) if folder.is_dir() else []
     there = f": its folder has {', '.join(files[:5])}." if files else "."
     if path.is_dir():
         found = f", such as {path / files[0]}." if files else "."

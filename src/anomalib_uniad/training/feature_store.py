@@ -22,6 +22,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from anomalib_uniad.errors import DiskError, InputError
+from anomalib_uniad.files import flush_to_disk
 
 logger = logging.getLogger(__name__)
 
@@ -77,13 +78,13 @@ class CacheWriter:
 
     def finish(self, meta: dict[str, Any]) -> None:
         """Bring everything to the disk, the description last; plain data with the ``key`` of the cache."""
-        for file in self._files.values():
-            _synchronise(file)
         self.close()
-        with (self.folder / META).open("wb") as file:
-            content = {"kind": KIND, **meta, "created": time.time(), "arrays": self._arrays}
-            file.write(json.dumps(content, indent=2).encode())
-            _synchronise(file)
+        content = {"kind": KIND, **meta, "created": time.time(), "arrays": self._arrays}
+        for name in self._files:
+            flush_to_disk(self.folder / f"{name}.npy")
+        (self.folder / META).write_text(json.dumps(content, indent=2), encoding="utf-8")
+        for path in (self.folder / META, self.folder):
+            flush_to_disk(path)
 
     def close(self) -> None:
         """Close the files."""
@@ -383,8 +384,3 @@ def _remove(folder: Path) -> int:
     with contextlib.suppress(OSError):  # somebody's files are in it
         folder.rmdir()
     return freed
-
-
-def _synchronise(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())

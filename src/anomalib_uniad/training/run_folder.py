@@ -78,7 +78,7 @@ class RunFolder(Callback):
         plain: Any = paths_to_strings(content)
         text += yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
         file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as (part,):
+        with replacing(file, flush=False) as (part,):  # each training writes it anew
             part.write_text(text, encoding="utf-8")
 
 

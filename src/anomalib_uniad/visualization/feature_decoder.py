@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from anomalib_uniad.errors import InputError, MissingFileError
-from anomalib_uniad.files import replacing
 from anomalib_uniad.model import UniAD
+from anomalib_uniad.training.checkpoint_files import save_torch
 
 PIXELS_PER_TOKEN = 8
 """Side of what is drawn for a token."""
@@ -69,8 +69,7 @@ class FeatureDecoder(nn.Module):
         """
         arguments = {"channels": len(self.mean), "width": self.layers[0].out_channels}
         content = {"features": features_of(model), "arguments": arguments, "state_dict": self.state_dict()}
-        with replacing(file) as (part,):
-            torch.save(content, part)
+        save_torch(content, file)
 
     @classmethod
     def load(cls, file: Path, model: UniAD) -> "FeatureDecoder":

@@ -21,7 +21,7 @@ from anomalib_uniad.captions import fit, font_of
 from anomalib_uniad.category import categories_of
 from anomalib_uniad.checks import check_at_least
 from anomalib_uniad.errors import ExistingFileError, InputError, MissingFileError
-from anomalib_uniad.files import check_output, check_writable, file_names
+from anomalib_uniad.files import check_output, check_writable, file_names, save_picture
 from anomalib_uniad.geometry import Geometry
 from anomalib_uniad.image_files import size_of
 from anomalib_uniad.inference.heatmap import draw_heatmap, outlined
@@ -300,17 +300,16 @@ def _write(drawn: Sequence[Shown], queries: Panels, output: Path) -> list[Path]:
         captions = [Path(os.path.relpath(item.path, root)).as_posix() for item in items]
         for item, caption, stem in zip(items, captions, file_names(captions).values(), strict=True):
             files.append(folder / f"{stem}.png")
-            _sheet([(caption, item.panels)], "").save(files[-1])
+            save_picture(_sheet([(caption, item.panels)], ""), files[-1])
             if item.attention:
                 files.append(folder / f"{stem}-attention.png")
-                _sheet(item.attention, caption).save(files[-1])
+                save_picture(_sheet(item.attention, caption), files[-1])
         files.append(output / f"{name}.png")
-        _sheet([(caption, item.panels) for caption, item in zip(captions, items, strict=True)], category).save(
-            files[-1]
-        )
+        rows = [(caption, item.panels) for caption, item in zip(captions, items, strict=True)]
+        save_picture(_sheet(rows, category), files[-1])
     if queries:
         files.append(output / f"{names['queries']}.png")
-        _sheet([("learned queries", queries)], "").save(files[-1])
+        save_picture(_sheet([("learned queries", queries)], ""), files[-1])
     return files
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What exported files say about a model, and of which size their input is."""
 
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ from anomalib.models.components.base.export_mixin import ExportMixin
 from anomalib.post_processing import PostProcessor
 
 from anomalib_uniad import UniAD
-from anomalib_uniad.deploy.export import fixes_size, metadata_of, write_metadata
+from anomalib_uniad.deploy.export import export_whole, fixes_size, metadata_of, write_metadata
+from anomalib_uniad.errors import DiskError
 from anomalib_uniad.inference.metadata import ModelMetadata
+from full_disk import full_disk
 from small import SMALL
+from tiny_openvino import NORMALISED, save_tiny
 
 
 def test_a_model_that_was_not_trained() -> None:
@@ -103,3 +107,52 @@ def test_sides_that_are_fixed_are_the_models(
     monkeypatch.setattr(ExportMixin, "to_onnx", to_onnx)
     UniAD(**{**SMALL, "image_size": (64, 96)}).to_onnx(tmp_path, **arguments)
     assert asked == [size]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("how", ["full disk", "error"])
+def test_an_export_that_fails_leaves_the_older_one(tmp_path: Path, how: str) -> None:
+    export_whole(tmp_path, lambda folder: save_tiny(folder / "weights" / "openvino" / "model.xml"))
+    before = contents(tmp_path)
+    assert sorted(before) == ["weights/openvino/model.bin", "weights/openvino/model.xml"]
+
+    def export(folder: Path) -> Path:
+        file = save_tiny(folder / "weights" / "openvino" / "model.xml", replace(NORMALISED, model="other"))
+        if how == "error":
+            raise RuntimeError("another error")
+        return file
+
+    if how == "error":
+        with pytest.raises(RuntimeError, match=r"^another error$"):
+            export_whole(tmp_path, export)
+    else:
+        sentence = rf"^{tmp_path} cannot be written: the disk is full; make room, or choose another folder\.$"
+        with pytest.raises(DiskError, match=sentence), full_disk(1000):
+            export_whole(tmp_path, export)
+    assert contents(tmp_path) == before
+    how = "well"
+    assert export_whole(tmp_path, export) == tmp_path / "weights" / "openvino" / "model.xml"
+    assert contents(tmp_path).keys() == before.keys()
+    assert contents(tmp_path)["weights/openvino/model.xml"] != before["weights/openvino/model.xml"]
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_a_full_disk(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def to_onnx(self: Any, export_root: Path, *_: Any, **__: Any) -> Path:
+        tensor = onnx.helper.make_tensor("weights", 1, [1000], bytes(4000), raw=True)
+        graph = onnx.helper.make_graph([], "weights", [], [], [tensor])
+        onnx.save(onnx.helper.make_model(graph), export_root / "model.onnx")
+        return export_root / "model.onnx"
+
+    monkeypatch.setattr(ExportMixin, "to_onnx", to_onnx)
+    model = UniAD(**{**SMALL, "backbone": "mobilenetv3_small_050", "neighbor_size": 1})
+    export = getattr(model, f"to_{kind}")
+    file = export(tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(DiskError, match=r"cannot be written: (the disk is full|File too large)"), full_disk(2000):
+        export(tmp_path)
+    assert contents(tmp_path) == before
+    assert export(tmp_path) == file

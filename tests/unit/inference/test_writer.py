@@ -9,11 +9,13 @@ import pytest
 from matplotlib import colormaps
 from PIL import Image
 
+from anomalib_uniad.errors import DiskError
 from anomalib_uniad.inference.heatmap import caption_height, draw_heatmap, draw_inspection, map_to_image
 from anomalib_uniad.inference.images import ImageFile
 from anomalib_uniad.inference.inspection import Inspection
 from anomalib_uniad.inference.regions import Region, find_regions
 from anomalib_uniad.inference.writer import COLUMNS, Writer, picture_names
+from full_disk import full_disk
 
 BLACK = np.zeros((6, 9, 3), dtype=np.uint8)
 NOTHING = Inspection("undecided", "", None, None, None)
@@ -180,3 +182,42 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match=r"other/heatmaps is a file, but the heatmaps need a folder"):
         Writer(tmp_path / "other", images, overwrite=True)
     assert not (tmp_path / "other" / "predictions.csv").exists()
+
+
+@pytest.mark.parametrize("name", ["predictions.csv", "predictions.jsonl"])
+def test_a_full_disk_leaves_whole_rows(tmp_path: Path, name: str) -> None:
+    images = files(*(f"{'long ' * 10}{number}.png" for number in range(60)))
+    full, written = tmp_path / name, 0
+    if name == "predictions.csv":  # whose rows are the shorter ones
+        written = 40
+        with Writer(tmp_path, images, pictures=False) as writer:
+            for image in images[:written]:
+                writer.row(image, NOTHING)
+        writer.regions.write_text("")
+    sentence = rf"^{full} cannot be written: File too large; make room"
+    with (
+        Writer(tmp_path, [], pictures=False, go_on=True) as writer,
+        pytest.raises(DiskError, match=sentence),
+        full_disk(3500),
+    ):
+        for image in images[written:]:
+            writer.row(image, NOTHING)
+    rows = list(csv.DictReader(writer.table.read_text().splitlines()))
+    assert written < len(rows) < len(images)
+    assert [row["path"] for row in rows] == [str(image.path) for image in images[: len(rows)]]
+    lines = list(map(json.loads, writer.regions.read_text().splitlines()))
+    assert [line["path"] for line in lines] == [row["path"] for row in rows[written:]]
+    with Writer(tmp_path, [], pictures=False, go_on=True) as writer:
+        assert writer.judged == {str(Path(row["path"]).absolute()) for row in rows}
+
+
+def test_a_picture_is_whole_or_not_there(tmp_path: Path) -> None:
+    (image,) = files("a.png")
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    values = np.random.default_rng(0).random((60, 90))
+    with Writer(tmp_path, [image]) as writer:
+        with pytest.raises(DiskError, match=r"heatmaps/a\.jpg cannot be written: File too large"), full_disk(500):
+            writer.pictures(image, pixels, with_map(values))
+        assert not [path for path in tmp_path.rglob("*g") if path.is_file() and path.parent != tmp_path]
+        writer.pictures(image, pixels, with_map(values))
+    assert sorted(path.name for path in tmp_path.rglob("*.*g")) == ["a.jpg", "a.png"]

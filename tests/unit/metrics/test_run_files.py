@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 from anomalib.post_processing import PostProcessor
 
+from anomalib_uniad.errors import ExistingFileError
 from anomalib_uniad.metrics import PerCategoryEvaluator
-from anomalib_uniad.metrics.run_files import COUNTS, describe_run, for_people
+from anomalib_uniad.metrics.run_files import COUNTS, RunFiles, describe_run, for_people
 from replay import METRICS, make_batch, mixed, run
 
 pytestmark = [
@@ -139,3 +140,18 @@ def test_origin_of_thresholds(tmp_path):
     idle = PostProcessor(enable_normalization=False, enable_thresholding=False)
     assert described("test images (same_as_test)", idle) == "none"
     assert described("x", PostProcessor(enable_normalization=False)) == "x"
+
+
+def test_what_another_process_has_written_meanwhile_stays(tmp_path):
+    """Both tests of the same run have their files, of one number each."""
+    mine, theirs = RunFiles(tmp_path), RunFiles(tmp_path)
+    tables = [pd.DataFrame({"path": [name]}) for name in ("mine", "theirs")]
+    assert theirs.write_predictions(tables[1]).name == "predictions.csv"
+    assert mine.write_predictions(tables[0]).name == "predictions-1.csv"
+    mine.write_curves({"a": b"picture"})
+    assert pd.read_csv(tmp_path / "predictions.csv").path.tolist() == ["theirs"]
+    assert pd.read_csv(tmp_path / "predictions-1.csv").path.tolist() == ["mine"]
+    assert [path.name for path in tmp_path.glob("curves*")] == ["curves-1"]
+    (tmp_path / "metrics-1.csv").write_text("theirs")
+    with pytest.raises(ExistingFileError, match=r"metrics-1\.csv has been written by another process"):
+        mine._write({".csv": "mine"}, "metrics")
