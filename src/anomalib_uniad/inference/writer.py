@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from anomalib_uniad.errors import ExistingFileError
-from anomalib_uniad.files import check_output
+from anomalib_uniad.files import check_output, plain, plain_path
 
 from .heatmap import draw_inspection
 from .images import HEATMAPS, MASKS, REGIONS, TABLE, ImageFile
@@ -150,7 +150,9 @@ class Writer:
         }
         self._lines.write(json.dumps(values) + "\n")
         self._lines.flush()
-        self._csv.writerow(row)  # the last: an image is done once it is in the table
+        self._csv.writerow(
+            [plain_path(row[0]), *map(plain, row[1:])]
+        )  # the last: an image is done once it is in the table
         self._table.flush()
 
     def __enter__(self) -> "Writer":

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from anomalib_uniad.category import UNKNOWN_PRODUCT, paths_of, summary_label
 from anomalib_uniad.errors import InputError
-from anomalib_uniad.files import file_names, version_of
+from anomalib_uniad.files import file_names, plain_table, version_of
 from anomalib_uniad.metric_names import heading, in_words
 from anomalib_uniad.metrics.batches import without_score
 from anomalib_uniad.metrics.category_metrics import Results
@@ -155,7 +155,7 @@ class RunFiles:
         whole = pd.concat([frame.assign(kind=kinds), counts[list(COUNTS)]], axis=1)
         named = zip(whole["category"], whole["kind"], strict=True)
         whole["threshold_rule"] = [rules.get(name, "") if kind == "category" else "" for name, kind in named]
-        whole.assign(**run).to_csv(self._path(self._stem, ".csv"), index=False, mode="x", errors=_ODD)
+        plain_table(whole.assign(**run)).to_csv(self._path(self._stem, ".csv"), index=False, mode="x", errors=_ODD)
         lines = [
             to_markdown(frame.assign(note=short_notes(frame))),
             "",
@@ -194,7 +194,7 @@ class RunFiles:
         """Write the table of :class:`Predictions`, and return the path of the csv."""
         self._folder.mkdir(parents=True, exist_ok=True)
         csv = self._path("predictions", ".csv")
-        predictions.to_csv(csv, index=False, mode="x", errors=_ODD)
+        plain_table(predictions).to_csv(csv, index=False, mode="x", errors=_ODD)
         return csv
 
     def write_curves(self, pictures: Mapping[str, bytes]) -> None:
