@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of files, folders of results, files written as a whole, versions of packages: for all rooms, no torch."""
+"""Names of files, folders of results, files written as a whole, cells of tables, versions of packages; no torch."""
 
 import contextlib
 import errno
@@ -10,7 +10,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,11 +19,15 @@ from typing import TYPE_CHECKING, Any
 from anomalib_uniad.errors import DiskError, ExistingFileError, UserError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from PIL import Image
 
 ABANDONED = 3600.0  # seconds after which nobody writes a hidden file any more
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG, errno.EIO}
 _LONGEST = 100  # bytes in UTF-8; file systems take 255, with what others add
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # noqa: RUF001
+"""With what a text begins that spreadsheets take for a formula, and may run."""
+_NUMBER = re.compile(r"[-+]?\d+(\.\d*)?(e[-+]?\d+)?|-inf", re.ASCII)
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")  # by Windows
 
 
@@ -313,3 +317,79 @@ def file_names(categories: Sequence[str]) -> dict[str, str]:
         taken.add(name.casefold())
         names[category] = name
     return names
+
+
+def plain(text: Any) -> Any:
+    """Keep spreadsheets from taking the text of a cell for a formula; :func:`original` reads it back.
+
+    Args:
+        text (Any): Text that may have come from anywhere; other values stay as they are.
+
+    Returns:
+        Any: The text, with an apostrophe before it if it begins as a formula does.
+
+    Examples:
+        >>> [plain(text) for text in ("=1+1", "'=1+1", "bolt", -1.5, "-1.5")]
+        ["'=1+1", "''=1+1", 'bolt', -1.5, '-1.5']
+    """
+    if not isinstance(text, str) or _NUMBER.fullmatch(text):
+        return text
+    return f"'{text}" if text.lstrip("'").startswith(FORMULA) else text
+
+
+def plain_path(path: str) -> str:
+    """Keep spreadsheets from taking a path for a formula: it stays the path of the same file.
+
+    Args:
+        path (str): The path.
+
+    Returns:
+        str: The path, with ``./`` before it if it begins as a formula does.
+
+    Examples:
+        >>> [plain_path(path) for path in ("=1+1.png", "good/0.png", "/data/0.png")]
+        ['./=1+1.png', 'good/0.png', '/data/0.png']
+    """
+    return path if plain(path) == path else f"./{path}"
+
+
+def original(text: Any) -> Any:
+    """Read a cell that :func:`plain` has written.
+
+    Args:
+        text (Any): Of the cell; what is no text stays as it is.
+
+    Returns:
+        Any: What was to be written.
+    """
+    return text[1:] if isinstance(text, str) and text[:1] == "'" and plain(text) != text else text
+
+
+def plain_table(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """Make all text of a table :func:`plain`, names of columns too; paths in the column ``path`` by :func:`plain_path`.
+
+    Args:
+        frame (pd.DataFrame): The table.
+
+    Returns:
+        pd.DataFrame: Another table.
+    """
+    return _mapped(frame, plain)
+
+
+def original_table(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """Read a table that :func:`plain_table` has made.
+
+    Args:
+        frame (pd.DataFrame): The table, as pandas has read it.
+
+    Returns:
+        pd.DataFrame: Another table.
+    """
+    return _mapped(frame, original)
+
+
+def _mapped(frame: "pd.DataFrame", change: Callable[[Any], Any]) -> "pd.DataFrame":
+    texts = [name for name in frame.columns if frame[name].dtype.kind == "O"]
+    changes = {name: plain_path if name == "path" and change is plain else change for name in texts}
+    return frame.assign(**{name: frame[name].map(of) for name, of in changes.items()}).rename(columns=change)

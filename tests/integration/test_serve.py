@@ -3,7 +3,6 @@
 
 import base64
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -20,24 +19,10 @@ from PIL import Image
 
 from anomalib_uniad.cli import main
 from anomalib_uniad.inference import Inspector
+from serving import PIXELS, encoded, free_port, serving
 from tiny_openvino import save_tiny
 
 pytestmark = pytest.mark.slow
-
-PIXELS = np.full((48, 64, 3), 60, np.uint8)
-PIXELS[10:20, 30:50] = 230
-
-
-def encoded(pixels: np.ndarray = PIXELS, kind: str = "PNG") -> bytes:
-    data = BytesIO()
-    Image.fromarray(pixels).save(data, kind)
-    return data.getvalue()
-
-
-def free_port() -> int:
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        return int(opened.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -47,34 +32,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(model: Path) -> Iterator[httpx.Client]:
-    port = free_port()
-    code = "from anomalib_uniad.cli import main; main()"
-    arguments = ["--port", str(port), "--max_batch_size", "5", "--batch_timeout", "0.3", "--max_megabytes", "0.1"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "serve", str(model), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ,
-        cwd=model.parent,
-    )
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            assert "Serving model.xml at http://127.0.0.1" in process.stdout.readline()
-            for _ in range(300):
-                try:
-                    if client.get("/health").text == "ok":
-                        break
-                except httpx.ConnectError:
-                    time.sleep(0.1)
-            yield client
-        process.send_signal(signal.SIGTERM)
-        assert process.communicate(timeout=60)[0] == ""
-        assert process.returncode == 0
-        assert [path.name for path in model.parent.iterdir() if path.suffix == ".py"] == []
-    finally:
-        process.kill()
-        process.communicate()
+    with serving(model, "--max_batch_size", "5", "--batch_timeout", "0.3", "--max_megabytes", "0.1") as client:
+        yield client
 
 
 def test_answers_are_those_of_the_inspector(client: httpx.Client, model: Path) -> None:

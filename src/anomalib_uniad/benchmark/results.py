@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from anomalib_uniad.category import summary_label
-from anomalib_uniad.files import replacing
+from anomalib_uniad.files import original_table, plain_table, replacing
 from anomalib_uniad.metrics.run_files import COUNTS
 from anomalib_uniad.report.columns import COST, EPOCHS, KEYS, RESULTS
 
@@ -42,7 +42,7 @@ def write(trainings: Sequence[Training], output: Path, command: str) -> list[Pat
         if len(frame):
             files.append(output / name)
             with replacing(output / name) as (partial,):
-                frame.to_csv(partial, index=False)
+                plain_table(frame).to_csv(partial, index=False)
     return files
 
 
@@ -75,7 +75,7 @@ def _read(training: Training) -> pd.DataFrame:
     result = training.read(RESULT) or {}
     # Only empty cells are missing: a category may be called NA.
     file = training.folder / result["metrics"]
-    frame = pd.read_csv(file, dtype={"category": str}, keep_default_na=False, na_values="")
+    frame = original_table(pd.read_csv(file, dtype={"category": str}, keep_default_na=False, na_values=""))
     frame["note"] = frame["note"].astype(object).where(frame["note"].notna(), "")
     frame = frame.drop(columns=["seed", "command"], errors="ignore")
     frame["device"] = result["device"]

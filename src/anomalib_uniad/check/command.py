@@ -13,7 +13,7 @@ from anomalib.data.utils import Split
 from tqdm import tqdm
 
 from anomalib_uniad.data.image_checks import read_mask_file
-from anomalib_uniad.files import file_names, replacing, save_picture
+from anomalib_uniad.files import file_names, plain, plain_path, replacing, save_picture
 from anomalib_uniad.pages import render
 
 from .contact_sheet import draw
@@ -159,8 +159,8 @@ def write(checked: Checked, output: Path) -> list[Path]:
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow(("stops_training", "product", "kind", "file", "text"))
             for finding in checked.findings:
-                cells = (finding.product, finding.kind, finding.file, finding.text)
-                writer.writerow(("yes" if finding.stops else "no", *map(_plain, cells)))
+                about = map(plain, (finding.product, finding.kind, plain_path(finding.file), finding.text))
+                writer.writerow(("yes" if finding.stops else "no", *about))
     return [*files, output / SHEETS]
 
 
@@ -199,8 +199,3 @@ def _sheets(names: Sequence[str]) -> dict[str, str]:
 
 def _number(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def _plain(text: str) -> str:
-    """Keep spreadsheets from taking names for formulas."""
-    return f"'{text}" if text[:1] in {"=", "+", "-", "@", "\t", "\r"} else text

@@ -11,7 +11,7 @@ import numpy as np
 
 from anomalib_uniad.checks import check_at_least
 from anomalib_uniad.errors import InputError
-from anomalib_uniad.files import check_output, replacing
+from anomalib_uniad.files import check_output, plain, replacing
 
 from .picture import Panel, draw
 from .predictions import Predictions, read_predictions
@@ -200,4 +200,4 @@ def _write(file: Path, rows: Sequence[Comparison]) -> None:
 def _cell(value: object) -> str:
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.6g}"
-    return str(value)
+    return str(plain(value))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from anomalib_uniad.category import UNKNOWN_PRODUCT
 from anomalib_uniad.errors import InputError, MissingFileError
+from anomalib_uniad.files import original
 
 _COLUMNS = {"category", "raw_score", "threshold", "decision"}
 
@@ -81,7 +82,7 @@ def read_predictions(files: Sequence[Path]) -> Predictions:
                 models |= {row.get("model") or ""} - {""}
                 unknown.append(row["decision"] == UNKNOWN_PRODUCT)
                 if not unknown[-1]:
-                    series = products.setdefault(row["category"], Series())
+                    series = products.setdefault(original(row["category"]), Series())
                     series.scores.append(score)
                     series.anomalous.append(row["decision"] == "anomalous")
                     series.thresholds.append(_number(file, rows.line_num, row["threshold"]))

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from anomalib_uniad.errors import ExistingFileError
-from anomalib_uniad.files import check_output, disk_error, save_picture
+from anomalib_uniad.files import check_output, disk_error, plain, plain_path, save_picture
 
 from .heatmap import draw_inspection
 from .images import HEATMAPS, MASKS, REGIONS, TABLE, ImageFile
@@ -154,8 +154,8 @@ class Writer:
         }
         end = self._lines.end
         self._lines.add(f"{json.dumps(values)}\n".encode())
-        try:
-            self._table.add(_csv_row(row))  # the last: an image is done once it is in the table
+        try:  # the last: an image is done once it is in the table
+            self._table.add(_csv_row([plain_path(row[0]), *map(plain, row[1:])]))
         except OSError:
             self._lines.cut(end)
             raise

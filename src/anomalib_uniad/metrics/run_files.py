@@ -22,7 +22,7 @@ from rich.text import Text
 
 from anomalib_uniad.category import UNKNOWN_PRODUCT, paths_of, summary_label
 from anomalib_uniad.errors import ExistingFileError, InputError
-from anomalib_uniad.files import file_names, replacing, version_of
+from anomalib_uniad.files import file_names, plain_table, replacing, version_of
 from anomalib_uniad.metric_names import heading, in_words
 from anomalib_uniad.metrics.batches import without_score
 from anomalib_uniad.metrics.category_metrics import Results
@@ -161,7 +161,7 @@ class RunFiles:
         whole = pd.concat([frame.assign(kind=kinds), counts[list(COUNTS)]], axis=1)
         named = zip(whole["category"], whole["kind"], strict=True)
         whole["threshold_rule"] = [rules.get(name, "") if kind == "category" else "" for name, kind in named]
-        table_of_run = whole.assign(**run).to_csv(index=False)
+        table_of_run = plain_table(whole.assign(**run)).to_csv(index=False)
         lines = [
             to_markdown(frame.assign(note=short_notes(frame))),
             "",
@@ -197,7 +197,7 @@ class RunFiles:
 
     def write_predictions(self, predictions: pd.DataFrame) -> Path:
         """Write the table of :class:`Predictions`, and return the path of the csv."""
-        self._write({".csv": predictions.to_csv(index=False)}, "predictions")
+        self._write({".csv": plain_table(predictions).to_csv(index=False)}, "predictions")
         return self._path("predictions", ".csv")
 
     def write_curves(self, pictures: Mapping[str, bytes]) -> None:

@@ -18,7 +18,7 @@ from rich.progress import Progress
 
 from anomalib_uniad.category import categories_of
 from anomalib_uniad.errors import InputError
-from anomalib_uniad.files import replacing
+from anomalib_uniad.files import plain_table, replacing
 from anomalib_uniad.metric_names import heading
 from anomalib_uniad.metrics.run_files import to_markdown, versions
 
@@ -78,7 +78,7 @@ def compare_files(
     text = to_text(frame)
     output.mkdir(parents=True, exist_ok=True)
     with replacing(output / "parity.csv", output / "parity.md", overwrite=overwrite) as (csv, markdown):
-        frame.to_csv(csv, index=False)
+        plain_table(frame).to_csv(csv, index=False)
         markdown.write_text(f"{text}\n", encoding="utf-8")
     shown = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     shown.print(Markdown(text))

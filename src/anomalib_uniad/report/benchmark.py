@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from anomalib_uniad.errors import InputError, MissingFileError
-from anomalib_uniad.files import file_names
+from anomalib_uniad.files import file_names, original_table
 
 from .columns import COST, EPOCHS, KEYS, RESULTS
 
@@ -98,8 +98,9 @@ def read_benchmark(folder: Path, metrics: Sequence[str] | None = None) -> Benchm
     # Only empty cells are missing: a category may be called NA.
     how: dict[str, Any] = {"dtype": texts, "keep_default_na": False, "na_values": ""}
     try:
-        table = pd.read_csv(folder / RESULTS, **how)
+        table = original_table(pd.read_csv(folder / RESULTS, **how))
         epochs = pd.read_csv(folder / EPOCHS, **how) if (folder / EPOCHS).is_file() else pd.DataFrame()
+        epochs = original_table(epochs)
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
         raise InputError(f"A table of {folder} is damaged: {' '.join(str(error).split())}.") from error
     names = list(table.columns)
@@ -148,7 +149,7 @@ def read_published(file: Path, benchmark: Benchmark) -> pd.DataFrame:
     keys = ["data", "method", "mode"]
     texts = dict.fromkeys((*keys, "category", "source"), str)
     try:
-        published = pd.read_csv(file, dtype=texts, keep_default_na=False, na_values="")
+        published = original_table(pd.read_csv(file, dtype=texts, keep_default_na=False, na_values=""))
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is not a table: {' '.join(str(error).split())}.") from error
     if lacking := [name for name in (*keys, "category") if name not in published]:

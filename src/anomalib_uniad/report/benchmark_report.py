@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from anomalib_uniad.files import check_output, file_names, replacing
+from anomalib_uniad.files import check_output, file_names, plain_table, replacing
 from anomalib_uniad.pages import render
 
 from .benchmark import ABOUT, Benchmark, over_seeds, read_benchmark, read_published
@@ -229,7 +229,7 @@ def _csv(benchmark: Benchmark) -> str:
     found = over_seeds(rows, [*benchmark.metrics, *costs], ["data", "method", "mode"])
     columns: Any = found.columns
     found.columns = pd.Index([name if what == "mean" else f"{name}_{what}" for name, what in columns])
-    text: str = found.reset_index().to_csv(index=False)
+    text: str = plain_table(found.reset_index()).to_csv(index=False)
     return text
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from anomalib_uniad.errors import InputError, MissingFileError
+from anomalib_uniad.files import original
 
 from .decisions import read_predictions
 
@@ -149,12 +150,12 @@ def _from_json(file: Path, content: Any) -> Run:
 
 def _from_csv(file: Path, stream: Iterable[str]) -> Run:
     reader = csv.DictReader(stream, strict=True)
-    names = list(reader.fieldnames or [])
+    names = [original(name) for name in reader.fieldnames or []]
     if names[:1] != ["category"] or "note" not in names:
         msg = f"{file} is not the metrics.csv of a run: its columns have to be category, metrics, note and more."
         raise InputError(msg)
     run = Run(file, metrics=names[1 : names.index("note")])
-    rows = list(reader)
+    rows = [{original(name): original(text) for name, text in row.items()} for row in reader]
     # The row of the means is the last one; a category may be called "mean", and the row then something else.
     if not rows or rows[-1].get("kind", rows[-1]["category"]) != "mean" or None in rows[-1].values():
         raise InputError(f"{file} is damaged: its last row has to be the mean.")

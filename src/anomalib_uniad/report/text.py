@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from anomalib_uniad.files import plain
+
 from .comparison import Comparison
 from .runs import Run
 
@@ -55,17 +57,17 @@ def to_csv(comparison: Comparison) -> str:
     frames = []
     for table in comparison.tables:
         best = [[name for name, is_best in zip(comparison.names, row, strict=True) if is_best] for row in table.best]
-        frame = table.values.rename(index=_plain).reset_index(names="category")
-        frame.insert(0, "metric", _plain(table.metric))
-        frame["best"] = [_plain("; ".join(names)) for names in best]
+        frame = table.values.rename(index=plain).reset_index(names="category")
+        frame.insert(0, "metric", plain(table.metric))
+        frame["best"] = [plain("; ".join(names)) for names in best]
         empty: dict[str, list[str]] = {category: [] for category in comparison.categories}
         for (category, run), reason in table.reasons.items():
             empty[category].append(f"{run}: {reason}")
-        notes = [_plain("; ".join(empty[category])) for category in comparison.categories]
-        notes += [_plain(" ".join(table.mean_notes)) if kind == "mean" else "" for kind in table.kinds[len(notes) :]]
+        notes = [plain("; ".join(empty[category])) for category in comparison.categories]
+        notes += [plain(" ".join(table.mean_notes)) if kind == "mean" else "" for kind in table.kinds[len(notes) :]]
         frame["note"], frame["kind"] = notes, table.kinds
         frames.append(frame)
-    columns = ["metric", "category", *map(_plain, comparison.names), "best", "note", "kind"]
+    columns = ["metric", "category", *map(plain, comparison.names), "best", "note", "kind"]
     return pd.concat(frames).set_axis(columns, axis=1).to_csv(index=False, lineterminator="\n")
 
 
@@ -117,8 +119,3 @@ def escape(text: str) -> str:
     text = " ".join(text.split())
     text = re.sub(r"([\\`*\[\]~|#]|(?<!\w)_|_(?!\w))", r"\\\1", text)
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def _plain(text: str) -> str:
-    """Keep spreadsheets from taking names for formulas."""
-    return f"'{text}" if text[:1] in {"=", "+", "-", "@", "\t", "\r"} else text

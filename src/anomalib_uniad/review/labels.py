@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from anomalib_uniad.errors import InputError, MissingFileError
+from anomalib_uniad.files import original
 from anomalib_uniad.label_names import labels_of
 from anomalib_uniad.report.decisions import is_defective
 
@@ -40,7 +41,7 @@ def read_rows(file: Path, columns: Iterable[str]) -> Iterator[tuple[int, Row]]:
             for row in reader:
                 if None in row or None in row.values():
                     raise InputError(f"{file} is damaged: line {reader.line_num} has not one cell for each column.")
-                yield reader.line_num, row
+                yield reader.line_num, {name: original(text) for name, text in row.items()}
     except csv.Error as error:
         raise InputError(f"{file} is damaged: {error}.") from error
 

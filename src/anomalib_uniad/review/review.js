@@ -369,11 +369,14 @@ function thresholdsYaml() {
 }
 
 function labelsCsv() {
+  const formula = /^'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]/; // as files.py: what spreadsheets would run
+  const plain = (text) => (formula.test(text) ? `'${text}` : text);
+  const plainPath = (text) => (formula.test(text) ? `./${text}` : text);
   const cell = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
   const rows = groups.flatMap((of) =>
     of.images
       .filter((image) => image.label || image.first) // also those whose label was taken back
-      .map((image) => [image.path, of.name, image.label].map(cell).join(",")),
+      .map((image) => [plainPath(image.path), plain(of.name), image.label].map(cell).join(",")),
   );
   return ["path,product,label", ...rows, ""].join("\n");
 }

@@ -25,6 +25,7 @@ from anomalib_uniad.image_files import reason_of, to_rgb
 from anomalib_uniad.inference import Inspection, Inspector
 from anomalib_uniad.inference.heatmap import draw_inspection
 
+from .guard import Room
 from .upload import Upload, read_upload
 
 DECISION = "x-decision"  # header of answers, which is counted
@@ -38,16 +39,20 @@ class InspectAPI(LitAPI):
         options (dict[str, Any]): Arguments of :class:`~anomalib_uniad.inference.Inspector`.
         max_batch_size (int): Images at a time.
         batch_timeout (float): Seconds for which is waited for as many.
+        max_pixels (int): Of an image, and of all that are judged at the same time.
     """
 
-    def __init__(self, options: dict[str, Any], max_batch_size: int, batch_timeout: float) -> None:
+    def __init__(self, options: dict[str, Any], max_batch_size: int, batch_timeout: float, max_pixels: int) -> None:
         super().__init__(max_batch_size, batch_timeout, api_path="/inspect", loop=_Loop())
-        self._options = options
+        self._options, self._max_pixels = options, max_pixels
 
     def setup(self, device: str) -> None:
         """Load the model; called in the process of the worker."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
+        warnings.filterwarnings("ignore", module="PIL")  # of damaged files, about which the answer says all
         warnings.simplefilter("error", Image.DecompressionBombWarning)
+        Image.MAX_IMAGE_PIXELS = self._max_pixels
+        self._room = Room(self._max_pixels)
         self._inspector = Inspector(**self._options)
         self._pool = ThreadPoolExecutor(self.max_batch_size)
 
@@ -72,9 +77,10 @@ class InspectAPI(LitAPI):
 
     def _answer(self, upload: Upload) -> Response:
         try:
-            pixels = self._read(upload.data)
-            found = self._inspector.inspect(pixels, upload.product)
-            return JSONResponse(self._content(found, pixels, upload.pictures), headers={DECISION: found.decision})
+            with self._opened(upload.data) as image, self._room.taken(image.width * image.height):
+                pixels = self._pixels_of(image)
+                found = self._inspector.inspect(pixels, upload.product)
+                return JSONResponse(self._content(found, pixels, upload.pictures), headers={DECISION: found.decision})
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             return _error(413, f"The image has more than {Image.MAX_IMAGE_PIXELS:,} pixels.")
         except InputError as error:
@@ -83,15 +89,20 @@ class InspectAPI(LitAPI):
             logging.getLogger(__name__).exception("An image cannot be judged.")
             return _error(500, "The server cannot judge the image, its log says why.")
 
-    def _read(self, data: bytes) -> NDArray:
+    def _opened(self, data: bytes) -> Image.Image:
         try:
-            with Image.open(BytesIO(data), formats=_FORMATS) as image:
-                return to_rgb(image, self._inspector.value_range)
+            return Image.open(BytesIO(data), formats=_FORMATS)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             raise
         except UnidentifiedImageError as error:
             raise InputError(f"The image cannot be read: it is none of {', '.join(_FORMATS)}.") from error
-        except Exception as error:  # Pillow's decoders raise all kinds on damaged files
+        except Exception as error:  # Pillow's readers raise all kinds on damaged files
+            raise InputError(f"The image cannot be read: {reason_of(error, '')}.") from error
+
+    def _pixels_of(self, image: Image.Image) -> NDArray:
+        try:
+            return to_rgb(image, self._inspector.value_range)
+        except Exception as error:  # Pillow's decoders as well
             raise InputError(f"The image cannot be read: {reason_of(error, '')}.") from error
 
     def _content(self, found: Inspection, pixels: NDArray, pictures: str) -> dict[str, Any]:

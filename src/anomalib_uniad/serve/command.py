@@ -2,6 +2,7 @@
 """``anomalib-uniad serve``. LitServe and OpenVINO are imported when it runs."""
 
 import errno
+import logging
 import os
 import socket
 from pathlib import Path
@@ -19,6 +20,9 @@ def serve(
     max_batch_size: int = 8,
     batch_timeout: float = 0.005,
     max_megabytes: float = 32,
+    max_megapixels: float = 89.478485,
+    max_requests: int = 64,
+    max_seconds: float = 60,
     thresholds: Path | None = None,
     minimum_area: int = 0,
     regions_of_interest: Path | None = None,
@@ -39,6 +43,10 @@ def serve(
         max_batch_size: Images that a worker judges at the same time; 1 judges each with all threads.
         batch_timeout: Seconds for which a worker waits for as many.
         max_megabytes: Larger requests are refused.
+        max_megapixels: Larger images are refused, as Pillow does by default; a worker judges as many pixels at the
+            same time, each of which takes about 40 bytes.
+        max_requests: Requests at the same time; more are refused, for as many bodies are held in memory.
+        max_seconds: Requests that take longer are given up, connections that send nothing for as long are closed.
         thresholds: thresholds.yaml by which to decide, for example of `anomalib-uniad review`. Default: as the model
             has learned.
         minimum_area: Defective regions of fewer pixels are left out of masks and regions.
@@ -52,6 +60,9 @@ def serve(
     check_at_least("max_batch_size", max_batch_size, 1)
     check_at_least("batch_timeout", batch_timeout, 0)
     check_at_least("max_megabytes", max_megabytes, 0.001)
+    check_at_least("max_megapixels", max_megapixels, 0.001)
+    check_at_least("max_requests", max_requests, 1)
+    check_at_least("max_seconds", max_seconds, 1)
     try:
         import litserve  # noqa: F401
         import openvino  # noqa: F401
@@ -77,9 +88,12 @@ def serve(
         "performance_hint": "THROUGHPUT" if max_batch_size > 1 else "LATENCY",
     }
     inspector = Inspector(**options)  # mistakes are found here, not in the workers
-    server = Server(inspector, options, workers, max_batch_size, batch_timeout, int(max_megabytes * 1e6))
+    limits = int(max_megabytes * 1e6), round(max_megapixels * 1e6), max_requests, max_seconds
+    server = Server(inspector, options, workers, max_batch_size, batch_timeout, *limits)
     del inspector
-    server.run(host, port, num_api_servers=1, log_level="warning", generate_client_file=False)
+    # Of warnings, a stranger could write any number into the log.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
+    server.run(host, port, num_api_servers=1, log_level="error", generate_client_file=False)
 
 
 def _check_port(host: str, port: int) -> None:

@@ -14,10 +14,10 @@ import anomalib_uniad
 from anomalib_uniad.inference import Inspector
 
 from .api import DECISION, InspectAPI
+from .guard import AtMost, protocol
 from .metrics import Measure, Metrics
 from .upload import Limits
 
-LONGEST = 60.0  # seconds that a request may take
 _PAGE = Path(__file__).parent / "page.html"
 _STYLE = Path(anomalib_uniad.__file__).parent / "report" / "style.css"
 
@@ -32,6 +32,9 @@ class Server(LitServer):
         max_batch_size (int): Images that a worker judges at a time.
         batch_timeout (float): Seconds for which it waits for as many.
         max_size (int): Bytes of a request.
+        max_pixels (int): Pixels of an image, and of all that a worker judges at the same time.
+        max_requests (int): Requests at the same time; others are refused.
+        max_seconds (float): Seconds that a request may take, and for which a connection may send nothing.
     """
 
     def __init__(
@@ -42,21 +45,26 @@ class Server(LitServer):
         max_batch_size: int,
         batch_timeout: float,
         max_size: int,
+        max_pixels: int,
+        max_requests: int,
+        max_seconds: float,
     ) -> None:
         model, thresholds = inspector.origin
         about = {"file": Path(options["model"]).name, "model": model, "thresholds": thresholds}
         super().__init__(
-            InspectAPI(options, max_batch_size, batch_timeout),
+            InspectAPI(options, max_batch_size, batch_timeout, max_pixels),
             accelerator="cpu",  # where the model runs is OpenVINO's
             workers_per_device=workers,
-            timeout=LONGEST / 2,
+            timeout=max_seconds / 2,
             model_metadata={**about, "products": list(inspector.products)},
             restart_workers=True,
             disable_openapi_url=True,  # whose page would load scripts from elsewhere
         )
         self.app.state.limits = Limits(max_size, inspector.products)
+        self._protocol = protocol(max_seconds)
         metrics = Metrics()
-        self.app.add_middleware(Measure, metrics=metrics, path="/inspect", header=DECISION, limit=LONGEST)
+        self.app.add_middleware(AtMost, path="/inspect", requests=max_requests)
+        self.app.add_middleware(Measure, metrics=metrics, path="/inspect", header=DECISION, limit=max_seconds)
         self.app.add_api_route("/metrics", metrics.show, response_model=None)
         self.app.add_api_route("/ui", lambda: FileResponse(_PAGE), response_model=None)
         self.app.add_api_route("/ui/style.css", lambda: FileResponse(_STYLE), response_model=None)
@@ -68,7 +76,7 @@ class Server(LitServer):
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._interrupt)
         try:
-            super().run(host, port, **arguments)
+            super().run(host, port, http=self._protocol, ws="none", **arguments)
         except KeyboardInterrupt:  # before LitServe waits for it, or once more
             for process in multiprocessing.active_children():
                 process.terminate()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fastapi import HTTPException, Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
 PICTURES = ("", "png", "drawn")
 
@@ -61,6 +62,8 @@ async def read_upload(request: Request) -> Upload:
             form = await MultiPartParser(request.headers, _chunks(request, limits), max_files=1, max_fields=8).parse()
         except MultiPartException as error:
             raise HTTPException(400, f"The form cannot be read: {error.message.rstrip('.')}.") from error
+        except ValueError as error:  # of the charset that it names
+            raise HTTPException(400, "The form cannot be read: its text is not what its charset says.") from error
         fields |= {name: value for name, value in form.items() if isinstance(value, str)}
         files = [value for value in form.values() if isinstance(value, UploadFile)]
         if not files:
@@ -84,11 +87,14 @@ async def read_upload(request: Request) -> Upload:
 async def _chunks(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
     """The body, until it is too large."""
     size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limits.size:
-            raise _too_large(limits)
-        yield chunk
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > limits.size:
+                raise _too_large(limits)
+            yield chunk
+    except ClientDisconnect as error:  # nobody reads it, but it is no fault of the server
+        raise HTTPException(400, "The request was broken off.") from error
 
 
 def _too_large(limits: Limits) -> HTTPException:

@@ -31,6 +31,8 @@ NAMES = (
     "{{ 7 * 7 }}",
     "__proto__",
     "no: {x}",
+    "=1+1",
+    "@a",
     "\U0001f529",
 )
 COLUMNS = ("path", "category", "label", "raw_score", "threshold", "decision", "error")
