@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names of files, folders of results, files written as a whole, versions of packages: for all rooms, no torch."""
 
+import os
 import re
 import secrets
 import tempfile
@@ -21,6 +22,15 @@ def version_of(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def real_path(path: Path | str) -> Path:
+    """Return a path that is absolute and free of links; unlike ``Path.resolve``, also of links in a circle.
+
+    Args:
+        path (Path | str): Path of anything, which need not be there.
+    """
+    return Path(os.path.realpath(path))
 
 
 def check_output(folder: Path, files: Sequence[Path] = (), overwrite: bool = False) -> None:

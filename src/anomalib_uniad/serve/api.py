@@ -21,14 +21,13 @@ from PIL import Image, UnidentifiedImageError
 from starlette.responses import JSONResponse, Response
 
 from anomalib_uniad.errors import InputError
-from anomalib_uniad.image_files import reason_of, to_rgb
+from anomalib_uniad.image_files import FORMATS, reason_of, to_rgb
 from anomalib_uniad.inference import Inspection, Inspector
 from anomalib_uniad.inference.heatmap import draw_inspection
 
 from .upload import Upload, read_upload
 
 DECISION = "x-decision"  # header of answers, which is counted
-_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of image_files.EXTENSIONS; others may start programs
 
 
 class InspectAPI(LitAPI):
@@ -85,12 +84,12 @@ class InspectAPI(LitAPI):
 
     def _read(self, data: bytes) -> NDArray:
         try:
-            with Image.open(BytesIO(data), formats=_FORMATS) as image:
+            with Image.open(BytesIO(data), formats=FORMATS) as image:
                 return to_rgb(image, self._inspector.value_range)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             raise
         except UnidentifiedImageError as error:
-            raise InputError(f"The image cannot be read: it is none of {', '.join(_FORMATS)}.") from error
+            raise InputError(f"The image cannot be read: it is none of {', '.join(FORMATS)}.") from error
         except Exception as error:  # Pillow's decoders raise all kinds on damaged files
             raise InputError(f"The image cannot be read: {reason_of(error, '')}.") from error
 
