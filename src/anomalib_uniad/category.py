@@ -4,7 +4,7 @@
 Imports neither torch nor anomalib.
 """
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -129,3 +129,24 @@ def _from_layout(path: str | PurePath | None) -> str:
 def _parts(path: str | PurePath) -> tuple[str, ...]:
     path = PurePath(path)
     return path.parts[1:] if path.anchor else path.parts
+
+
+def rows_of(names: Iterable[str]) -> dict[str, list[int]]:
+    """Find the places of each name.
+
+    Not by pandas' ``groupby``, for which names have to be text; those of files and folders need not be.
+
+    Args:
+        names (Iterable[str]): A name for each row.
+
+    Returns:
+        dict[str, list[int]]: Name -> rows, in the order of the rows.
+
+    Examples:
+        >>> rows_of(["nut", "bolt", "nut"])
+        {'nut': [0, 2], 'bolt': [1]}
+    """
+    found: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        found.setdefault(name, []).append(row)
+    return found

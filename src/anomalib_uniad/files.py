@@ -39,6 +39,15 @@ def version_of(package: str) -> str | None:
         return None
 
 
+def real_path(path: Path | str) -> Path:
+    """Return a path that is absolute and free of links; unlike ``Path.resolve``, also of links in a circle.
+
+    Args:
+        path (Path | str): Path of anything, which need not be there.
+    """
+    return Path(os.path.realpath(path))
+
+
 def check_output(folder: Path, files: Sequence[Path] = (), overwrite: bool = False) -> None:
     """Refuse a folder for results in which something would be lost, before any work.
 

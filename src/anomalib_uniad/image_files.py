@@ -4,6 +4,9 @@
 Imports neither torch nor anomalib.
 """
 
+import errno
+import os
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,6 +20,8 @@ from anomalib_uniad.errors import InputError
 
 # Those of anomalib, which are torchvision's; a test compares them.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# What is read whatever the name ends in; other decoders of Pillow are little tested or start programs.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 # Pillow's modes with more than 8 bits, of which anomalib cuts off everything above 255.
 CUT_OFF = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
@@ -50,6 +55,41 @@ class Seen(NamedTuple):
         return self.reason or self.depth
 
 
+def check_file(path: str | Path) -> None:
+    """Refuse what is no file, before it is opened: a pipe would be waited for.
+
+    Args:
+        path (str | Path): The file.
+
+    Raises:
+        ValueError: If it is a folder, pipe, socket or device; the message does not name it.
+        OSError: If it is not there, or a folder that must not be read.
+    """
+    mode = Path(path).stat().st_mode
+    if stat.S_ISDIR(mode):
+        with os.scandir(path):  # which says so if it must not be read
+            raise InputError("it is a folder")
+    if not stat.S_ISREG(mode):
+        raise InputError("it is a pipe, socket or device, not a file")
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Open an image file of one of the known types.
+
+    Args:
+        path (str | Path): The file.
+
+    Returns:
+        Image.Image: The image, of which the head is read; to be closed.
+
+    Raises:
+        ValueError: As :func:`check_file`.
+        OSError: If it is not there, must not be read or is none of the types.
+    """
+    check_file(path)
+    return Image.open(path, formats=FORMATS)
+
+
 def read_image(path: str | Path, value_range: tuple[float, float] | None = None) -> np.ndarray:
     """Read an image as RGB: the one rule for training, test, prediction and all that compares them.
 
@@ -72,7 +112,7 @@ def read_image(path: str | Path, value_range: tuple[float, float] | None = None)
         ValueError: If the file cannot be read for any reason, which the message tells after the name of the file.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return to_rgb(image, value_range)
     except Exception as error:  # Pillow's decoders raise all kinds on damaged files
         raise InputError(f"{path} cannot be read: {reason_of(error, path)}.") from error
@@ -90,7 +130,7 @@ def read_mask(path: str | Path) -> np.ndarray:
     Raises:
         Exception: Whatever Pillow's decoders raise, from ``OSError`` to ``struct.error``.
     """
-    with Image.open(path) as mask:
+    with open_image(path) as mask:
         lowest = 128 if mask.format == "JPEG" else 1
         return np.asarray(mask.convert("L")) >= lowest
 
@@ -129,7 +169,7 @@ def size_of(path: str | Path) -> tuple[int, int]:
     Raises:
         OSError: If it is not there or no image.
     """
-    with Image.open(path) as image:
+    with open_image(path) as image:
         return image.height, image.width
 
 
@@ -167,7 +207,7 @@ def look(path: str | Path, value_range: tuple[float, float] | None = None, whole
         Seen: What is known of it.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             seen = describe(image, value_range)
             if whole:
                 read_whole(image, value_range)
@@ -289,9 +329,15 @@ def reason_of(error: Exception, path: str | Path) -> str:
     """Say why a file cannot be read, without its name."""
     if isinstance(error, UnidentifiedImageError):
         return "it is no image that Pillow knows" if Path(path).stat().st_size else "it is empty"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more than the {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels that are opened at most"
+    if isinstance(error, OSError) and error.errno in {errno.ENOENT, errno.ELOOP} and Path(path).is_symlink():
+        return f"it is a link {'in a circle' if error.errno == errno.ELOOP else 'to something that is not there'}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[:1].lower() + error.strerror[1:]  # without a number and the name
     text = " ".join(f"{error or type(error).__name__}".replace(repr(str(path)), "it").split()).rstrip(".")
+    if "could not create decoder object" in text:  # of WebP
+        return "it is damaged or cut off"
     return "it is cut off (truncated)" if "truncated" in text.lower() else text  # the words of decoders differ
 
 

@@ -5,13 +5,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 import yaml
 from anomalib.data import AnomalibDataModule, UnknownDatamoduleError, get_datamodule
 from torchvision.transforms.v2 import Normalize
 
-from anomalib_uniad.category import categories_of
+from anomalib_uniad.category import categories_of, rows_of
 from anomalib_uniad.errors import InputError, MissingFileError
 from anomalib_uniad.image_files import check_samples
 from anomalib_uniad.model import UniAD
@@ -137,7 +136,8 @@ def training_images(datamodule: AnomalibDataModule, count: int) -> tuple[Any, li
     images = datamodule.train_data
     if not len(images):
         raise InputError(f"{datamodule.name} has no training images.")
-    of = pd.Series(categories_of(list(images.samples["image_path"]), datamodule))
-    each = max(1, count // of.nunique())
-    rows = sorted(row for _, part in of.groupby(of) for row in part.index[:: -(-len(part) // each)])
-    return images, rows, list(of[rows])
+    names = categories_of(list(images.samples["image_path"]), datamodule)
+    of = rows_of(names)
+    each = max(1, count // len(of))
+    chosen = sorted(row for rows in of.values() for row in rows[:: -(-len(rows) // each)])
+    return images, chosen, [names[row] for row in chosen]

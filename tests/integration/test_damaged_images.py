@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files that cannot be used are named when a run starts, before features are computed or a step is made."""
 
+import csv
+import os
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +65,25 @@ def test_more_than_8_bits(root, data):
     Image.fromarray(np.full((64, 64), 3000, np.uint16)).save(path)
     with pytest.raises(InputError, match=r"002\.png.*more than 8 bits .*value_range"):
         fit(root, data)
+
+
+@pytest.mark.slow
+def test_names_that_are_no_text(root, tmp_path):
+    """From the training to the files of a test: such names are no reason to stop."""
+    odd = os.fsdecode(b"cab\xffle\n")
+    (root / "cable").rename(root / odd)
+    for folder, end in (("test/broken", ".png"), ("ground_truth/broken", "_mask.png")):
+        (root / odd / folder / f"000{end}").rename(root / odd / folder / f"{odd}{end}")
+    longest = root / "bottle/train/good" / (os.fsdecode(b"\xfe" * 251) + ".png")
+    (root / "bottle/train/good/000.png").rename(longest)
+    model = UniAD(**SMALL, product_calibration=True, lr_schedule="wsd", lr_decay_fraction=0.5, early_stopping=True)
+    engine = quiet_engine(tmp_path / "runs", max_epochs=1)
+    engine.fit(model, datamodule=DATA["own folders"](root))
+    engine.test(model, datamodule=DATA["own folders"](root))
+    run = tmp_path / "runs/UniAD/products/latest"
+    rows = list(csv.DictReader((run / "predictions.csv").read_text().splitlines(keepends=True)))
+    assert {row["category"] for row in rows} == {"bottle", "cab\\udcffle\n"}
+    assert len(list((run / "images" / odd).rglob("*.png"))) == sum(row["category"] != "bottle" for row in rows)
 
 
 def test_masks_of_another_size(root, caplog):

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from anomalib_uniad.image_files import THREADS, Seen, describe, read_whole, reason_of, to_rgb
+from anomalib_uniad.image_files import FORMATS, THREADS, Seen, check_file, describe, read_whole, reason_of, to_rgb
 
 SIDE = 128  # pixels to which images are stretched for features
 THUMB = 16  # of which near-copies are told
@@ -68,12 +68,13 @@ def look_closely(path: str | Path, value_range: tuple[float, float] | None = Non
     """
     digest = b""
     try:
+        check_file(path)
         data = Path(path).read_bytes()
         digest = hashlib.sha256(data).digest() if data else b""
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             seen = describe(image, value_range)
             read_whole(image, value_range)
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if seen.depth:
                 values = np.asarray(image)
                 return Look(seen, digest, limits=(float(values.min()), float(values.max())))

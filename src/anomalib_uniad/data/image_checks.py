@@ -11,11 +11,10 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from anomalib.data.utils import Split
-from PIL import Image
 from tqdm import tqdm
 
 from anomalib_uniad.data.records import Record, show
-from anomalib_uniad.image_files import Seen, look, reason_of
+from anomalib_uniad.image_files import Seen, look, open_image, reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -244,7 +243,7 @@ def read_mask_file(path: str, whole: bool = True) -> Read:
     if not whole:
         return Read(seen)
     try:
-        with Image.open(path) as mask:
+        with open_image(path) as mask:
             return Read(seen, mask.convert("L").getextrema())
     except Exception as error:  # decoders raise anything from OSError to struct.error
         return Read(seen._replace(reason=reason_of(error, path)))

@@ -45,11 +45,10 @@ class ImageFileDataset(AnomalibDataset):
                 "label": [record.label_name for record in records],
                 "label_index": pd.Series([record.label for record in records], dtype=int),
                 # One path, as in anomalib, or a list of several.
-                "mask_path": pd.Series(
-                    [list(paths) if len(paths) > 1 else next(iter(paths), None) for paths in masks], dtype=object
-                ),
-            }
-        )
+                "mask_path": [list(paths) if len(paths) > 1 else next(iter(paths), None) for paths in masks],
+            },
+            dtype=object,  # names of files need not be text, which columns of Arrow have to be
+        ).astype({"label_index": int})
         samples.attrs["task"] = task.value
         self.samples = samples
 

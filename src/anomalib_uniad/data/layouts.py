@@ -17,6 +17,7 @@ from anomalib.data.utils import Split
 
 from anomalib_uniad.data.records import Record
 from anomalib_uniad.errors import InputError, MissingFileError
+from anomalib_uniad.files import real_path
 from anomalib_uniad.image_files import EXTENSIONS
 from anomalib_uniad.label_names import ABNORMAL, NORMAL, TEST, folder_key
 from anomalib_uniad.splits import draw
@@ -189,7 +190,7 @@ def find_root(root: Path | str, otherwise: str = "") -> Path:
         FileNotFoundError: If it is not there; the message has the nearest name.
         ValueError: If it is a file.
     """
-    root = Path(root).expanduser().resolve()
+    root = real_path(Path(root).expanduser())
     if root.is_dir():
         return root
     if root.exists():
@@ -250,18 +251,20 @@ class _Folder:
                     if entry.name.startswith("."):
                         continue
                     suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
-                    if entry.is_dir():
+                    if _is_dir(entry):
                         real = os.path.realpath(entry.path) if entry.is_symlink() else f"{self._chain[-1]}/{entry.name}"
                         if real in self._chain:
                             problems.append(f"the link {entry.path} leads back to {real}, in a circle: remove it.")
                         else:
                             folders.append(_Folder(entry.path, self._types, (*self._chain, real)))
+                    elif entry.is_symlink() and not Path(entry.path).exists() and suffix in {*self._types, ""}:
+                        problems.append(f"{entry.path} is a link to a file that is not there: remove it.")
                     elif suffix not in self._types:
                         others[suffix] += 1
                     elif entry.is_file():
                         images.append(entry.name)
                     else:
-                        problems.append(f"{entry.path} is a link to a file that is not there: remove it.")
+                        problems.append(f"{entry.path} is a pipe, socket or device, not a file: remove it.")
         except OSError as error:
             problems.append(f"the folder {self.path} cannot be read: {error.strerror}.")
         return _Listing(sorted(images), sorted(folders, key=lambda folder: folder.name), others, problems)
@@ -285,6 +288,13 @@ class _Folder:
         for part in PurePath(relative).parts:
             found = next((folder for folder in found.listing.folders if folder.name == part), None) if found else None
         return found
+
+
+def _is_dir(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False
 
 
 class _Place(NamedTuple):

@@ -21,6 +21,7 @@ from anomalib_uniad.data.meta_records import read_meta_files
 from anomalib_uniad.data.multi_category_datamodule import MultiCategoryDataModule
 from anomalib_uniad.data.records import Record, raise_problems
 from anomalib_uniad.errors import InputError
+from anomalib_uniad.files import real_path
 from anomalib_uniad.splits import check_ratios
 
 logger = logging.getLogger(__name__)
@@ -138,7 +139,7 @@ class MetaFile(MultiCategoryDataModule):
         if self.val_split_mode == ValSplitMode.FROM_DIR:
             msg = "val_split_mode is 'from_dir', but there is no meta file of validation images: split them off."
             raise InputError(msg)
-        self.root = Path(root).expanduser().resolve()
+        self.root = real_path(Path(root).expanduser())
         self.verify_images = verify_images
         self.value_range = check_value_range(value_range)
         self.per_category_metrics = per_category_metrics

@@ -258,7 +258,10 @@ def _join_evaluation(datasets: Mapping[str, AnomalibDataset]) -> AnomalibDataset
 
 def _join(datasets: Mapping[str, AnomalibDataset], task: TaskType) -> AnomalibDataset:
     """Join the datasets of categories, as anomalib adds two of them, but without a look at all files per addition."""
-    frames = [dataset.samples.assign(category=name) for name, dataset in datasets.items()]
+    frames = [  # names of folders need not be text, which columns of Arrow have to be
+        dataset.samples.assign(category=pd.Series(name, dataset.samples.index, dtype=object))
+        for name, dataset in datasets.items()
+    ]
     # An empty table has no types and would change those of the others.
     samples = pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
     if "mask_path" in samples:  # anomalib's items take no mask as None, not as NaN

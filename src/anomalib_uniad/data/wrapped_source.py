@@ -18,6 +18,7 @@ from anomalib_uniad.data.category_split import split_mixed
 from anomalib_uniad.data.layouts import find_root, no_category, raise_product_problems, read_products
 from anomalib_uniad.data.multi_category_datamodule import read_sets, replace_prefix
 from anomalib_uniad.errors import InputError, MissingFileError, NoConnectionError
+from anomalib_uniad.files import real_path
 from anomalib_uniad.splits import MIXED, MIXED_RATIO
 
 logger = logging.getLogger(__name__)
@@ -135,9 +136,9 @@ class WrappedSource:
             sets = split_mixed(sets, datamodule.val_split_ratio, datamodule.seed or 0)
         folder = self._folders().get(category)
         # A link to a folder leads to paths without its name.
-        if len(self.categories) > 1 and folder is not None and folder.resolve() != folder:
+        if len(self.categories) > 1 and folder is not None and real_path(folder) != folder:
             for dataset in sets.values():
-                dataset.samples = replace_prefix(dataset.samples, folder.resolve(), folder)
+                dataset.samples = replace_prefix(dataset.samples, real_path(folder), folder)
         return sets
 
     def report(self, datamodule: AnomalibDataModule) -> None:
@@ -170,7 +171,7 @@ class WrappedSource:
         given = getattr(self._make_example(requested), "root", None)
         if given is None:
             return None
-        root = Path(given).expanduser().resolve()
+        root = real_path(Path(given).expanduser())
         if root.exists() or not self._download:
             find_root(root, self._ask_for_download)
         if "root" in arguments_of(self._class):
@@ -271,7 +272,7 @@ def _check_mvtec(root: Path, categories: Sequence[str], name: str) -> None:
     products = read_products(root, categories)
     raise_product_problems(root, products)
     for product in products:
-        real = product.folder.resolve()
+        real = real_path(product.folder)
         for record in product.records:
             what = ""
             if any(Path(path).suffix not in IMG_EXTENSIONS for path in record.paths):

@@ -2,6 +2,7 @@
 """``anomalib-uniad predict``. OpenVINO, numpy and Pillow are imported when it runs."""
 
 import io
+import os
 import signal
 import sys
 import time
@@ -190,7 +191,7 @@ def _run(
     judged = closing(output for files in batches for output in predictor.predict(files, finish))
     with Progress(*columns, console=console, transient=True, disable=disable) as progress, judged as outputs:
         for output in progress.track(outputs, total=total):
-            if stop is not None and output.inspection is None and not output.file.path.exists():
+            if stop is not None and output.inspection is None and not os.path.lexists(output.file.path):
                 continue
             writer.row(output.file, output.inspection, output.error)
             counts["images"] += 1

@@ -21,6 +21,7 @@ from PIL import Image
 
 from anomalib_uniad.errors import InputError, MissingFileError
 from anomalib_uniad.geometry import Geometry
+from anomalib_uniad.image_files import open_image, reason_of
 
 from .metadata import ModelMetadata
 from .product_file import check_products, read_products
@@ -181,10 +182,11 @@ def _read(file: Path, name: str, value: Any) -> RegionOfInterest:
         if not path.is_file():
             raise MissingFileError(f"{file}: there is no mask {path} of {name}.")
         try:
-            with Image.open(path) as picture:
+            with open_image(path) as picture:
                 mask = np.asarray(picture.convert("L")) > 127
-        except OSError as error:
-            raise InputError(f"{file}: the mask {path} of {name} is no image that can be read.") from error
+        except Exception as error:  # Pillow's decoders raise all kinds on damaged files
+            reason = reason_of(error, path)
+            raise InputError(f"{file}: the mask {path} of {name} is no image that can be read: {reason}.") from error
         if not mask.any():
             raise InputError(f"{file}: the mask {path} of {name} is empty: what is white in it counts.")
         return RegionOfInterest(str(path), mask)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images as they arrive in folders."""
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,9 +9,10 @@ from pathlib import Path, PurePath
 from threading import Event
 
 from anomalib_uniad.errors import InputError, MissingFileError, MissingPackageError
+from anomalib_uniad.files import real_path
 from anomalib_uniad.image_files import look
 
-from .images import HEATMAPS, MASKS, TABLE, ImageFile, is_image, prefixes_of, search
+from .images import HEATMAPS, MASKS, TABLE, ImageFile, check_readable, is_image, prefixes_of, search
 
 SETTLED = 0.2  # seconds without a change after which a file may have been written to its end
 PATIENCE = 10.0  # the same, after which one that still cannot be read is given up
@@ -33,7 +35,7 @@ class _Waiting:
         Raises:
             OSError: If it is not there any more.
         """
-        found, now = self.file.path.stat(), time.monotonic()
+        found, now = self._state(), time.monotonic()
         state = (found.st_size, found.st_mtime_ns)
         if state != self.state:
             self.state, self.since, self.broken = state, now, False
@@ -44,6 +46,12 @@ class _Waiting:
             return False
         return True
 
+    def _state(self) -> os.stat_result:
+        try:
+            return self.file.path.stat()
+        except OSError:
+            return self.file.path.lstat()  # a link that leads nowhere is given up later, and told of
+
 
 def check_folders(folders: Sequence[Path]) -> None:
     """Refuse what cannot be watched.
@@ -52,7 +60,7 @@ def check_folders(folders: Sequence[Path]) -> None:
         folders (Sequence[Path]): Folders.
 
     Raises:
-        FileNotFoundError: If one is not there.
+        OSError: If one is not there or must not be read.
         ValueError: If one is a file.
         ModuleNotFoundError: If watchfiles is not installed.
     """
@@ -61,6 +69,7 @@ def check_folders(folders: Sequence[Path]) -> None:
             raise MissingFileError(f"There is no folder {folder} to watch.")
         if not folder.is_dir():
             raise InputError(f"{folder} is a file: with --watch true, give folders.")
+        check_readable(folder)
     try:
         import watchfiles  # noqa: F401
     except ModuleNotFoundError as error:
@@ -74,7 +83,7 @@ def arrivals(
 
     A file is given out once, when it has not changed for a moment and can be read to its end, or when it has not
     changed for longer and still cannot. One that disappears before is forgotten. Heatmaps and masks beside a table of
-    predictions are left out, and so are hidden files, which will mostly be renamed.
+    predictions are left out, and so are hidden files and folders, which will mostly be renamed.
 
     Args:
         folders (Sequence[Path]): The folders.
@@ -89,13 +98,13 @@ def arrivals(
     from watchfiles import watch
 
     prefixes = prefixes_of(folders) if len(folders) > 1 else {}
-    places = {folder.resolve(): (folder, prefixes.get(folder.resolve(), PurePath())) for folder in folders}
+    places = {real_path(folder): (folder, prefixes.get(real_path(folder), PurePath())) for folder in folders}
     waiting: dict[str, _Waiting] = {}
 
     def add(place: Path, relative: Path) -> None:
         folder, prefix = places[place]
         key = str((folder / relative).absolute())
-        if key not in judged and key not in waiting and not relative.name.startswith("."):
+        if key not in judged and key not in waiting and not any(part.startswith(".") for part in relative.parts):
             waiting[key] = _Waiting(ImageFile(folder / relative, prefix / relative))
 
     changes = watch(

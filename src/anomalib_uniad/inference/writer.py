@@ -2,6 +2,7 @@
 """Writes the files of a prediction: ``predictions.csv`` and ``.jsonl``, the folders ``heatmaps`` and ``masks``."""
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -39,6 +40,7 @@ COLUMNS = (
     "error",
 )
 LONGEST_JPEG = 65_500  # pixels of a side
+_LONGEST_NAME = 255  # bytes
 # Heatmaps are to look at, and JPEG is written many times faster; PNG faster than by default, and not larger for masks.
 _HOW: dict[str, dict[str, Any]] = {
     ".jpg": {"quality": 90, "subsampling": 0},
@@ -110,7 +112,7 @@ class Writer:
             image (np.ndarray): ``(H, W, 3)``, from 0 to 255.
             inspection (Inspection): With map and, if something is known to decide by, mask.
         """
-        name = self._names.get(file) or file.name.with_name(f"{file.name.name}.png")
+        name = self._names.get(file) or file.name.with_name(shortened(f"{file.name.name}.png"))
         heatmap = draw_inspection(image, inspection)
         suffix = ".jpg" if max(heatmap.size) <= LONGEST_JPEG else ".png"
         written = [self._save(heatmap, PurePath(HEATMAPS, name.with_suffix(suffix)))]
@@ -260,18 +262,32 @@ def picture_names(images: Sequence[PurePath]) -> list[PurePath]:
         >>> [name.as_posix() for name in names]
         ['good/a.png', 'b.png.png', 'b.bmp.png']
     """
-    names = [image.with_suffix(".png") for image in images]
+    names = [image.with_name(shortened(image.with_suffix(".png").name)) for image in images]
     counts = Counter(map(_folded, names))
     taken = {name for name, count in counts.items() if count == 1}
     for index, image in enumerate(images):
         if counts[_folded(names[index])] > 1:
-            name, number = image.with_name(f"{image.name}.png"), 1
+            name, number = image.with_name(shortened(f"{image.name}.png")), 1
             while _folded(name) in taken:
                 number += 1
-                name = image.with_name(f"{image.name}_{number}.png")
+                name = image.with_name(shortened(f"{image.name}_{number}.png"))
             taken.add(_folded(name))
             names[index] = name
     return names
+
+
+def shortened(name: str) -> str:
+    """A name that file systems take, which allow 255 bytes: a hash is in the place of the end of one with more.
+
+    Examples:
+        >>> shortened("a.png"), len(shortened("a" * 300 + ".png"))
+        ('a.png', 255)
+    """
+    data = os.fsencode(name)
+    if len(data) <= _LONGEST_NAME:
+        return name
+    end = f"~{hashlib.sha256(data).hexdigest()[:16]}{PurePath(name).suffix}"
+    return os.fsdecode(data[: _LONGEST_NAME - len(end)]) + end
 
 
 def _folded(name: PurePath) -> str:

@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +46,7 @@ _PREDICTIONS = [
     "decision",
     "error",
 ]
+_NUMBERS = ("raw_score", "normalised_score", "threshold")
 
 
 class Predictions:
@@ -101,7 +103,8 @@ class Predictions:
         """Return the rows of all processes, each of which must call this; by path if there are several processes."""
         parts = gather_objects(self._rows)
         self._rows = [row for rows in parts for row in rows]
-        frame = pd.DataFrame(self._rows, columns=_PREDICTIONS)
+        # Objects, since names need not be text, which columns of Arrow have to be.
+        frame = pd.DataFrame(self._rows, columns=_PREDICTIONS, dtype=object).astype(dict.fromkeys(_NUMBERS, float))
         return frame if len(parts) == 1 else frame.sort_values("path", ignore_index=True)
 
     def scores(self, category: str) -> tuple[Floats, Floats]:
@@ -172,7 +175,8 @@ class RunFiles:
         ]
         lines += [*(f"- {name}: {value}" for name, value in run.items() if value != ""), ""]
         if thresholds:
-            table = pd.DataFrame([{"category": category, **levels} for category, levels in thresholds.items()])
+            rows = [{"category": category, **levels} for category, levels in thresholds.items()]
+            table = pd.DataFrame(rows, dtype=object).astype(dict.fromkeys({*chain(*thresholds.values())}, float))
             if rules:
                 table["image by"] = [rules.get(name, "") for name in thresholds]
             lines += ["Thresholds of the categories, in raw scores:", "", to_markdown(table), ""]
@@ -253,7 +257,7 @@ def to_frame(results: Results) -> pd.DataFrame:
     reasons = {name: "" if n == of else f"over {n} of {of} categories" for name, n in defined.items()}
     means = {name: results.mean(name) for name in results.metrics}
     rows.append({"category": summary_label("mean", results.categories), **means, "note": _note(reasons)})
-    return pd.DataFrame(rows).astype(dict.fromkeys(results.metrics, float))
+    return pd.DataFrame(rows, dtype=object).astype(dict.fromkeys(results.metrics, float))
 
 
 def count(
@@ -286,7 +290,7 @@ def count(
                 if undecided < total:
                     row["missed"] = defective["normal"]
                     row["false_alarms"] = normal["anomalous"] + normal[UNKNOWN_PRODUCT]
-    frame = pd.DataFrame(rows, columns=["category", *COUNTS]).astype(dict.fromkeys(COUNTS, "Int64"))
+    frame = pd.DataFrame(rows, columns=["category", *COUNTS], dtype=object).astype(dict.fromkeys(COUNTS, "Int64"))
     sums = frame[list(COUNTS)].sum(min_count=1)
     frame.loc[len(frame)] = [summary_label("all", categories), *sums]
     return frame
@@ -407,7 +411,7 @@ def describe_run(
     learns = post_processor is not None and any(getattr(post_processor, flag, True) for flag in flags)
     return {
         "model": getattr(pl_module, "name", type(pl_module).__name__),
-        "dataset": getattr(getattr(trainer, "datamodule", None), "name", ""),
+        "dataset": _as_text(getattr(getattr(trainer, "datamodule", None), "name", "")),
         "epochs": "" if epochs is None else epochs,
         "thresholds": learned_from if learns and learned_from is not None else "none",
         "decisions": scope,
@@ -416,8 +420,17 @@ def describe_run(
         "seed": os.environ.get("PL_GLOBAL_SEED", "") if seed is None else seed,
         "device": f"{device}{gpu}",
         "versions": versions(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command_line(),
     }
+
+
+def command_line() -> str:
+    """The command of this process."""
+    return _as_text(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+
+
+def _as_text(name: str) -> str:
+    return name.encode(errors=_ODD).decode()
 
 
 def versions() -> str:

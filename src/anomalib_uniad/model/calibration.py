@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from anomalib_uniad.category import categories_of, known_categories, paths_of
+from anomalib_uniad.category import categories_of, known_categories, paths_of, rows_of
 from anomalib_uniad.metrics.limits import KnownScores, limits
 from anomalib_uniad.metrics.post_processor import CalibratedPostProcessor
 from anomalib_uniad.metrics.scores import gather_objects
@@ -75,8 +75,7 @@ class ProductCalibration(Callback):
     def _calibrate(self, trainer: Trainer, model: Any) -> None:
         products: Products = model.model.products
         trained, pooled = self._look_at_training(trainer, model)
-        seen = pd.DataFrame([row for rows in gather_objects(self._rows) for row in rows], columns=_COLUMNS)
-        seen = seen.astype({"defective": bool, "masked": bool})  # also without rows
+        seen = _table(self._rows)
         names = [name for name in known_categories(trainer.datamodule) or sorted(pooled) if name in pooled]  # type: ignore[attr-defined]
         alike = [[names[row] for row in group] for group in products.learn([pooled[name] for name in names])]
         image = limits(_known(names, trained, seen, "score"), self._rate, alike)
@@ -110,19 +109,26 @@ class ProductCalibration(Callback):
                 count = len(outputs.pred_score)
                 rows += _rows(outputs, trainer, [False] * count, [False] * count)
                 features.append(Products.pool(model.model.normalise(found)).cpu())
-        table = pd.DataFrame([row for part in gather_objects(rows) for row in part], columns=_COLUMNS)
+        table = _table(rows)
         pooled = torch.cat(gather_objects(torch.cat(features)))
-        return table, {name: pooled[part.index.to_numpy()] for name, part in table.groupby("category", sort=False)}
+        return table, {name: pooled[rows] for name, rows in rows_of(table["category"]).items()}
 
     def _choose(self, trainer: Trainer) -> list[int]:
         """Rows of the training set that are looked at: as many of each product, evenly over its images."""
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         paths = trainer.train_dataloader.dataset.samples["image_path"]  # type: ignore[union-attr]
-        of = pd.Series(categories_of(list(paths), datamodule))
-        return sorted(row for _, part in of.groupby(of) for row in part.index[:: -(-len(part) // MOST_TRAINED)])
+        of = rows_of(categories_of(list(paths), datamodule))
+        return sorted(row for rows in of.values() for row in rows[:: -(-len(rows) // MOST_TRAINED)])
 
 
 _COLUMNS = ["category", "score", "peak", "defective", "masked"]
+
+
+def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """The rows of all processes; names need not be text, which columns of Arrow have to be."""
+    everywhere = [row for part in gather_objects(rows) for row in part]
+    types = dict.fromkeys(_COLUMNS[1:3], float) | dict.fromkeys(_COLUMNS[3:], bool)
+    return pd.DataFrame(everywhere, columns=_COLUMNS, dtype=object).astype(types)
 
 
 def _rows(outputs: Any, trainer: Trainer, defective: Sequence[bool], masked: Sequence[bool]) -> list[dict[str, Any]]:

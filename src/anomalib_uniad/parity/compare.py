@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compares exported files with their checkpoint, image by image, and writes the results."""
 
-import shlex
 import sys
 import tempfile
 from collections import Counter
@@ -20,7 +19,7 @@ from anomalib_uniad.category import categories_of
 from anomalib_uniad.errors import InputError
 from anomalib_uniad.files import plain_table, replacing
 from anomalib_uniad.metric_names import heading
-from anomalib_uniad.metrics.run_files import to_markdown, versions
+from anomalib_uniad.metrics.run_files import command_line, to_markdown, versions
 
 from .differences import METRICS, Quality, difference, difference_columns
 from .inputs import check, export_files, load, load_pickled, make_datamodule, normalises
@@ -73,7 +72,7 @@ def compare_files(
     frame = pd.DataFrame(rows).assign(
         device=f"{processor()}, {torch.get_num_threads()} threads",
         versions=versions(),
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        command=command_line(),
     )
     text = to_text(frame)
     output.mkdir(parents=True, exist_ok=True)

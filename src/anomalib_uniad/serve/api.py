@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from starlette.responses import JSONResponse, Response
 
 from anomalib_uniad.errors import InputError
-from anomalib_uniad.image_files import reason_of, to_rgb
+from anomalib_uniad.image_files import FORMATS, reason_of, to_rgb
 from anomalib_uniad.inference import Inspection, Inspector
 from anomalib_uniad.inference.heatmap import draw_inspection
 
@@ -29,7 +29,6 @@ from .guard import Room
 from .upload import Upload, read_upload
 
 DECISION = "x-decision"  # header of answers, which is counted
-_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of image_files.EXTENSIONS; others may start programs
 
 
 class InspectAPI(LitAPI):
@@ -91,11 +90,11 @@ class InspectAPI(LitAPI):
 
     def _opened(self, data: bytes) -> Image.Image:
         try:
-            return Image.open(BytesIO(data), formats=_FORMATS)
+            return Image.open(BytesIO(data), formats=FORMATS)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             raise
         except UnidentifiedImageError as error:
-            raise InputError(f"The image cannot be read: it is none of {', '.join(_FORMATS)}.") from error
+            raise InputError(f"The image cannot be read: it is none of {', '.join(FORMATS)}.") from error
         except Exception as error:  # Pillow's readers raise all kinds on damaged files
             raise InputError(f"The image cannot be read: {reason_of(error, '')}.") from error
 

@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
+from anomalib_uniad.category import rows_of
 from anomalib_uniad.errors import InputError
 
 from .cached_dataset import CachedDataset, CachedPart, compute_features, evaluating
@@ -198,10 +199,11 @@ class EarlyStop(Callback):
                 rows = list(range(start, min(start + _BATCH, len(images))))
                 batch = trainer.strategy.batch_to_device(images.__getitems__(rows))
                 scores.append(pl_module.validation_step(batch, 0).pred_score.float().cpu())  # type: ignore[union-attr]
-        table = images.samples.assign(score=torch.cat(scores).numpy().astype(np.float64))
+        score = torch.cat(scores).numpy().astype(np.float64)
+        is_defective = images.samples["label_index"].to_numpy() == 1
         judged = []
-        for _, group in table.groupby("category"):
-            scores_of, defective = group["score"].to_numpy(), group["label_index"].to_numpy() == 1
+        for rows in rows_of(images.samples["category"]).values():
+            scores_of, defective = score[rows], is_defective[rows]
             judged.append(self._judge(scores_of[defective], scores_of[~defective]))
         aurocs, found = zip(*judged, strict=True)
         return fmean(aurocs), fmean(found)

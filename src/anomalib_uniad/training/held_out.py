@@ -45,9 +45,10 @@ class SyntheticDefects(AnomalibDataset):
             {
                 "image_path": np.repeat(paths.to_numpy(), 2),
                 "label_index": [0, 1] * len(rows),
-                "category": np.repeat(categories, 2),
-            }
-        )
+                "category": np.repeat(np.array(categories, dtype=object), 2),
+            },
+            dtype=object,  # names need not be text, which columns of Arrow have to be
+        ).astype({"label_index": int})
         self._images, self._rows, self._seed = images, rows, seed
 
     def __getitem__(self, index: int) -> ImageItem:

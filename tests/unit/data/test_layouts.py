@@ -244,6 +244,30 @@ def test_links(tmp_path) -> None:
     assert ring.problems == [f"{root}/ring/good/2.png is a link to a file that is not there: remove it."]
 
 
+def test_what_is_no_file(tmp_path, monkeypatch) -> None:
+    """It is named with the product, and no pipe is waited for."""
+    good = write(tmp_path, "nut/good/1.png", "nut/good/._1.png", "nut/good/locked/2.png") / "nut" / "good"
+    os.mkfifo(good / "pipe.png")
+    (good / "loop.png").symlink_to(good / "loop.png")
+    (good / "camera 2").symlink_to(tmp_path / "gone")
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if path == str(good / "locked"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    product = read(tmp_path)
+    assert [record.where for record in product.records] == ["good/1.png"]
+    assert sorted(product.problems) == [
+        f"{good}/camera 2 is a link to a file that is not there: remove it.",
+        f"{good}/loop.png is a link to a file that is not there: remove it.",
+        f"{good}/pipe.png is a pipe, socket or device, not a file: remove it.",
+        f"the folder {good}/locked cannot be read: Permission denied.",
+    ]
+
+
 def test_many_files_are_read_in_one_pass(tmp_path, monkeypatch) -> None:
     """The time grows with the number of folders and files, each listed once."""
     write(tmp_path, *(f"p{n}/{part}/{i}.png" for n in range(3) for part in ("good", "bad", "masks") for i in range(4)))

@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
+import os
 import re
 import shutil
+import struct
+import zlib
+from io import BytesIO
 from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,15 +112,45 @@ def test_no_number(tmp_path: Path) -> None:
     assert look(tmp_path / "hole.tif", (0, 1)).problem == "it has pixels that are not a number"
 
 
-UNREADABLE = {"text": "no image that Pillow knows", "empty": "empty", "cut": "truncated", "gone": "no such file"}
+def bomb(width: int, height: int) -> bytes:
+    """Head of a PNG file that says that it has so many grey pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+
+
+UNREADABLE = {
+    "text": "it is no image that Pillow knows",
+    "eps": "it is no image that Pillow knows",  # which would start a program
+    "empty": "it is empty",
+    "cut": r"it is cut off \(truncated\)",
+    "webp": "it is damaged or cut off",
+    "bomb": "it has more than the 178,956,970 pixels that are opened at most",
+    "gone": "no such file or directory",
+    "link": "it is a link to something that is not there",
+    "circle": "it is a link in a circle",
+    "folder": "it is a folder",
+    "pipe": "it is a pipe, socket or device, not a file",
+}
 
 
 @pytest.mark.parametrize("kind", UNREADABLE)
 def test_unreadable(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "image.png"
-    if kind != "gone":
-        image_of("RGB").save(path)
-        path.write_bytes({"text": b"hello", "empty": b"", "cut": path.read_bytes()[:300]}[kind])
+    data = BytesIO()
+    image_of("RGB").save(data, "WEBP" if kind == "webp" else "PNG")
+    made = {"text": b"hello", "empty": b"", "cut": data.getvalue()[:300], "webp": data.getvalue()[:-9]}
+    made |= {"bomb": bomb(30000, 30000), "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"}
+    if kind in made:
+        path.write_bytes(made[kind])
+    elif kind in {"link", "circle"}:
+        path.symlink_to(path if kind == "circle" else tmp_path / "gone.png")
+    elif kind != "gone":
+        path.mkdir() if kind == "folder" else os.mkfifo(path)
+    assert re.fullmatch(UNREADABLE[kind], look(path).reason)
     with pytest.raises(ValueError, match=rf"^{re.escape(str(path))} cannot be read: .*({UNREADABLE[kind]}).*\.$"):
         read_image(path)
 
@@ -187,6 +222,40 @@ def test_heatmaps_are_no_images(tmp_path: Path) -> None:
     names = {image.name.as_posix() for image in find_images([root])}
     assert "own/heatmaps/a.png" in names
     assert "results/heatmaps/a.png" not in names
+
+
+def test_what_cannot_be_read_is_not_missed(tmp_path: Path, monkeypatch) -> None:
+    """It is found, so that reading it tells of it; hidden files are left out."""
+    root = make_folder(tmp_path / "images")
+    for name in ("._a.png", ".cache/b.png", "locked/c.png"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).touch()
+    os.mkfifo(root / "pipe.png")
+    for name, target in (
+        ("gone.png", "x.png"),
+        ("loop.png", "loop.png"),
+        ("other", "/mnt/not there"),
+        ("loop", "loop"),
+    ):
+        (root / name).symlink_to(target)
+    scandir = os.scandir
+
+    def refuse(path: Path | str) -> Any:
+        if Path(path) == root / "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    found = {image.name.as_posix(): image.path for image in find_images([root])}
+    new = {"pipe.png", "gone.png", "loop.png", "other", "loop", "locked"}
+    assert set(found) - new == {"a.jpeg", "b/10.png", "b/2.PNG", "b/c/1.tif", "b.png/inside.bmp"}
+    assert set(found) >= new
+    with pytest.raises(ValueError, match=r"locked cannot be read: permission denied\.$"):
+        read_image(found["locked"])
+    with pytest.raises(
+        OSError, match=r"^The folder .*locked cannot be read: Permission denied; change its permissions"
+    ):
+        find_images([root / "b", root / "locked"])
 
 
 @pytest.mark.parametrize("size", [(20, 30), (90, 40), (61, 47)])

@@ -124,15 +124,17 @@ def test_files_that_are_being_written_that_stay_broken_and_that_disappear(folder
     for name in ("half", "gone", "broken"):
         (folder / f"{name}.png").write_bytes(data[:40])
     (folder / "empty.png").touch()
+    os.mkfifo(folder / "pipe.png")
+    (folder / "link.png").symlink_to(folder / "not there")
     (folder / "whole.png").write_bytes(data)
     wait_for(lambda: "whole.png" in seen.names)
     assert seen.names == ["whole.png"]
     (folder / "gone.png").unlink()
     with (folder / "half.png").open("ab") as file:
         file.write(data[40:])
-    wait_for(lambda: len(seen.names) == 4)
+    wait_for(lambda: len(seen.names) == 6)
     assert seen.names[1] == "half.png"
-    assert sorted(seen.names[2:]) == ["broken.png", "empty.png"]
+    assert sorted(seen.names[2:]) == ["broken.png", "empty.png", "link.png", "pipe.png"]
 
 
 def test_each_image_once_also_after_kill_and_restart(folder: Path) -> None:

@@ -71,6 +71,18 @@ def test_picture_names() -> None:
     assert len({name.casefold() for name in found}) == len(names)
 
 
+def test_the_longest_names(tmp_path: Path) -> None:
+    """Of files that differ in their type alone, and of one that is no text."""
+    images = files("a" * 251 + ".png", "a" * 251 + ".bmp", "\udcff" * 251 + ".png", "\udcff" * 250 + ".webp")
+    for folder, given in (("known", images), ("arrived", [])):
+        with Writer(tmp_path / folder, given, go_on=not given) as writer:
+            for image in images:
+                writer.pictures(image, BLACK, with_map(np.eye(6, 9)))
+                writer.row(image, with_map(np.eye(6, 9)))
+        assert len(list((tmp_path / folder / "heatmaps").iterdir())) == 4
+        assert len(list((tmp_path / folder / "masks").iterdir())) == 4
+
+
 def test_pictures(tmp_path: Path) -> None:
     images = files("good/a.png", "good/a.jpg", "b.bmp")
     values = np.zeros((60, 90))
