@@ -7,9 +7,9 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Literal
@@ -19,7 +19,7 @@ from anomalib_uniad.errors import InputError, MissingPackageError
 if TYPE_CHECKING:
     from .images import ImageFile
     from .inspector import Judge
-    from .predictor import Output, Predictor
+    from .predictor import Output
     from .writer import Writer
 
 
@@ -37,6 +37,8 @@ def predict(
     precision_hint: Literal["f32", "bf16", "auto"] = "f32",
     threads: int = 0,
     watch: bool = False,
+    workers: int = 0,
+    resume: bool = False,
 ) -> None:
     """Predict images with an exported model: a table of scores and decisions, and a heatmap and a mask for each image.
 
@@ -65,6 +67,11 @@ def predict(
         threads: Threads for the model on the CPU; 0 takes all cores.
         watch: Judge what is in the folders, then each image that arrives, once: a table of the same model and
             thresholds is gone on with.
+        workers: Processes on Ray Data with a model each, which share the cores; with RAY_ADDRESS in the environment,
+            on all machines of that cluster, which need the same folders. The table is that of one process. 0 is no
+            other process.
+        resume: Go on with the table that is there, if it is of this model and these thresholds: images that have a row
+            are not judged again.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -85,6 +92,8 @@ def predict(
                 precision_hint,
                 threads,
                 stop,
+                workers,
+                resume,
             )
     except KeyboardInterrupt:
         _say("Interrupted; the rows of the images until then are in the table.", stderr=True)
@@ -111,8 +120,14 @@ def _predict(
     precision_hint: Literal["f32", "bf16", "auto"],
     threads: int,
     stop: Event | None,
+    workers: int,
+    resume: bool,
 ) -> int:
     """Predict, with ``stop`` what arrives until then; return the number of images without a result."""
+    if workers:
+        from .workers import Task, check_workers, outputs_of_workers
+
+        check_workers(workers, stop is not None)
     from .compiled import compile_file, computes_in_bf16
     from .images import HEATMAPS, MASKS, find_images
     from .inspector import Judge
@@ -132,55 +147,52 @@ def _predict(
         raise InputError(f"{model} puts out no anomaly map: leave the heatmaps out with --heatmaps false.")
     judge = Judge(compiled, minimum_area, category, thresholds, regions_of_interest)
     judge.decider.check([file.path for file in files])
-    with Writer(output, files, heatmaps, overwrite, judge.origin, go_on=stop is not None) as writer:
-        predictor = Predictor(compiled)
-        if stop is None:
-            failed = _run(predictor, judge, writer, [files], heatmaps, len(files))["failed"]
+    with Writer(output, files, heatmaps, overwrite, judge.origin, go_on=resume or stop is not None) as writer:
+        files = [file for file in files if str(file.path.absolute()) not in writer.judged]
+        if workers:
+            arguments = (minimum_area, category, thresholds, regions_of_interest)
+            task = Task(Path.cwd(), model, device, precision_hint, threads, arguments, heatmaps, judge.origin)
+            failed = _run(outputs_of_workers(task, files, workers), writer, len(files))["failed"]
         else:
-            _say(f"Watching {', '.join(map(str, images))}; Ctrl-C ends it.")
-            batches = arrivals(images, writer.judged, stop, compiled.metadata.value_range)
-            _run(predictor, judge, writer, batches, heatmaps, stop=stop)
-            failed = 0
+            batches: Iterable[Sequence[ImageFile]] = [files]
+            if stop is not None:
+                _say(f"Watching {', '.join(map(str, images))}; Ctrl-C ends it.")
+                batches = arrivals(images, writer.judged, stop, compiled.metadata.value_range)
+            predictor = Predictor(compiled)
+            finish = partial(_finish, judge=judge, writer=writer if heatmaps else None)
+            outputs = (output for files in batches for output in predictor.predict(files, finish))
+            counts = _run(outputs, writer, len(files), stop)
+            failed = counts["failed"] if stop is None else 0
     folders = f", the folders {output / HEATMAPS} and {output / MASKS}" if heatmaps else ""
     _say(f"Wrote {writer.table} and {writer.regions.name}{folders}.")
     return failed
 
 
+def _finish(output: "Output", judge: "Judge", writer: "Writer | None") -> None:
+    """Judge an image and write its pictures, in the thread that has it."""
+    judge.finish(output)
+    if output.inspection is None or output.image is None:
+        return
+    if writer is not None:
+        with _pictures_may_fail(output):
+            writer.pictures(output.file, output.image, output.inspection)
+    output.inspection = output.inspection.without_maps()  # until its row is written, it waits in memory
+
+
+@contextmanager
+def _pictures_may_fail(output: "Output") -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # the prediction goes on
+        output.error = f"The heatmap of {output.file.path} cannot be written: {str(error).rstrip('.')}."
+
+
 def _run(
-    predictor: "Predictor",
-    judge: "Judge",
-    writer: "Writer",
-    batches: "Iterable[Sequence[ImageFile]]",
-    heatmaps: bool,
-    total: int | None = None,
-    stop: Event | None = None,
+    found: "Generator[Output, None, None]", writer: "Writer", total: int | None = None, stop: Event | None = None
 ) -> Counter[str]:
-    """Judge images; those that are watched until they are stopped, and those of them that disappear are left out."""
+    """Write what is found; images that are watched until they are stopped, and disappear, are left out."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from .decision import NoCategoryError
-    from .regions_of_interest import RegionError
-
-    def finish(output: "Output") -> None:
-        if output.image is None or output.error:
-            return
-        try:
-            output.inspection = judge(output)
-        except NoCategoryError as error:  # as the next one, of this image alone
-            output.error = str(error)
-            return
-        except RegionError as error:
-            output.error = f"{output.file.path} cannot be judged: {error}."
-            return
-        if heatmaps:
-            try:
-                writer.pictures(output.file, output.image, output.inspection)
-            except OSError as error:  # the prediction goes on
-                output.error = f"The heatmap of {output.file.path} cannot be written: {str(error).rstrip('.')}."
-        output.inspection = replace(
-            output.inspection, anomaly_map=None, region_of_interest=None
-        )  # until its row is written, it waits in memory
 
     counts: Counter[str] = Counter()
     console = Console(stderr=True, highlight=False)
@@ -188,11 +200,13 @@ def _run(
     start = time.perf_counter()
     disable = not console.is_terminal or stop is not None
     # Closed at once when it ends early: until then, threads go on with images that nobody asks for.
-    judged = closing(output for files in batches for output in predictor.predict(files, finish))
-    with Progress(*columns, console=console, transient=True, disable=disable) as progress, judged as outputs:
+    with Progress(*columns, console=console, transient=True, disable=disable) as progress, closing(found) as outputs:
         for output in progress.track(outputs, total=total):
             if stop is not None and output.inspection is None and not os.path.lexists(output.file.path):
                 continue
+            if output.pictures:
+                with _pictures_may_fail(output):
+                    writer.save(output.file, output.pictures)
             writer.row(output.file, output.inspection, output.error)
             counts["images"] += 1
             if output.error:

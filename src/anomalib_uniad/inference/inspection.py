@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is said about an image."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from .regions import Region
 
 Word = Literal["normal", "anomalous", "unknown", "undecided"]
+Picture = tuple[str, str, bytes]  # folder, ending of its name, content
 
 
 @dataclass(frozen=True)
@@ -41,3 +42,8 @@ class Inspection:
     regions: list[Region] = field(default_factory=list)
     region_of_interest: NDArray[np.bool_] | None = field(default=None, repr=False)
     map_threshold: float | None = None
+
+    def without_maps(self) -> "Inspection":
+        """What a row needs, which may wait in memory or go to another process: of the mask, that there is one."""
+        mask = None if self.mask is None else np.empty((0, 0), bool)
+        return replace(self, anomaly_map=None, mask=mask, region_of_interest=None)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from anomalib_uniad.errors import InputError
 
 from .compiled import Compiled, PrecisionHint, compile_file
-from .decision import Decider
+from .decision import Decider, NoCategoryError
 from .heatmap import map_to_image
 from .images import ImageFile
 from .inspection import Inspection, Word
@@ -96,6 +96,21 @@ class Judge:
             return Inspection(word, found.category, *scores, shown, region_of_interest=inside)
         mask, regions = find_regions(shown, threshold, self._minimum_area)
         return Inspection(word, found.category, *scores, shown, mask, regions, inside, threshold)
+
+    def finish(self, output: Output) -> None:
+        """Judge an image, if the model has said something about it; what cannot be judged has its error.
+
+        Args:
+            output (Output): See :meth:`__call__`.
+        """
+        if output.image is None or output.error:
+            return
+        try:
+            output.inspection = self(output)
+        except NoCategoryError as error:  # as the next one, of this image alone
+            output.error = str(error)
+        except RegionError as error:
+            output.error = f"{output.file.path} cannot be judged: {error}."
 
     def _look_inside(self, output: Output, product: str) -> tuple[Output, NDArray[np.bool_] | None]:
         """The output with the score of the region of interest, and that region ``(H, W)``, if it has one."""

@@ -15,7 +15,7 @@ from anomalib_uniad.image_files import read_image
 
 from .compiled import Compiled
 from .images import ImageFile, resize_image
-from .inspection import Inspection
+from .inspection import Inspection, Picture
 
 
 @dataclass
@@ -35,6 +35,7 @@ class Output:
         image (np.ndarray | None): ``(H, W, 3)``, of its own size: uint8, or float32 from 0 to 255 if the file has more
             than 8 bits; only while ``finish`` runs.
         inspection (Inspection | None): For ``finish``, to keep what was made of it.
+        pictures (list[Picture]): For ``finish``, as ``inspection``.
         error (str): Why there is no result, with the name of the file; empty if there is one.
     """
 
@@ -48,6 +49,7 @@ class Output:
     raw_map: np.ndarray | None = field(default=None, repr=False)
     image: np.ndarray | None = field(default=None, repr=False)
     inspection: Inspection | None = None
+    pictures: list[Picture] = field(default_factory=list, repr=False)
     error: str = ""
 
 

@@ -18,11 +18,11 @@ import numpy as np
 from PIL import Image
 
 from anomalib_uniad.errors import ExistingFileError
-from anomalib_uniad.files import check_output, disk_error, plain, plain_path, save_picture
+from anomalib_uniad.files import check_output, disk_error, plain, plain_path, replacing
 
 from .heatmap import draw_inspection
 from .images import HEATMAPS, MASKS, REGIONS, TABLE, ImageFile
-from .inspection import Inspection
+from .inspection import Inspection, Picture
 
 COLUMNS = (
     "path",
@@ -43,8 +43,8 @@ LONGEST_JPEG = 65_500  # pixels of a side
 _LONGEST_NAME = 255  # bytes
 # Heatmaps are to look at, and JPEG is written many times faster; PNG faster than by default, and not larger for masks.
 _HOW: dict[str, dict[str, Any]] = {
-    ".jpg": {"quality": 90, "subsampling": 0},
-    ".png": {"compress_level": 1, "compress_type": zlib.Z_RLE},
+    ".jpg": {"format": "JPEG", "quality": 90, "subsampling": 0},
+    ".png": {"format": "PNG", "compress_level": 1, "compress_type": zlib.Z_RLE},
 }
 
 
@@ -112,20 +112,24 @@ class Writer:
             image (np.ndarray): ``(H, W, 3)``, from 0 to 255.
             inspection (Inspection): With map and, if something is known to decide by, mask.
         """
-        name = self._names.get(file) or file.name.with_name(shortened(f"{file.name.name}.png"))
-        heatmap = draw_inspection(image, inspection)
-        suffix = ".jpg" if max(heatmap.size) <= LONGEST_JPEG else ".png"
-        written = [self._save(heatmap, PurePath(HEATMAPS, name.with_suffix(suffix)))]
-        if inspection.mask is not None:
-            mask = Image.fromarray(inspection.mask.astype(np.uint8) * 255)
-            written.append(self._save(mask, PurePath(MASKS, name)))
-        self._written[file] = written
+        self.save(file, draw_pictures(image, inspection))
 
-    def _save(self, picture: Image.Image, name: PurePath) -> str:
-        path = self._output / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_picture(picture, path, **_HOW[name.suffix])
-        return name.as_posix()
+    def save(self, file: ImageFile, pictures: Sequence[Picture]) -> None:
+        """Write pictures that are drawn already, as :meth:`pictures` does.
+
+        Args:
+            file (ImageFile): The image.
+            pictures (Sequence[Picture]): Of :func:`draw_pictures`.
+        """
+        name = self._names.get(file) or file.name.with_name(shortened(f"{file.name.name}.png"))
+        written = []
+        for folder, suffix, content in pictures:
+            path = PurePath(folder, name.with_suffix(suffix))
+            (self._output / path).parent.mkdir(parents=True, exist_ok=True)
+            with replacing(self._output / path, flush=False) as (part,):
+                part.write_bytes(content)
+            written.append(path.as_posix())
+        self._written[file] = written
 
     def row(self, file: ImageFile, inspection: Inspection | None, error: str = "") -> None:
         """Write what is said about an image, at once, so that an interruption loses nothing.
@@ -170,6 +174,29 @@ class Writer:
     ) -> None:
         self._table.close()
         self._lines.close()
+
+
+def draw_pictures(image: np.ndarray, inspection: Inspection) -> list[Picture]:
+    """Draw heatmap and mask of an image, as the files that :class:`Writer` writes.
+
+    Args:
+        image (np.ndarray): ``(H, W, 3)``, from 0 to 255.
+        inspection (Inspection): With map and, if something is known to decide by, mask.
+
+    Returns:
+        list[Picture]: The heatmap and, if there is one, the mask.
+    """
+    heatmap = draw_inspection(image, inspection)
+    drawn = [(HEATMAPS, ".jpg" if max(heatmap.size) <= LONGEST_JPEG else ".png", heatmap)]
+    if inspection.mask is not None:
+        drawn.append((MASKS, ".png", Image.fromarray(inspection.mask.astype(np.uint8) * 255)))
+    return [(folder, suffix, _encode(picture, suffix)) for folder, suffix, picture in drawn]
+
+
+def _encode(picture: Image.Image, suffix: str) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, **_HOW[suffix])
+    return file.getvalue()
 
 
 class _Rows:

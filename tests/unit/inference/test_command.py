@@ -126,6 +126,8 @@ def test_without_thresholds(folder: Path, capsys) -> None:
         ),
         (["model.xml", "loose", "--category", "auto"], "No folder in the path loose/a.png has the name of a category"),
         (["damaged.xml", "images"], "damaged.xml: the metadata 'thresholds' is malformed"),
+        (["model.xml", "images", "--workers", "-1"], "workers must be positive, or 0 for none, got -1."),
+        (["model.xml", "images", "--workers", "2", "--watch", "true"], "in one process: leave out --workers"),
     ],
 )
 def test_mistakes(folder: Path, arguments: list[str], message: str, capsys) -> None:
@@ -161,6 +163,20 @@ def test_interrupted(folder: Path, monkeypatch, capsys) -> None:
     assert stopped.value.code == 130
     assert "Interrupted; the rows of the images until then are in the table." in capsys.readouterr().err
     assert len(decisions()) == 2
+
+
+def test_resumed(folder: Path, capsys) -> None:
+    """Rows that are there stay, one that is cut off is written again, and the table is that of one run."""
+    main(["predict", "model.xml", "images", "--heatmaps", "false"])
+    table, lines = Path("predictions/predictions.csv"), Path("predictions/predictions.jsonl")
+    whole, whole_lines = table.read_text(), lines.read_text()
+    rows = whole.splitlines(keepends=True)
+    table.write_text("".join(rows[:3]) + rows[3][:20])
+    capsys.readouterr()
+    main(["predict", "model.xml", "images", "--heatmaps", "false", "--resume", "true"])
+    assert capsys.readouterr().out.startswith("3 images: ")
+    assert table.read_text() == whole
+    assert lines.read_text() == whole_lines
 
 
 def test_a_heatmap_that_cannot_be_written(folder: Path, monkeypatch) -> None:
