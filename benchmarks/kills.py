@@ -215,6 +215,7 @@ def _older_thresholds(place: Place) -> None:
 
 def export(place: Place, seed: int = 5) -> None:
     """Export to torch and OpenVINO, for images of one size."""
+    torch.manual_seed(seed)
     model = UniAD(**{**TINY, "seed": seed}).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

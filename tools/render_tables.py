@@ -452,6 +452,38 @@ def long_predictions(rows: pd.DataFrame) -> str:
 
 
 @once_measured
+def kills(rows: pd.DataFrame) -> str:
+    """Works that were killed and started again."""
+    names = ["kills", "rounds", "equal", "half_written"]
+    total = rows[names].sum()
+    columns = {
+        "work": [*rows["work"], "all"],
+        "seconds undisturbed": [*(f"{value:.1f}" for value in rows["undisturbed_seconds"]), ""],
+        **{name.replace("half_written", "half-written files"): [*rows[name], total[name]] for name in names},
+    }
+    return f"On {rows['device'].iloc[0]}:\n\n{markdown(columns)}"
+
+
+@once_measured
+def long_runs(rows: pd.DataFrame) -> str:
+    """What long works leave in memory, and how many files they leave open."""
+    works = {
+        "training": "training with features in memory and validations",
+        "watch": "`predict --watch`, a day",
+        "serve": "`serve`, a day",
+    }
+    columns = {
+        "work": [works[part] for part in rows["part"]],
+        "so many": [f"{count:,} {units}" for count, units in zip(rows["count"], rows["units"], strict=True)],
+        "MB after a tenth": rows["memory_tenth_mb"],
+        "at the end": rows["memory_end_mb"],
+        "open files after a tenth": rows["files_tenth"],
+        "in the end": rows["files_end"],
+    }
+    return f"On {rows['device'].iloc[0]}:\n\n{markdown(columns)}"
+
+
+@once_measured
 def messages(rows: pd.DataFrame) -> str:
     """What a user reads after a mistake, and how soon."""
     columns = {
