@@ -121,6 +121,7 @@ def report(
     failures: int = 3,
     published: Path | None = None,
     overwrite: bool = False,
+    images: Path | None = None,
 ) -> None:
     """Lay the results of several runs side by side, as report.md, report.csv and one page report.html.
 
@@ -138,6 +139,8 @@ def report(
             are there.
         published: Of a benchmark: csv file of published numbers to put beside, such as configs/benchmark/published.csv.
         overwrite: Replace reports that are there.
+        images: Folder of the images, to show those that have no heatmap; default: only those in the folders of the runs
+            and in the working directory are read, whatever the tables name.
     """
     from anomalib_uniad.report.benchmark import is_benchmark
 
@@ -153,7 +156,7 @@ def report(
         from anomalib_uniad.report.text import show
         from anomalib_uniad.report.write import write_report
 
-        comparison, files = write_report(runs, output, names, metrics, heatmaps, failures, overwrite)
+        comparison, files = write_report(runs, output, names, metrics, heatmaps, failures, overwrite, images)
         show(comparison)
     for file in files:
         _show(f"Wrote {file}.")
@@ -166,6 +169,7 @@ def review(
     thresholds: Path | None = None,
     pictures: int = 200,
     overwrite: bool = False,
+    images: Path | None = None,
 ) -> None:
     """Make a page in which thresholds are moved and images labelled, of the predictions of a run or of `predict`.
 
@@ -181,13 +185,15 @@ def review(
             thresholds of pixels, is in the file that the page saves as well.
         pictures: Pictures of each product, of the images nearest to its threshold; all images are counted.
         overwrite: Replace a page that is there.
+        images: Folder of the images, to show those that have no heatmap; default: only those in the folder of the table
+            and in the working directory are read, whatever the table names.
     """
     from anomalib_uniad.review.page import write_page
 
-    table = write_page(source, output, labels, thresholds, pictures, overwrite)
+    table = write_page(source, output, labels, thresholds, pictures, overwrite, images)
     left = f" ({len(table.left_out)} are not counted: see the end of the page)" if table.left_out else ""
-    images = sum(len(group.images) for group in table.groups)
-    _show(f"Wrote {output} ({_megabytes(output.stat().st_size)}): {images} images of {table.file}{left}.")
+    count = sum(len(group.images) for group in table.groups)
+    _show(f"Wrote {output} ({_megabytes(output.stat().st_size)}): {count} images of {table.file}{left}.")
 
 
 def recalibrate(

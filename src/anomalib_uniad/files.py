@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of files, folders of results, files written as a whole, cells of tables, versions of packages; no torch."""
+"""Files: their names, where they may lie, how they are written as a whole, yaml, cells of tables; no torch."""
 
 import contextlib
 import errno
@@ -10,13 +10,15 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anomalib_uniad.errors import DiskError, ExistingFileError, UserError
+import yaml
+
+from anomalib_uniad.errors import DiskError, ExistingFileError, InputError, UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +30,7 @@ _LONGEST = 100  # bytes in UTF-8; file systems take 255, with what others add
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # noqa: RUF001
 """With what a text begins that spreadsheets take for a formula, and may run."""
 _NUMBER = re.compile(r"[-+]?\d+(\.\d*)?(e[-+]?\d+)?|-inf", re.ASCII)
+_MOST_VALUES = 1_000_000  # of a yaml file; aliases can make any number of a few lines
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")  # by Windows
 
 
@@ -326,6 +329,64 @@ def file_names(categories: Sequence[str]) -> dict[str, str]:
         taken.add(name.casefold())
         names[category] = name
     return names
+
+
+def lies_in(file: Path, folders: Iterable[Path]) -> bool:
+    """Whether a file lies in one of some folders, by what links lead to, and nothing on the way to it is hidden.
+
+    Args:
+        file (Path): The file, whose name may be anything; it need not be there.
+        folders (Iterable[Path]): The folders.
+
+    Examples:
+        >>> [lies_in(Path(name), [Path("data")]) for name in ("data/a.png", "data/../a.png", "data/.keys/a.png")]
+        [True, False, False]
+    """
+    try:
+        real = Path(os.path.realpath(file))
+    except (OSError, ValueError):  # a name that is none
+        return False
+    roots = [root for root in map(Path, map(os.path.realpath, folders)) if real.is_relative_to(root)]
+    return any(not any(part.startswith(".") for part in real.relative_to(root).parts) for root in roots)
+
+
+def read_yaml(file: Path) -> Any:
+    """Read a file of plain values; nothing that it names is made or looked up.
+
+    Args:
+        file (Path): The file.
+
+    Returns:
+        Any: Its content.
+
+    Raises:
+        ValueError: If it is no YAML, or has a tag of a class, a value of which it is a part, or so many aliases that
+            its content would be millions of values.
+    """
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        too_many = _values_of(content, {}) > _MOST_VALUES
+    except OSError:
+        raise
+    except Exception as error:  # of yaml, for values that are none of their type, all kinds
+        reason = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise InputError(f"{file} is no YAML: {reason}.") from error
+    if too_many:
+        raise InputError(f"{file} has more than {_MOST_VALUES:,} values, as aliases of each other.")
+    return content
+
+
+def _values_of(content: Any, known: dict[int, float]) -> float:
+    """How many values there are, each as often as it is shown; infinitely many if one is a part of itself."""
+    if isinstance(content, int) and content.bit_length() > 1000:  # no float can be
+        raise ValueError("it has a number that is too large")
+    if not isinstance(content, dict | list | set | tuple):
+        return 1
+    if id(content) not in known:
+        known[id(content)] = float("inf")
+        parts = [*content, *content.values()] if isinstance(content, dict) else content
+        known[id(content)] = 1 + sum(_values_of(part, known) for part in parts)
+    return known[id(content)]
 
 
 def plain(text: Any) -> Any:

@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """A trained model and its images, from the folder of a run or from a checkpoint and a folder."""
 
+import inspect
 import os
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import anomalib.data
 import torch
-import yaml
-from anomalib.data import AnomalibDataModule, UnknownDatamoduleError, get_datamodule
+from anomalib.data import AnomalibDataModule
 from torchvision.transforms.v2 import Normalize
 
 from anomalib_uniad.category import categories_of, rows_of
 from anomalib_uniad.errors import InputError, MissingFileError
+from anomalib_uniad.files import read_yaml
 from anomalib_uniad.image_files import check_samples
 from anomalib_uniad.model import UniAD
 from anomalib_uniad.parity.inputs import load, make_datamodule
@@ -72,7 +76,7 @@ def open_run(
         raise MissingFileError(f"There is no folder {data}.")
     file = folder_of(checkpoint) / CONFIG
     try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        config = read_yaml(file) if file.is_file() else {}
         section = config.get("data") if isinstance(config, dict) else None
         if data is not None:
             if not section or section["class_path"].rsplit(".")[-1] != data_class.rsplit(".")[-1]:
@@ -82,13 +86,25 @@ def open_run(
             raise MissingFileError(
                 f"{file} does not say what the images of {checkpoint} are: give them with --data FOLDER."
             )
-        datamodule = get_datamodule({"data": section})
+        datamodule = _datamodule_of(section)
         datamodule.setup()
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError, RuntimeError, UnknownDatamoduleError) as error:
+    except (AttributeError, KeyError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"The images that {file} names cannot be read: {reason}; give them with --data.") from error
     check_samples(datamodule, whole=False)
     return model, datamodule
+
+
+def _datamodule_of(section: Mapping[str, Any]) -> Any:
+    """A datamodule of a config that somebody else may have written: of a class that is loaded, of plain values."""
+    name, arguments = str(section["class_path"]), dict(section.get("init_args") or {})
+    found = getattr(anomalib.data, name.rpartition(".")[2], None)
+    if not (inspect.isclass(found) and issubclass(found, AnomalibDataModule)):
+        raise TypeError(f"{name} is no datamodule of anomalib")
+    source = str(arguments.get("source") or "")
+    if "." in source and source.rpartition(".")[0] not in sys.modules:
+        raise TypeError(f"the source {source} is of a module that is not loaded, and would be by its name")
+    return found(**arguments)
 
 
 def look(model: UniAD, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from anomalib_uniad.checks import check_at_least
 from anomalib_uniad.errors import InputError, MissingFileError
+from anomalib_uniad.files import read_yaml
 from anomalib_uniad.report.columns import MODES
 
 from .trainings import Config
@@ -212,9 +213,10 @@ def _find(name: str, where: str, file: Path) -> Path:
 def _load(file: Path) -> Config:
     if not file.is_file():
         raise MissingFileError(f"There is no config {file}: give a file such as configs/benchmark/mydata.yaml.")
+    read_yaml(file)  # which refuses what OmegaConf falls over
     try:
         content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise InputError(f"{file} is no YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
         raise InputError(f"{file} has to be a mapping.")

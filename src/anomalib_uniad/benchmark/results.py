@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 
 from anomalib_uniad.category import summary_label
-from anomalib_uniad.files import original_table, plain_table, replacing
+from anomalib_uniad.errors import InputError
+from anomalib_uniad.files import lies_in, original_table, plain_table, replacing
 from anomalib_uniad.metrics.run_files import COUNTS
 from anomalib_uniad.report.columns import COST, EPOCHS, KEYS, RESULTS
 
@@ -74,7 +75,9 @@ def _read(training: Training) -> pd.DataFrame:
     """Table of the metrics of a training."""
     result = training.read(RESULT) or {}
     # Only empty cells are missing: a category may be called NA.
-    file = training.folder / result["metrics"]
+    file = training.folder / str(result["metrics"])
+    if not lies_in(file, [training.folder]):
+        raise InputError(f"{training.folder / RESULT} names metrics that are not in its folder: {result['metrics']!r}.")
     frame = original_table(pd.read_csv(file, dtype={"category": str}, keep_default_na=False, na_values=""))
     frame["note"] = frame["note"].astype(object).where(frame["note"].notna(), "")
     frame = frame.drop(columns=["seed", "command"], errors="ignore")

@@ -21,6 +21,7 @@ from anomalib_uniad.data.layouts import Product, find_root, read_products
 from anomalib_uniad.data.meta_records import read_meta_files
 from anomalib_uniad.data.records import Record
 from anomalib_uniad.errors import InputError
+from anomalib_uniad.files import read_yaml
 from anomalib_uniad.messages import parser_sentence
 
 _LAYOUT = ("normal_dir", "abnormal_dir", "normal_test_dir", "mask_dir", "extensions")
@@ -120,10 +121,7 @@ def read_config(file: Path) -> Source:
 
 def _parse(file: Path) -> tuple[str, Mapping[str, Any], bool, Callable[[], Any]]:
     """Name of the datamodule's class, its arguments, whether the file is of it alone, and what makes it."""
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is no YAML: {' '.join(str(error).split())}.") from error
+    content = read_yaml(file)
     data = content.get("data", content if "class_path" in content else None) if isinstance(content, dict) else None
     if data is None:
         raise InputError(f"{file} has no section data: give a config of anomalib train, or a folder with images.")

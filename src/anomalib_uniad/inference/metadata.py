@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from reprlib import repr as shown
 from typing import TYPE_CHECKING, Any, Literal
 
 from anomalib_uniad.checks import check_value_range
@@ -26,6 +27,7 @@ SECTION = "model_info"
 _ONNX_SECTION = "framework"  # where OpenVINO puts the metadata_props of an ONNX file
 _TEXTS = ("model", "version", "precision")
 _RANGE = ("image_min", "image_max", "pixel_min", "pixel_max")
+_LONGEST = 1 << 16  # pixels of a side
 REDUCTIONS = ("max", "top", "mean", "std")
 _SENSITIVITY = ("image_sensitivity", "pixel_sensitivity")
 
@@ -117,7 +119,7 @@ class ModelMetadata:
             if name in properties:
                 try:
                     values[name] = read(json.loads(properties[name], parse_constant=_refuse))
-                except ValueError as error:
+                except (ValueError, OverflowError, RecursionError) as error:  # the others of numbers and depth
                     msg = f"{file}: the metadata {name!r} is malformed: {str(error).rstrip('.')}."
                     raise InputError(msg) from error
         return cls(**values)
@@ -227,7 +229,7 @@ def _encode(name: str, value: Any) -> str:
     try:
         return json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise InputError(f"The metadata {name!r} cannot be written: {error}; got {value!r}.") from error
+        raise InputError(f"The metadata {name!r} cannot be written: {error}; got {shown(value)}.") from error
 
 
 def _refuse(constant: str) -> None:
@@ -235,8 +237,12 @@ def _refuse(constant: str) -> None:
 
 
 def _size(value: Any) -> tuple[int, int]:
-    if not (isinstance(value, list) and len(value) == 2 and all(type(side) is int and side > 0 for side in value)):
-        raise InputError(f"it must be [height, width] in pixels, got {value!r}")
+    if not (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(type(side) is int and 0 < side <= _LONGEST for side in value)
+    ):
+        raise InputError(f"it must be [height, width] in pixels, at most {_LONGEST}, got {shown(value)}")
     return value[0], value[1]
 
 
@@ -251,13 +257,13 @@ def _crop(value: Any) -> tuple[int, int, int, int]:
 
 def _names(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise InputError(f"it must be a list of names, got {value!r}")
+        raise InputError(f"it must be a list of names, got {shown(value)}")
     return tuple(value)
 
 
 def _mapping(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise InputError(f"it must be an object, got {value!r}")
+        raise InputError(f"it must be an object, got {shown(value)}")
     return value
 
 
@@ -266,7 +272,7 @@ def _numbers(value: Any, keys: tuple[str, ...]) -> dict[str, float]:
         if key not in keys:
             raise InputError(f"it may have {', '.join(keys)}, not {key!r}")
         if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-            raise InputError(f"{key} must be a number, got {number!r}")
+            raise InputError(f"{key} must be a number, got {shown(number)}")
     return {key: float(number) for key, number in value.items()}
 
 
@@ -294,15 +300,19 @@ def _good_scores(value: Any) -> dict[str, dict[str, float]]:
     found = {name: _numbers(measured, keys) for name, measured in _mapping(value).items()}
     for name, measured in found.items():
         if set(measured) != set(keys) or not all(number > 0 or key == "spread" for key, number in measured.items()):
-            raise InputError(f"{name!r} must have {', '.join(keys)}, all positive, got {measured}")
+            raise InputError(f"{name!r} must have {', '.join(keys)}, all positive, got {shown(measured)}")
     return found
 
 
 def _image_score(value: Any) -> dict[str, Any]:
     rule = _mapping(value)
     numbers = _numbers({key: rule.get(key) for key in ("pool_size", "top_fraction")}, ("pool_size", "top_fraction"))
-    if rule.get("reduction") not in REDUCTIONS or numbers["pool_size"] < 1 or not 0 < numbers["top_fraction"] <= 1:
-        raise InputError(f"it must have a known reduction, pool_size and top_fraction, got {value!r}")
+    if (
+        rule.get("reduction") not in REDUCTIONS
+        or not 1 <= numbers["pool_size"] <= _LONGEST
+        or not 0 < numbers["top_fraction"] <= 1
+    ):
+        raise InputError(f"it must have a known reduction, pool_size and top_fraction, got {shown(value)}")
     return {"reduction": rule["reduction"], **numbers, "pool_size": int(numbers["pool_size"])}
 
 

@@ -3,11 +3,11 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any
 
-import yaml
-
 from anomalib_uniad.errors import InputError, MissingFileError
+from anomalib_uniad.files import read_yaml
 
 
 def read_products(file: Path, what: str, everywhere: str) -> tuple[Any, dict[str, Any]]:
@@ -27,15 +27,12 @@ def read_products(file: Path, what: str, everywhere: str) -> tuple[Any, dict[str
     """
     if not file.is_file():
         raise MissingFileError(f"There is no file {file} with {what}.")
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is not yaml: {' '.join(str(error).split())}") from error
+    content = read_yaml(file)
     if not isinstance(content, dict) or not content or set(content) - {everywhere, "products"}:
-        raise InputError(f"{file} must have the keys {everywhere} or products, got {content!r}.")
+        raise InputError(f"{file} must have the keys {everywhere} or products, got {shown(content)}.")
     products = content.get("products") or {}
     if not isinstance(products, dict):
-        raise InputError(f"{file}: products must name products, got {products!r}.")
+        raise InputError(f"{file}: products must name products, got {shown(products)}.")
     return content.get(everywhere), {str(name): value for name, value in products.items()}
 
 

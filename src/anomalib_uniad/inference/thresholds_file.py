@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any
 
 import yaml
@@ -100,8 +101,8 @@ class GivenThresholds:
 
 def _levels(file: Path, name: str, value: Any) -> Levels:
     if not isinstance(value, dict) or set(value) - {"image", "pixel"}:
-        raise InputError(f"{file}: {name} must have image or pixel, got {value!r}.")
+        raise InputError(f"{file}: {name} must have image or pixel, got {shown(value)}.")
     for level, number in value.items():
         if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < math.inf:
-            raise InputError(f"{file}: {level} of {name} must be a positive number, got {number!r}.")
+            raise InputError(f"{file}: {level} of {name} must be a positive number, got {shown(number)}.")
     return {level: float(number) for level, number in value.items()}

@@ -569,7 +569,8 @@ class UniAD(AnomalibModule):
         if weights_only and isinstance(checkpoint_path, (str, Path)) and "://" not in str(checkpoint_path):
             checkpoint = read_checkpoint(Path(checkpoint_path), cls.checkpoint_safe_globals())
             _check_is_uniad(checkpoint["state_dict"], checkpoint_path)
-        kwargs = {**_FROM_CHECKPOINT, "weights_only": weights_only, **kwargs}
+        # Without what the file says about how the class is to be called, which Lightning would import.
+        kwargs = {**_FROM_CHECKPOINT, "_instantiator": None, "weights_only": weights_only, **kwargs}
         return cast("UniAD", super().load_from_checkpoint(checkpoint_path, *args, **kwargs))
 
     def _start_from(self, path: Path) -> None:

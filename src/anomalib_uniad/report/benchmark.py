@@ -11,7 +11,7 @@ import pandas as pd
 from anomalib_uniad.errors import InputError, MissingFileError
 from anomalib_uniad.files import file_names, original_table
 
-from .columns import COST, EPOCHS, KEYS, RESULTS
+from .columns import COST, EPOCHS, KEYS, MODES, RESULTS
 
 ABOUT = ("device", "versions", "command")
 
@@ -106,6 +106,8 @@ def read_benchmark(folder: Path, metrics: Sequence[str] | None = None) -> Benchm
     names = list(table.columns)
     if lacking := [name for name in (*KEYS, "note", *COST) if name not in names]:
         raise InputError(f"{folder / RESULTS} is damaged: it has no column {', '.join(lacking)}.")
+    if table["seed"].dtype.kind != "i" or not table["mode"].isin(MODES).all():  # they are names of folders
+        raise InputError(f"{folder / RESULTS} is damaged: seeds are whole numbers, and modes {' and '.join(MODES)}.")
     known = names[names.index("kind") + 1 : names.index("note")]
     wanted = known if metrics is None else list(dict.fromkeys(metrics))
     if unknown := [name for name in wanted if name not in known]:

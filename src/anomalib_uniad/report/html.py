@@ -24,8 +24,10 @@ from .text import facts
 COLOURS = 6  # of runs, in style.css
 
 
-def to_html(comparison: Comparison, heatmaps: int, failures: int) -> str:
+def to_html(comparison: Comparison, heatmaps: int, failures: int, images: Path | None = None) -> str:
     """Render a comparison as a page, with some heatmaps, false alarms and missed defects per category.
+
+    Images that have no heatmap are looked for where :func:`~.pictures.picture_of` says.
 
     Values are shown in percent with one decimal, in full on pointing.
     """
@@ -47,7 +49,7 @@ def to_html(comparison: Comparison, heatmaps: int, failures: int) -> str:
         counted=list(comparison.images.columns),
         images=comparison.images.reset_index().to_numpy().tolist(),
         categories=_pictures(comparison, heatmaps),
-        failures=_failures(comparison, failures),
+        failures=_failures(comparison, failures, images),
         facts={run.name: facts(run) for run in comparison.runs},
     )
 
@@ -127,7 +129,9 @@ def _pictures(comparison: Comparison, heatmaps: int) -> list[dict[str, Any]]:
     return result
 
 
-def _failures(comparison: Comparison, count: int) -> list[tuple[str, dict[str, list[dict[str, str]]]]]:
+def _failures(
+    comparison: Comparison, count: int, images: Path | None
+) -> list[tuple[str, dict[str, list[dict[str, str]]]]]:
     """What went wrong in each category: by run, the picture of each image and of the good image most like it."""
     of_runs = {run.name: find_failures(run.predictions, count) for run in comparison.runs}
     if all(found.empty for found in of_runs.values()):
@@ -142,7 +146,7 @@ def _failures(comparison: Comparison, count: int) -> list[tuple[str, dict[str, l
                 {
                     "what": failure,
                     "name": "/".join(Path(path).parts[-2:]),
-                    "picture": data_uri(picture_of(run.file.parent, path, str(category), only), "jpeg", limit),
+                    "picture": data_uri(picture_of(run.file.parent, path, str(category), only, images), "jpeg", limit),
                     "good": data_uri(nearest.get(path), "jpeg", limit),
                     "good_name": nearest[path].name if path in nearest else "",
                 }

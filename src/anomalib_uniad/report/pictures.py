@@ -9,7 +9,7 @@ from typing import Literal
 
 from PIL import Image
 
-from anomalib_uniad.files import file_names
+from anomalib_uniad.files import file_names, lies_in
 
 from .decisions import NORMAL
 from .runs import Run
@@ -52,27 +52,32 @@ def find_heatmaps(run: Run, category: str) -> dict[Key, Path]:
     return found
 
 
-def picture_of(folder: Path, path: str, category: str, only: bool) -> Path | None:
+def picture_of(folder: Path, path: str, category: str, only: bool, images: Path | None = None) -> Path | None:
     """The picture of an image in the folder of a run or, without one, the image itself, if it is there.
+
+    Whoever made the table may name any file: one is taken from this folder, the working directory, and the folder of
+    images that is given; none that is hidden.
 
     Args:
         folder (Path): The folder.
         path (str): Of the image, as in predictions.csv.
         category (str): Of the image.
         only (bool): Whether the run has no other category.
+        images (Path | None): Folder of the images. Defaults to ``None``.
     """
     image = PurePath(path)
     parts = image.parts[1:] if image.anchor else image.parts
     # The visualizer keeps an end of the path; without the category in it, it may be that of another product.
     ends = [parts[start:] for start in range(len(parts) - 1)]
     found = [folder / "images" / PurePath(*end) for end in ends if only or category in end[:-1]]
-    return next((picture for picture in (*found, Path(path)) if is_there(picture)), None)
+    folders = [folder, Path.cwd(), *([images] if images is not None else [])]
+    return next((picture for picture in (*found, Path(path)) if is_there(picture, folders)), None)
 
 
-def is_there(file: Path) -> bool:
-    """Whether a file is there, whose name may be anything."""
+def is_there(file: Path, folders: Sequence[Path]) -> bool:
+    """Whether a file is there, whose name may be anything, and lies in one of some folders."""
     try:
-        return file.is_file()
+        return file.is_file() and lies_in(file, folders)
     except (OSError, ValueError):  # a name too long for the system, or one that is none
         return False
 

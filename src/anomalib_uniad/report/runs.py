@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from anomalib_uniad.errors import InputError, MissingFileError
+from anomalib_uniad.errors import InputError, MissingFileError, UserError
 from anomalib_uniad.files import original
 
 from .decisions import read_predictions
@@ -112,7 +112,9 @@ def _read(file: Path) -> Run:
     try:
         with file.open(encoding="utf-8", newline="") as stream:
             run = _from_json(file, json.load(stream)) if file.suffix == ".json" else _from_csv(file, stream)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, csv.Error) as error:
+    except UserError:
+        raise
+    except (ValueError, OverflowError, RecursionError, csv.Error) as error:  # of json, text and numbers
         raise InputError(f"{file} is damaged: {error}.") from error
     if not run.metrics or not run.categories:
         raise InputError(f"{file} has no {'categories' if run.metrics else 'metrics'}, so there is nothing to report.")

@@ -23,6 +23,7 @@ def write_report(
     heatmaps: int = 2,
     failures: int = 3,
     overwrite: bool = False,
+    images: Path | None = None,
 ) -> tuple[Comparison, list[Path]]:
     """Compare runs, and write report.md, report.csv and report.html.
 
@@ -35,6 +36,8 @@ def write_report(
         failures (int): False alarms per category, and missed defects per category, those farthest on the wrong side of
             the threshold, each beside the good training image that looks most like it. Defaults to ``3``.
         overwrite (bool): Replace reports that are there. Defaults to ``False``.
+        images (Path | None): Folder of the images, to show those without a heatmap. Defaults to ``None``: those in the
+            folders of the runs and in the working directory.
 
     Returns:
         tuple[Comparison, list[Path]]: The runs side by side, and the files.
@@ -48,7 +51,7 @@ def write_report(
     files = [output / name for name in NAMES]
     check_output(output, files, overwrite)
     comparison = compare(read_runs(paths, names), metrics)
-    texts = to_markdown(comparison), to_csv(comparison), to_html(comparison, heatmaps, failures)
+    texts = to_markdown(comparison), to_csv(comparison), to_html(comparison, heatmaps, failures, images)
     output.mkdir(parents=True, exist_ok=True)
     with replacing(*files, overwrite=overwrite) as partial:
         for path, text in zip(partial, texts, strict=True):

@@ -37,6 +37,7 @@ def write_page(
     thresholds: Path | None = None,
     pictures: int = 200,
     overwrite: bool = False,
+    images: Path | None = None,
 ) -> Table:
     """Write the page of a table of predictions.
 
@@ -48,6 +49,8 @@ def write_page(
             keeps in the file that it saves. Defaults to ``None``.
         pictures (int): Pictures of each product, of the images nearest to its threshold. Defaults to ``200``.
         overwrite (bool): Replace a page that is there. Defaults to ``False``.
+        images (Path | None): Folder of the images, to show those without a heatmap. Defaults to ``None``: those in the
+            folder of the table and in the working directory.
 
     Returns:
         Table: What is in the page.
@@ -61,7 +64,7 @@ def write_page(
         raise InputError(f"output must be a file that ends in .html, got {output}.")
     check_output(output.parent, [output], overwrite)
     file = find_table(source)
-    table = read_table(file, Labels(labels))
+    table = read_table(file, Labels(labels), images)
     given = GivenThresholds() if thresholds is None else GivenThresholds.read(thresholds)
     contents = [path.read_bytes() for path in (file, labels, thresholds) if path is not None]
     data = {
@@ -135,7 +138,9 @@ def _data_uri(image: Image, limit: int) -> str:
 
 def _has_two_panels(picture: Any, file: Path) -> bool:
     """Whether a picture is that of UniAD's visualizer, and not another one, by the size of the image."""
-    with suppress(OSError):  # the image is not there any more, or damaged
+    with suppress(OSError, ValueError):  # the image is not there any more, damaged, or its name is none
+        if not file.is_file():  # others, such as pipes, may wait for ever
+            return False
         height, width = size_of(file)
         return picture.size == (2 * width, height + caption_height(width))
     return False

@@ -99,7 +99,7 @@ def find_table(source: Path) -> Path:
     return found
 
 
-def read_table(file: Path, labels: Labels | None = None) -> Table:
+def read_table(file: Path, labels: Labels | None = None, images: Path | None = None) -> Table:
     """Read predictions, find the pictures beside them, and group them by what decides about them.
 
     Groups are products that the model recognises or that were given to ``predict``; the categories of a test whose
@@ -109,6 +109,8 @@ def read_table(file: Path, labels: Labels | None = None) -> Table:
         file (Path): The csv.
         labels (Labels | None): Labels that count more than those of the table. Without one in the table, the names of
             folders tell. Defaults to ``None``.
+        images (Path | None): Folder of the images, to show those without a heatmap. Defaults to ``None``: those in the
+            folder of the table and in the working directory.
 
     Raises:
         ValueError: If it is another table, or has no raw score.
@@ -131,7 +133,7 @@ def read_table(file: Path, labels: Labels | None = None) -> Table:
             continue
         group = groups.setdefault(name, Group(name))
         group.threshold = threshold if group.threshold is None else group.threshold
-        picture, has_caption = _picture(file.parent, row, categories)
+        picture, has_caption = _picture(file.parent, row, categories, images)
         group.images.append(Image(number, row["path"], row["category"], score, label, picture, has_caption))
     if not groups:
         raise InputError(f"{file} has no raw score of any image, by which thresholds could be set.")
@@ -157,8 +159,8 @@ def _number(row: Row, name: str, file: Path, line: int) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _picture(folder: Path, row: Row, categories: int) -> tuple[Path | None, bool]:
+def _picture(folder: Path, row: Row, categories: int, images: Path | None) -> tuple[Path | None, bool]:
     """The heatmap of an image or, without one, the image; and whether there is a line of text below it."""
-    if row.get("heatmap") and is_there(folder / row["heatmap"]):
+    if row.get("heatmap") and is_there(folder / row["heatmap"], [folder]):
         return folder / row["heatmap"], True
-    return picture_of(folder, row["path"], row["category"], categories == 1), False
+    return picture_of(folder, row["path"], row["category"], categories == 1, images), False

@@ -342,6 +342,8 @@ def _map_arrays(folder: Path, key: str) -> dict[str, np.ndarray]:
     meta = _read_meta(folder)
     if meta.get("key") != key:
         raise InputError(f"{META} is missing, cannot be read or belongs to another cache.")
+    if not {f"{name}.npy" for name in meta.get("arrays", ())} <= set(FILES):
+        raise InputError(f"{META} names arrays that no cache has.")
     try:
         # Private pages: torch warns about arrays that cannot be written to, and nothing goes back to the file.
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="c") for name in {*meta["arrays"], *REQUIRED}}

@@ -160,7 +160,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("everywhere: {boxes: [[0.5, 0, 0.5, 1]]}", "not empty, got"),
         ("everywhere: {boxes: [[0, 0, 1]]}", r"must be \[left, top, right, bottom\]"),
         ("products: {pin: {boxes: [[0, 0, 1, 1]]}}", "has regions of pin, but the model knows bolt, nut"),
-        ("a: b: c", "is not yaml"),
+        ("a: b: c", "is no YAML"),
     ],
 )
 def test_mistakes(tmp_path: Path, text: str, message: str) -> None:

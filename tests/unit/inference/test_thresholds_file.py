@@ -88,7 +88,7 @@ def test_those_of_products_decide_where_they_are_given(tmp_path: Path, sensitivi
         ("products: {bolt: {image: .nan}}", "image of bolt must be a positive number, got nan"),
         ("products: {pin: {image: 1}}", "has thresholds of pin, but the model knows bolt, nut"),
         ("global: {image: 1}", "has a global threshold, but the model decides by one of each product"),
-        ("a: b: c", "is not yaml"),
+        ("a: b: c", "is no YAML"),
     ],
 )
 def test_mistakes(tmp_path: Path, text: str, message: str) -> None:

@@ -72,9 +72,10 @@ def full_run(folder: Path, values: dict[str, float], **about: Any) -> Path:
     return folder
 
 
-def test_what_went_wrong(tmp_path: Path) -> None:
+def test_what_went_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Farthest from the threshold first, so many of each kind; the image itself where there is no heatmap."""
     folder = write_run(tmp_path / "run", {name: {"image_AUROC": 0.9} for name in ("nut", "<b>")})
+    monkeypatch.chdir(tmp_path)  # only images below it, and in the run, are read
     photo = tmp_path / "nut" / "good" / "7.png"
     write_picture(photo, (50, 40))
     write_picture(folder / "images" / "nut" / "test" / "crack" / "1.png", (120, 40))

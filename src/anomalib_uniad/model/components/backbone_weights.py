@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Local files of backbone weights."""
 
+import re
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -34,7 +37,10 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         if not isinstance(state, dict) or not state or not all(isinstance(x, torch.Tensor) for x in state.values()):
             raise TypeError("it does not hold a mapping of names to tensors")
     except Exception as error:  # of pickle, zipfile, safetensors and torch
-        msg = f"backbone_weights: {str(path)!r} cannot be read as safetensors or torch weights: {error}"
+        reason = str(error) if isinstance(error, TypeError | SafetensorError) else "it is damaged, or another file"
+        if isinstance(error, UnpicklingError) and (found := re.search(r"GLOBAL ([\w.]+)", str(error))):
+            reason = f"it holds an object of {found[1]}, which could run code"
+        msg = f"backbone_weights: {str(path)!r} cannot be read as safetensors or torch weights: {reason}."
         raise InputError(msg) from error
     return state
 
