@@ -464,7 +464,8 @@ def ray_predictions(rows: pd.DataFrame) -> str:
     }
     first = real.iloc[0]
     return (
-        f"{first['images']:,} images of {first['pixels']} pixels each time, on {first['device']}:\n\n{markdown(columns)}\n\n"
+        f"{first['images']:,} images of {first['pixels']} pixels each time, on {first['device']}:\n\n"
+        f"{markdown(columns)}\n\n"
         f"Simulated: from {simulated['workers']} workers that predict nothing, the writing process took "
         f"{simulated['per_second']:,.0f} rows per second, which bounds what any number of workers can reach."
     )
