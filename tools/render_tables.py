@@ -484,6 +484,26 @@ def long_runs(rows: pd.DataFrame) -> str:
 
 
 @once_measured
+def ray_predictions(rows: pd.DataFrame) -> str:
+    """Workers, and the process that writes their rows."""
+    real, simulated = rows[~rows["simulated"]], rows[rows["simulated"]].iloc[-1]
+    columns = {
+        "workers": ["none" if row.workers == 0 else row.workers for row in real.itertuples()],
+        "images per s": [f"{value:.1f}" for value in real["per_second"]],
+        "s to the first row": [f"{value:.0f}" for value in real["start_seconds"]],
+        "GB of the writing process": [f"{value / 1000:.2f}" for value in real["memory_end_mb"]],
+        "rows unlike those of one process": [f"{value:.0f}" for value in real["different"]],
+    }
+    first = real.iloc[0]
+    return (
+        f"{first['images']:,} images of {first['pixels']} pixels each time, on {first['device']}:\n\n"
+        f"{markdown(columns)}\n\n"
+        f"Simulated: from {simulated['workers']} workers that predict nothing, the writing process took "
+        f"{simulated['per_second']:,.0f} rows per second, which bounds what any number of workers can reach."
+    )
+
+
+@once_measured
 def messages(rows: pd.DataFrame) -> str:
     """What a user reads after a mistake, and how soon."""
     columns = {
