@@ -1229,6 +1229,12 @@ def _check_same_model(
         return tuple(value) if isinstance(value, (list, tuple)) else value
 
     given = model.hparams
+    if unknown := sorted(saved.keys() - given.keys()):
+        raise InputError(
+            f"{file} has arguments that {type(model).__name__} of this version does not have: {', '.join(unknown)}. It "
+            "was written by a newer version of anomalib-uniad, or by a class of your own: update the package, or load "
+            "it with that class."
+        )
     saved = {**_BEFORE, **saved} if saved else {}
     one_tile = plain(saved.get("tiles")) == plain(given["tiles"]) == (1, 1)  # which overlaps nothing
 
@@ -1247,11 +1253,17 @@ def _check_same_model(
         if shape != own[name] and not name.startswith(_PRODUCTS)  # which have as many as were trained on
     ]
     different = differences(_SAME_IN_CHECKPOINT)
-    names = ({name for name in some if not name.startswith(_PRODUCTS)} for some in (own, weights))
-    if sizes or next(names) != {name for name in next(names) if name.startswith("model.")}:  # else by another name
+    known = {name for name in own if not name.startswith(_PRODUCTS)}
+    there = {name for name in weights if name.startswith("model.") and not name.startswith(_PRODUCTS)}
+    if sizes or known != there:  # else by another name
         different += differences(("backbone", "layers"))
     if different or sizes:
         raise InputError(
             f"{file} is of another model; give the arguments of its training (for an imported checkpoint, the "
             f"config beside it, with --config): {'; '.join(different or sizes[:3])}."
+        )
+    if newer := sorted(there - known):
+        raise InputError(
+            f"{file} has weights that {type(model).__name__} of this version does not have: {', '.join(newer[:3])}. It "
+            "was written by another version of anomalib-uniad: update the package."
         )
