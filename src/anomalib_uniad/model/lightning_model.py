@@ -5,15 +5,18 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, cast, get_args
 
 import torch
 from anomalib import LearningType, TaskType
 from anomalib.data import AnomalibDataModule, Batch, InferenceBatch
-from anomalib.deploy import CompressionType
+from anomalib.deploy import CompressionType, ExportType
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
+from anomalib.models.components.base.export_mixin.utils import create_export_root
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
@@ -27,12 +30,21 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_uniad.category import known_categories
 from anomalib_uniad.checks import check_at_least, check_choice, check_fraction, check_rate, check_value_range, repeat
-from anomalib_uniad.deploy.export import OPSET, WithProduct, any_size, fixes_size, metadata_of, write_metadata
+from anomalib_uniad.deploy.export import (
+    OPSET,
+    WithProduct,
+    any_size,
+    check_weights,
+    fixes_size,
+    metadata_of,
+    write_metadata,
+)
 from anomalib_uniad.deploy.official import OfficialCheckpoint, load_official
 from anomalib_uniad.deploy.pre_processor import AntialiasedPreProcessor
 from anomalib_uniad.deploy.quantization import (
     check_quantization,
     compress_weights,
+    halve_weights,
     quantize,
     quantize_with_accuracy_control,
 )
@@ -1049,9 +1061,10 @@ class UniAD(AnomalibModule):
             Path: The file.
 
         Raises:
-            ValueError: If the crop does not lie in images of ``input_size``, or the size is fixed, but not given, and
-                the model crops or pads.
+            ValueError: If the crop does not lie in images of ``input_size``, the size is fixed, but not given, and the
+                model crops or pads, or weights are not finite.
         """
+        check_weights(self.model)
         self._take_thresholds(kwargs.pop("thresholds_file", self.hparams["thresholds_file"]))
         kwargs.setdefault("opset_version", OPSET)
         if input_size is not None and self.geometry is not None:
@@ -1088,6 +1101,7 @@ class UniAD(AnomalibModule):
     ) -> Path:
         """Export to OpenVINO as anomalib does, with the arguments of anomalib.
 
+        ``FP16`` stores weights in float16, as far as it can hold them: those with values beyond 65,504 stay in float32.
         ``INT8_PTQ`` and ``INT8_ACQ`` measure activations on training images of ``datamodule``; ``INT8_ACQ`` measures
         accuracy on its validation images.
 
@@ -1105,18 +1119,28 @@ class UniAD(AnomalibModule):
             if compression != CompressionType.INT8:  # which looks at no images
                 self._check_value_range(datamodule)
                 check_samples(datamodule, whole=False)
-        return super().to_openvino(
-            export_root,
-            model_file_name,
-            input_size,
-            compression,
-            datamodule,
-            metric,
-            task,
-            max_drop,
-            ov_kwargs,
-            {**(onnx_kwargs or {}), "precision": compression.name if compression else "FP32"},
+        export = partial(
+            super().to_openvino,
+            model_file_name=model_file_name,
+            input_size=input_size,
+            datamodule=datamodule,
+            metric=metric,
+            task=task,
+            max_drop=max_drop,
+            ov_kwargs=ov_kwargs,
+            onnx_kwargs={**(onnx_kwargs or {}), "precision": compression.name if compression else "FP32"},
         )
+        if compression != CompressionType.FP16:
+            return export(export_root, compression_type=compression)
+        import openvino as ov  # a package of the extra `openvino`
+
+        core = ov.Core()
+        core.set_property({"ENABLE_MMAP": False})  # some systems cannot delete files that are mapped
+        with TemporaryDirectory() as folder:  # anomalib would have OpenVINO cut what float16 cannot hold
+            model = halve_weights(core.read_model(export(folder)))
+            path = create_export_root(export_root, ExportType.OPENVINO) / f"{model_file_name}.xml"
+            ov.save_model(model, path, compress_to_fp16=False)
+        return path
 
     def _compress_ov_model(
         self,

@@ -13,6 +13,7 @@ from anomalib.post_processing import PostProcessor
 
 from anomalib_uniad import UniAD
 from anomalib_uniad.deploy.export import fixes_size, metadata_of, write_metadata
+from anomalib_uniad.errors import InputError
 from anomalib_uniad.inference.metadata import ModelMetadata
 from small import SMALL
 
@@ -103,3 +104,14 @@ def test_sides_that_are_fixed_are_the_models(
     monkeypatch.setattr(ExportMixin, "to_onnx", to_onnx)
     UniAD(**{**SMALL, "image_size": (64, 96)}).to_onnx(tmp_path, **arguments)
     assert asked == [size]
+
+
+@pytest.mark.parametrize(
+    ("part", "name"), [("transformer", "transformer.input_projection.weight"), ("backbone", "backbone")]
+)
+def test_weights_that_are_not_finite_are_refused(part: str, name: str, tmp_path: Path) -> None:
+    model = UniAD(**SMALL)
+    next(getattr(model.model, part).parameters()).data.view(-1)[0] = float("inf")
+    with pytest.raises(InputError, match=rf"Weights of the model are not finite: {name}"):
+        model.to_openvino(tmp_path, compression_type="fp16")
+    assert not list(tmp_path.iterdir())
