@@ -77,9 +77,10 @@ def test_map_of_torch(tmp_path: Path, size: int, mode: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "image_score"), [(None, "top"), ((64, 64), "max")])
 def test_a_score_that_is_not_a_number_is_never_normal(
-    tmp_path: Path, size: tuple[int, int] | None, image_score: Any
+    tmp_path: Path, size: tuple[int, int] | None, image_score: Any, monkeypatch
 ) -> None:
     """OpenVINO cuts NaN to 0, below every threshold."""
+    monkeypatch.setattr("anomalib_uniad.model.lightning_model.check_weights", lambda model: None)
     model = UniAD(**TINY, seed=0, image_score=image_score).eval()
     next(model.model.transformer.parameters()).data[0, 0] = np.nan
     for level in ("image", "pixel"):

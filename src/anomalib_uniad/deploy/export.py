@@ -11,6 +11,7 @@ from anomalib.models.components.base.export_mixin.utils import get_dynamic_shape
 from anomalib.post_processing import PostProcessor
 from torch import nn
 
+from anomalib_uniad.errors import InputError
 from anomalib_uniad.files import disk_error, full_disk_named, partial_folder, replacing, version_of
 from anomalib_uniad.geometry import Geometry
 from anomalib_uniad.inference.metadata import Level, ModelMetadata
@@ -171,6 +172,24 @@ def write_metadata(file: Path, metadata: ModelMetadata) -> None:
         model.graph.output.remove(output)
         model.graph.value_info.append(output)
     onnx.save(model, file)
+
+
+def check_weights(model: nn.Module) -> None:
+    """Refuse weights with which no score would be a number.
+
+    Args:
+        model (nn.Module): The model that is exported.
+
+    Raises:
+        ValueError: If some are infinite or NaN.
+    """
+    wrong = [name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())]
+    if wrong:
+        names = ", ".join(wrong[:3]) + (" and others" if wrong[3:] else "")
+        raise InputError(
+            f"Weights of the model are not finite: {names}. Export an earlier checkpoint, or train again with a lower "
+            "learning_rate."
+        )
 
 
 def fixes_size(onnx_kwargs: Mapping[str, Any]) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""INT8: checks before the export, operations that are quantised, calibration images, accuracy control."""
+"""FP16 and INT8: checks before the export, operations that are quantised, calibration images, accuracy control."""
 
 import copy
 import logging
@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from anomalib.data import AnomalibDataModule, AnomalibDataset, ImageBatch, ImageItem
 from anomalib.deploy import CompressionType
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CALIBRATION_IMAGES = 300
+FEW = 1024  # numbers of a constant that stays in float32, as it takes no room: biases, thresholds, small divisors
 
 # Parts that stay in float32, and what else is done for accuracy.
 PIXELS, DEPTHWISE = "float32 before the backbone", "float32 depthwise convolutions"
@@ -106,6 +108,40 @@ def check_quantization(
     if compression == CompressionType.INT8_ACQ and not len(getattr(datamodule, "val_data", [])):
         msg = f"Accuracy is measured on validation images, of which {datamodule.name} has none: set val_split_mode."
         raise InputError(msg)
+
+
+def halve_weights(model: "openvino.Model") -> "openvino.Model":
+    """Store weights in float16.
+
+    OpenVINO's own compression cuts values beyond 65,504, infinite ones and NaN to 65,504 without a word. Here, a
+    constant that has finite ones among them stays in float32, with a warning, and so does each of few numbers.
+
+    Args:
+        model (openvino.Model): The exported model; changed in place.
+
+    Returns:
+        openvino.Model: The model, which computes in float32.
+    """
+    from openvino import Type
+    from openvino import opset13 as ops
+
+    kept = []
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "Constant" or node.get_element_type() != Type.f32 or node.data.size < FEW:
+            continue
+        values = node.data
+        with np.errstate(over="ignore"):
+            halves = values.astype(np.float16)
+        if not np.array_equal(np.isfinite(halves), np.isfinite(values)):
+            kept.append(f"{node.get_friendly_name()} (up to {np.abs(values[np.isfinite(values)]).max():g})")
+            continue
+        converted = ops.convert(ops.constant(halves), "f32")
+        converted.get_rt_info()["decompression_0"] = ""  # so that OpenVINO may keep it in float16
+        for target in node.output(0).get_target_inputs():
+            target.replace_source_output(converted.output(0))
+    if kept:
+        logger.warning("Weights beyond 65,504 stay in float32, as float16 has no such numbers: %s", ", ".join(kept))
+    return model
 
 
 def compress_weights(model: "openvino.Model") -> "openvino.Model":

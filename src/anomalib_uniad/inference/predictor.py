@@ -116,6 +116,13 @@ class Requests:
                 output.score = output.raw_score = None
                 output.error = f"{output.file.path} has a score that is not a number: the model is damaged."
                 continue
+            # OpenVINO's maximum of a map may pass over NaN.
+            if not all(np.isfinite(maps["anomaly_map"][index]).all() for maps in (named, raw) if "anomaly_map" in maps):
+                output.score = output.raw_score = None
+                output.error = (
+                    f"{output.file.path} has an anomaly map with values that are not numbers: the model is damaged."
+                )
+                continue
             if "pred_label" in named:
                 output.label = bool(named["pred_label"].reshape(-1)[index])
             if "anomaly_map" in named:

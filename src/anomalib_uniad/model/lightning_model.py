@@ -5,15 +5,18 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, cast, get_args
 
 import torch
 from anomalib import LearningType, TaskType
 from anomalib.data import AnomalibDataModule, Batch, InferenceBatch
-from anomalib.deploy import CompressionType
+from anomalib.deploy import CompressionType, ExportType
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
+from anomalib.models.components.base.export_mixin.utils import create_export_root
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
@@ -31,6 +34,7 @@ from anomalib_uniad.deploy.export import (
     OPSET,
     WithProduct,
     any_size,
+    check_weights,
     export_whole,
     fixes_size,
     metadata_of,
@@ -41,6 +45,7 @@ from anomalib_uniad.deploy.pre_processor import AntialiasedPreProcessor
 from anomalib_uniad.deploy.quantization import (
     check_quantization,
     compress_weights,
+    halve_weights,
     quantize,
     quantize_with_accuracy_control,
 )
@@ -1074,9 +1079,10 @@ class UniAD(AnomalibModule):
             Path: The file.
 
         Raises:
-            ValueError: If the crop does not lie in images of ``input_size``, or the size is fixed, but not given, and
-                the model crops or pads.
+            ValueError: If the crop does not lie in images of ``input_size``, the size is fixed, but not given, and the
+                model crops or pads, or weights are not finite.
         """
+        check_weights(self.model)
         self._take_thresholds(kwargs.pop("thresholds_file", self.hparams["thresholds_file"]))
         kwargs.setdefault("opset_version", OPSET)
         if input_size is not None and self.geometry is not None:
@@ -1118,6 +1124,7 @@ class UniAD(AnomalibModule):
     ) -> Path:
         """Export to OpenVINO as anomalib does, with the arguments of anomalib.
 
+        ``FP16`` stores weights in float16, as far as it can hold them: those with values beyond 65,504 stay in float32.
         ``INT8_PTQ`` and ``INT8_ACQ`` measure activations on training images of ``datamodule``; ``INT8_ACQ`` measures
         accuracy on its validation images.
 
@@ -1135,10 +1142,32 @@ class UniAD(AnomalibModule):
             if compression != CompressionType.INT8:  # which looks at no images
                 self._check_value_range(datamodule)
                 check_samples(datamodule, whole=False)
-        export = super().to_openvino
-        onnx_kwargs = {**(onnx_kwargs or {}), "precision": compression.name if compression else "FP32"}
-        others = (input_size, compression, datamodule, metric, task, max_drop, ov_kwargs, onnx_kwargs)
-        return export_whole(export_root, lambda folder: export(folder, model_file_name, *others))
+        convert = partial(
+            super().to_openvino,
+            model_file_name=model_file_name,
+            input_size=input_size,
+            datamodule=datamodule,
+            metric=metric,
+            task=task,
+            max_drop=max_drop,
+            ov_kwargs=ov_kwargs,
+            onnx_kwargs={**(onnx_kwargs or {}), "precision": compression.name if compression else "FP32"},
+        )
+
+        def export(folder: Path) -> Path:
+            if compression != CompressionType.FP16:
+                return convert(folder, compression_type=compression)
+            import openvino as ov  # a package of the extra `openvino`
+
+            core = ov.Core()
+            core.set_property({"ENABLE_MMAP": False})  # some systems cannot delete files that are mapped
+            with TemporaryDirectory() as whole:  # anomalib would have OpenVINO cut what float16 cannot hold
+                model = halve_weights(core.read_model(convert(whole)))
+                path = create_export_root(folder, ExportType.OPENVINO) / f"{model_file_name}.xml"
+                ov.save_model(model, path, compress_to_fp16=False)
+            return path
+
+        return export_whole(export_root, export)
 
     def _compress_ov_model(
         self,
@@ -1251,6 +1280,12 @@ def _check_same_model(
         return tuple(value) if isinstance(value, (list, tuple)) else value
 
     given = model.hparams
+    if unknown := sorted(saved.keys() - given.keys()):
+        raise InputError(
+            f"{file} has arguments that {type(model).__name__} of this version does not have: {', '.join(unknown)}. It "
+            "was written by a newer version of anomalib-uniad, or by a class of your own: update the package, or load "
+            "it with that class."
+        )
     saved = {**_BEFORE, **saved} if saved else {}
     one_tile = plain(saved.get("tiles")) == plain(given["tiles"]) == (1, 1)  # which overlaps nothing
 
@@ -1269,11 +1304,17 @@ def _check_same_model(
         if shape != own[name] and not name.startswith(_PRODUCTS)  # which have as many as were trained on
     ]
     different = differences(_SAME_IN_CHECKPOINT)
-    names = ({name for name in some if not name.startswith(_PRODUCTS)} for some in (own, weights))
-    if sizes or next(names) != {name for name in next(names) if name.startswith("model.")}:  # else by another name
+    known = {name for name in own if not name.startswith(_PRODUCTS)}
+    there = {name for name in weights if name.startswith("model.") and not name.startswith(_PRODUCTS)}
+    if sizes or known != there:  # else by another name
         different += differences(("backbone", "layers"))
     if different or sizes:
         raise InputError(
             f"{file} is of another model; give the arguments of its training (for an imported checkpoint, the "
             f"config beside it, with --config): {'; '.join(different or sizes[:3])}."
+        )
+    if newer := sorted(there - known):
+        raise InputError(
+            f"{file} has weights that {type(model).__name__} of this version does not have: {', '.join(newer[:3])}. It "
+            "was written by another version of anomalib-uniad: update the package."
         )

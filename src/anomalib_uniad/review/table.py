@@ -115,7 +115,7 @@ def read_table(file: Path, labels: Labels | None = None, images: Path | None = N
     Raises:
         ValueError: If it is another table, or has no raw score.
     """
-    rows = list(read_rows(file, ("path", "category", "raw_score", "threshold", "decision", "error")))
+    rows = list(read_rows(file, ("path", "category", "raw_score", "threshold", "decision")))
     paths = [row["path"] for _, row in rows]
     has_labels = bool(rows) and "label" in rows[0][1]
     own = [is_defective(row["label"], "label", file, line) for line, row in rows] if has_labels else None
@@ -127,9 +127,9 @@ def read_table(file: Path, labels: Labels | None = None, images: Path | None = N
     for number, ((line, row), name, label) in enumerate(zip(rows, names, known, strict=True)):
         score = _number(row, "raw_score", file, line)
         threshold = _number(row, "threshold", file, line)
-        if row["error"] or score is None or name is None:
+        if row.get("error") or score is None or name is None:
             why = "it has no raw score" if score is None else "it shows none of the model's products"
-            left_out.append((row["path"], row["error"] or why))
+            left_out.append((row["path"], row.get("error") or why))
             continue
         group = groups.setdefault(name, Group(name))
         group.threshold = threshold if group.threshold is None else group.threshold

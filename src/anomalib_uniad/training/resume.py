@@ -96,7 +96,7 @@ class EpochSeed(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Seed the epoch."""
         numbers = (self._base_seed, trainer.current_epoch, trainer.global_rank)
-        seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+        seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002 - it is the legacy generator that augmentations use
         random.seed(seed)

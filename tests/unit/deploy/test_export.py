@@ -14,7 +14,7 @@ from anomalib.post_processing import PostProcessor
 
 from anomalib_uniad import UniAD
 from anomalib_uniad.deploy.export import export_whole, fixes_size, metadata_of, write_metadata
-from anomalib_uniad.errors import DiskError
+from anomalib_uniad.errors import DiskError, InputError
 from anomalib_uniad.inference.metadata import ModelMetadata
 from full_disk import full_disk
 from small import SMALL
@@ -156,3 +156,14 @@ def test_a_full_disk(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch)
         export(tmp_path)
     assert contents(tmp_path) == before
     assert export(tmp_path) == file
+
+
+@pytest.mark.parametrize(
+    ("part", "name"), [("transformer", "transformer.input_projection.weight"), ("backbone", "backbone")]
+)
+def test_weights_that_are_not_finite_are_refused(part: str, name: str, tmp_path: Path) -> None:
+    model = UniAD(**SMALL)
+    next(getattr(model.model, part).parameters()).data.view(-1)[0] = float("inf")
+    with pytest.raises(InputError, match=rf"Weights of the model are not finite: {name}"):
+        model.to_openvino(tmp_path, compression_type="fp16")
+    assert not list(tmp_path.iterdir())

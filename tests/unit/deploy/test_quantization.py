@@ -21,6 +21,7 @@ from anomalib_uniad.deploy.quantization import (
     batches_of,
     calibration_images,
     check_quantization,
+    halve_weights,
     measure,
     quantize_with_accuracy_control,
     sensitive_operations,
@@ -287,3 +288,28 @@ def test_nothing_is_downloaded_to_a_misspelt_folder(
         )
     left = [] if content is None else ["typo", *content]
     assert [path.name for path in tmp_path.rglob("*")] == left
+
+
+def test_float16_holds_what_it_can(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """OpenVINO cuts all else to 65,504, infinity and NaN as well: a product without a threshold would have that one."""
+    shape = (32, 64)
+    ordinary, large, mask = np.full(shape, 0.1, np.float32), np.ones(shape, np.float32), np.zeros(shape, np.float32)
+    large[3, 4], mask[::2] = 1e5, -np.inf
+    few = np.array([np.nan, 1e-12, 1e6, 0.1], np.float32)
+    images = ops.parameter([64, 1], np.float32, name="input")
+    weights = [ops.constant(values) for values in (ordinary, large, mask)]
+    outputs = [ops.matmul(weights[0], images, False, False), ops.add(weights[1], weights[2])]
+    outputs.append(ops.add(ops.constant(few), np.float32(0)))
+    model = ov.Model([ops.result(output) for output in outputs], [images])
+    ov.save_model(halve_weights(model), tmp_path / "model.xml", compress_to_fp16=False)
+    read = ov.Core().read_model(tmp_path / "model.xml")
+    types = [
+        op.get_element_type() for op in read.get_ordered_ops() if op.get_type_name() == "Constant" and op.data.size > 1
+    ]
+    assert sorted(kind.get_type_name() for kind in types) == ["f16", "f16", "f32", "f32"]
+    found = ov.Core().compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(np.ones((64, 1), np.float32))
+    np.testing.assert_allclose(found[0], 6.4, rtol=1e-3)
+    np.testing.assert_array_equal(found[1], large + mask)
+    np.testing.assert_array_equal(found[2], few)
+    assert "Weights beyond 65,504 stay in float32" in caplog.text
+    assert "(up to 100000)" in caplog.text

@@ -4,8 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import openvino as ov
 import pytest
 import torch
+from openvino import opset13 as ops
 from PIL import Image
 from torch.nn import functional as F
 
@@ -276,3 +278,24 @@ def test_images_that_do_not_fit_the_crop(tmp_path: Path, size: int, bad: set[int
         assert "exported for images of 25 x 25 alone" in outputs[1].error
     else:
         assert outputs[1].score is not None
+
+
+def test_a_map_that_is_not_a_number_is_an_error(tmp_path: Path) -> None:
+    """The largest value of such a map may be one."""
+    images = ops.parameter(ov.PartialShape([-1, 3, -1, -1]), np.float32, name="input")
+    values = ops.sqrt(ops.subtract(ops.reduce_mean(images, ops.constant([1]), keep_dims=True), np.float32(0.5)))
+    score = ops.reduce_max(ops.select(ops.is_nan(values), np.float32(0), values), ops.constant([1, 2, 3]))
+    outputs = {"pred_score": score, "anomaly_map": values}
+    for name, node in outputs.items():
+        node.output(0).set_names({name})
+    images.output(0).set_names({"input"})
+    model = ov.Model([ops.result(node, name=name) for name, node in outputs.items()], [images])
+    ov.save_model(model, tmp_path / "model.xml", compress_to_fp16=False)
+    for name, darkest in (("good", 200), ("wrong", 0)):
+        pixels = np.full((8, 8, 3), 200, np.uint8)
+        pixels[0, 0] = darkest
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    good, wrong = Predictor(compile_file(tmp_path / "model.xml")).predict(find_images([tmp_path]))
+    assert good.score == pytest.approx((200 / 255 - 0.5) ** 0.5, abs=1e-5)
+    assert wrong.score is None
+    assert wrong.error.endswith("wrong.png has an anomaly map with values that are not numbers: the model is damaged.")

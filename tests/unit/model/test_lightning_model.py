@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Resize
 
 from anomalib_uniad import PerCategoryEvaluator, UniAD
-from anomalib_uniad.errors import UserError
+from anomalib_uniad.errors import InputError, UserError
 from small import SMALL
 
 
@@ -199,6 +199,31 @@ def test_weights_of_other_shapes_are_refused() -> None:
     checkpoint["state_dict"]["model.transformer.output_projection.bias"] = torch.zeros(3)
     with pytest.raises(ValueError, match=r"output_projection.bias: \(3,\) in the checkpoint, \(\d+,\) in the model\.$"):
         model.on_load_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "message"),
+    [
+        ("hyper_parameters", "window_shape", "ring", r"has arguments that UniAD of .*: window_shape\. It was"),
+        ("state_dict", "model.gate", torch.ones(1), r"has weights that UniAD of .*: model\.gate\. It was"),
+    ],
+)
+def test_checkpoint_of_a_newer_version_is_refused(
+    part: str, name: str, value: object, message: str, tmp_path: Path
+) -> None:
+    """Lightning would leave out an argument that it does not know, and the model predict something else."""
+    checkpoint: dict = {"hyper_parameters": dict(UniAD(**SMALL).hparams), "state_dict": UniAD(**SMALL).state_dict()}
+    checkpoint["pytorch-lightning_version"] = "2.6.0"
+    checkpoint[part][name] = value
+    file = tmp_path / "model.ckpt"
+    torch.save(checkpoint, file)
+    with pytest.raises(InputError, match=message):
+        UniAD.load_from_checkpoint(file)
+    with pytest.raises(InputError, match=message):
+        UniAD(**SMALL, initial_checkpoint=file)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    with pytest.raises(InputError, match=message):
+        trainer.predict(UniAD(**SMALL), DataLoader([0]), ckpt_path=file)
 
 
 @pytest.mark.parametrize(

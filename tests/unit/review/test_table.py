@@ -113,7 +113,7 @@ def test_names_of_folders() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,category\n", r"has no column raw_score, threshold, decision, error\."),
+        ("path,category\n", r"has no column raw_score, threshold, decision\."),
         ("path,category,raw_score,threshold,decision,error\na,b,x,1,normal,\n", r"raw_score in line 2 is 'x', not a"),
         ("path,category,raw_score,threshold,decision,error\na,b\n", "damaged: line 2 has not one cell for each"),
         ("path,category,raw_score,threshold,decision,error\na,,,,,\n", "has no raw score of any image"),
