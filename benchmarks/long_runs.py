@@ -152,10 +152,10 @@ def make_model(folder: Path) -> Path:
 
 
 def _export(folder: Path) -> None:
-    from kills import Place, export
+    from kills import Place, export_older
 
     folder.mkdir()
-    export(Place(folder, folder))
+    export_older(Place(folder, folder))
 
 
 def of_process(process: psutil.Process) -> tuple[int, int]:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 ABANDONED = 3600.0  # seconds after which nobody writes a hidden file any more
-_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG, errno.EIO}
+# Errors of the system where a file has no room.
+FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG, errno.EIO}
 _LONGEST = 100  # bytes in UTF-8; file systems take 255, with what others add
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # noqa: RUF001
 """With what a text begins that spreadsheets take for a formula, and may run."""
@@ -264,7 +265,7 @@ def full_disk_named(*paths: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL or isinstance(error, UserError):
+        if error.errno not in FULL or isinstance(error, UserError):
             raise
         raise disk_error(error.strerror or str(error), *paths) from error
 

@@ -162,7 +162,7 @@ class Writer:
         self._lines.add(f"{json.dumps(values)}\n".encode())
         try:  # the last: an image is done once it is in the table
             self._table.add(_csv_row([plain_path(row[0]), *map(plain, row[1:])]))
-        except OSError:
+        except BaseException:
             self._lines.cut(end)
             raise
 
@@ -218,9 +218,11 @@ class _Rows:
             rest = memoryview(row)
             while rest:
                 rest = rest[self._file.write(rest) :]
-        except OSError as error:
+        except BaseException as error:  # Ctrl-C, too
             self.cut(self.end)
-            raise disk_error(error.strerror or str(error), self._path) from error
+            if isinstance(error, OSError):
+                raise disk_error(error.strerror or str(error), self._path) from error
+            raise
         self.end += len(row)
 
     def cut(self, end: int) -> None:

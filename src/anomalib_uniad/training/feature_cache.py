@@ -2,7 +2,6 @@
 """Trains from features that are computed once instead of from images."""
 
 import contextlib
-import errno
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
@@ -26,6 +25,7 @@ from torch.utils.data import DataLoader
 from anomalib_uniad.category import categories_of
 from anomalib_uniad.checks import check_choice
 from anomalib_uniad.errors import DiskError, InputError
+from anomalib_uniad.files import FULL
 from anomalib_uniad.transforms import ResizeEach
 
 from .cached_dataset import CachedBatch, CachedDataset, CachedPart, FeatureDtype, compute_features
@@ -262,7 +262,7 @@ class FeatureCache(Callback):
         try:
             return self.store.obtain(group.key, build, rank_zero_info)
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if error.errno not in FULL:
                 raise
             raise DiskError(f"The disk of {str(self.store.directory)!r} became full. {_ADVICE}") from error
 

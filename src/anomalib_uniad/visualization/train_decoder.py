@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from rich.console import Console
@@ -23,6 +24,7 @@ from anomalib_uniad.files import check_writable
 from anomalib_uniad.model import UniAD
 from anomalib_uniad.report.benchmark import is_benchmark, trainings_of_uniad
 from anomalib_uniad.trained_run import checkpoint_of, folder_of, look, open_run, pixels_of, training_images
+from anomalib_uniad.training.checkpoint_files import WholeFileIO
 
 from .feature_decoder import PIXELS_PER_TOKEN, FeatureDecoder, features_of
 
@@ -138,6 +140,7 @@ def train_decoder(
             max_epochs=1,
             devices=1,
             callbacks=[ModelCheckpoint(unfinished, save_last=True, every_n_train_steps=100), RichProgressBar()],
+            plugins=WholeFileIO(TorchCheckpointIO()),
             logger=False,
             enable_model_summary=False,
             log_every_n_steps=1,
