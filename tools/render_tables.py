@@ -1335,6 +1335,20 @@ def import_torch(rows: pd.DataFrame) -> str:
     )
 
 
+@table
+def licences(rows: pd.DataFrame) -> str:
+    """Licences of the packages that pyproject.toml names."""
+    named = rows[~rows["for"].str.startswith("others")]
+    return markdown({name.replace("_", " "): named[name] for name in ("package", "for", "licence", "said_by")})
+
+
+@partial(table, file="licences")
+def licences_of_others(rows: pd.DataFrame) -> str:
+    """Packages that these need, by their licence."""
+    others = rows[rows["for"] == "others"].groupby("licence")["package"].agg(", ".join)
+    return markdown({"licence": list(others.index), "packages": list(others)})
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Fill the tables of markdown files from results/ and docstrings.")
     parser.add_argument("paths", type=Path, nargs="+", help="markdown files, and folders of them")

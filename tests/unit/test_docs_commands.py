@@ -21,7 +21,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
 PICTURE = ROOT / "tools" / "readme_picture.py"
 # Programs of others, which have no parser here.
-OTHERS = {".ci/run", "cd", "docker", "git", "mkdocs", "mypy", "pip", "pre-commit", "pytest", "ruff"}
+OTHERS = {".ci/run", "cd", "docker", "git", "mkdocs", "mypy", "pip", "pip-audit", "pre-commit", "pytest", "ruff"}
 MODULES_OF_OTHERS = {"build", "pip"}
 
 Command = tuple[str, ...]
