@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-from anomalib_uniad.errors import ExistingFileError
+from anomalib_uniad.errors import ExistingFileError, InputError
 
 _LONGEST = 100  # bytes in UTF-8; file systems take 255, with what others add
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")  # by Windows
@@ -55,6 +56,56 @@ def check_output(folder: Path, files: Sequence[Path] = (), overwrite: bool = Fal
     for file in there:
         if file.is_dir():
             raise ExistingFileError(f"{file} is a folder: choose another output folder.")
+
+
+def is_there(file: Path) -> bool:
+    """Whether a file is there, whose name may be anything."""
+    try:
+        return file.is_file()
+    except (OSError, ValueError):  # a name too long for the system, or one that is none
+        return False
+
+
+def read_text(file: Path) -> str:
+    """Read a text in UTF-8.
+
+    Args:
+        file (Path): The file.
+
+    Raises:
+        ValueError: If it is in another encoding.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        wrong = f"byte 0x{error.object[error.start]:02x} at position {error.start}"
+        raise InputError(f"{file} is no text in UTF-8 ({wrong}): save it as UTF-8.") from error
+
+
+def read_yaml(file: Path) -> Any:
+    """Read a file of YAML.
+
+    Args:
+        file (Path): The file.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    import yaml
+
+    text = read_text(file)
+    try:
+        return yaml.safe_load(text)
+    except RecursionError as error:
+        raise InputError(f"{file} is not yaml: it is nested too deeply.") from error
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # dates and numbers that are none
+        raise InputError(f"{file} is not yaml: {shortened(error)}.") from error
+
+
+def shortened(text: object, length: int = 500) -> str:
+    """A name, or what an error of another package says, on one line, not too long and without a dot at its end."""
+    text = " ".join(str(text).split()).rstrip(".")
+    return text if len(text) <= length else f"{text[:length]} ..."
 
 
 def check_writable(folder: Path) -> None:

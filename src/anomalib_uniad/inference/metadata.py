@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from anomalib_uniad.checks import check_value_range
+from anomalib_uniad.checks import check_value_range, is_finite, show
 from anomalib_uniad.errors import InputError
+from anomalib_uniad.files import shortened
 from anomalib_uniad.geometry import Geometry, ResizeMode, check_crop
 
 if TYPE_CHECKING:
@@ -117,8 +118,8 @@ class ModelMetadata:
             if name in properties:
                 try:
                     values[name] = read(json.loads(properties[name], parse_constant=_refuse))
-                except ValueError as error:
-                    msg = f"{file}: the metadata {name!r} is malformed: {str(error).rstrip('.')}."
+                except (ValueError, RecursionError) as error:
+                    msg = f"{file}: the metadata {name!r} is malformed: {shortened(error)}."
                     raise InputError(msg) from error
         return cls(**values)
 
@@ -227,7 +228,7 @@ def _encode(name: str, value: Any) -> str:
     try:
         return json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise InputError(f"The metadata {name!r} cannot be written: {error}; got {value!r}.") from error
+        raise InputError(f"The metadata {name!r} cannot be written: {error}; got {show(value)}.") from error
 
 
 def _refuse(constant: str) -> None:
@@ -236,7 +237,7 @@ def _refuse(constant: str) -> None:
 
 def _size(value: Any) -> tuple[int, int]:
     if not (isinstance(value, list) and len(value) == 2 and all(type(side) is int and side > 0 for side in value)):
-        raise InputError(f"it must be [height, width] in pixels, got {value!r}")
+        raise InputError(f"it must be [height, width] in pixels, got {show(value)}")
     return value[0], value[1]
 
 
@@ -251,22 +252,22 @@ def _crop(value: Any) -> tuple[int, int, int, int]:
 
 def _names(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise InputError(f"it must be a list of names, got {value!r}")
+        raise InputError(f"it must be a list of names, got {show(value)}")
     return tuple(value)
 
 
 def _mapping(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise InputError(f"it must be an object, got {value!r}")
+        raise InputError(f"it must be an object, got {show(value)}")
     return value
 
 
 def _numbers(value: Any, keys: tuple[str, ...]) -> dict[str, float]:
     for key, number in _mapping(value).items():
         if key not in keys:
-            raise InputError(f"it may have {', '.join(keys)}, not {key!r}")
-        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-            raise InputError(f"{key} must be a number, got {number!r}")
+            raise InputError(f"it may have {', '.join(keys)}, not {show(key)}")
+        if not is_finite(number):
+            raise InputError(f"{key} must be a number, got {show(number)}")
     return {key: float(number) for key, number in value.items()}
 
 
@@ -294,7 +295,7 @@ def _good_scores(value: Any) -> dict[str, dict[str, float]]:
     found = {name: _numbers(measured, keys) for name, measured in _mapping(value).items()}
     for name, measured in found.items():
         if set(measured) != set(keys) or not all(number > 0 or key == "spread" for key, number in measured.items()):
-            raise InputError(f"{name!r} must have {', '.join(keys)}, all positive, got {measured}")
+            raise InputError(f"{name!r} must have {', '.join(keys)}, all positive, got {show(measured)}")
     return found
 
 
@@ -302,7 +303,7 @@ def _image_score(value: Any) -> dict[str, Any]:
     rule = _mapping(value)
     numbers = _numbers({key: rule.get(key) for key in ("pool_size", "top_fraction")}, ("pool_size", "top_fraction"))
     if rule.get("reduction") not in REDUCTIONS or numbers["pool_size"] < 1 or not 0 < numbers["top_fraction"] <= 1:
-        raise InputError(f"it must have a known reduction, pool_size and top_fraction, got {value!r}")
+        raise InputError(f"it must have a known reduction, pool_size and top_fraction, got {show(value)}")
     return {"reduction": rule["reduction"], **numbers, "pool_size": int(numbers["pool_size"])}
 
 

@@ -19,7 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from anomalib_uniad.checks import show
 from anomalib_uniad.errors import InputError, MissingFileError
+from anomalib_uniad.files import is_there, shortened
 from anomalib_uniad.geometry import Geometry
 from anomalib_uniad.image_files import open_image, reason_of
 
@@ -176,11 +178,11 @@ def on_map(inside: NDArray[np.bool_], shape: tuple[int, int], geometry: Geometry
 
 def _read(file: Path, name: str, value: Any) -> RegionOfInterest:
     if not isinstance(value, Mapping) or len(value) != 1 or not {"mask", "boxes"} & set(value):
-        raise InputError(f"{file}: {name} must have mask or boxes, got {value!r}.")
+        raise InputError(f"{file}: {name} must have mask or boxes, got {show(value)}.")
     if "mask" in value:
         path = file.parent / str(value["mask"])
-        if not path.is_file():
-            raise MissingFileError(f"{file}: there is no mask {path} of {name}.")
+        if not is_there(path):
+            raise MissingFileError(f"{file}: there is no mask {shortened(path)} of {shortened(name)}.")
         try:
             with open_image(path) as picture:
                 mask = np.asarray(picture.convert("L")) > 127
@@ -192,7 +194,7 @@ def _read(file: Path, name: str, value: Any) -> RegionOfInterest:
         return RegionOfInterest(str(path), mask)
     boxes = value["boxes"]
     if not isinstance(boxes, list) or not boxes:
-        raise InputError(f"{file}: boxes of {name} must be a list of [left, top, right, bottom], got {boxes!r}.")
+        raise InputError(f"{file}: boxes of {name} must be a list of [left, top, right, bottom], got {show(boxes)}.")
     return RegionOfInterest(name, boxes=tuple(_box(file, name, box) for box in boxes))
 
 
@@ -201,6 +203,6 @@ def _box(file: Path, name: str, box: Any) -> Box:
     if not numbers or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
         raise InputError(
             f"{file}: a box of {name} must be [left, top, right, bottom] in parts of the image, from 0 to 1 and not "
-            f"empty, got {box!r}."
+            f"empty, got {show(box)}."
         )
     return box[0], box[1], box[2], box[3]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path, PurePath
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -99,9 +99,8 @@ class Writer:
         mode = "w" if overwrite else "a" if go_on else "x"
         self._table = self.table.open(mode, newline="", encoding="utf-8", errors="surrogateescape")
         self._lines = self.regions.open(mode, encoding="utf-8")
-        self._csv = csv.writer(self._table, lineterminator="\n")
         if not self._table.tell():
-            self._csv.writerow(COLUMNS)
+            self._table.write(",".join(COLUMNS) + "\n")
             self._table.flush()
 
     def pictures(self, file: ImageFile, image: np.ndarray, inspection: Inspection) -> None:
@@ -153,7 +152,9 @@ class Writer:
         }
         self._lines.write(json.dumps(values) + "\n")
         self._lines.flush()
-        self._csv.writerow(row)  # the last: an image is done once it is in the table
+        # The last, since an image is done once it is in the table. Without quotes, a "\r" would end the row.
+        quoting: Literal[0, 1] = csv.QUOTE_ALL if any("\r" in cell for cell in row) else csv.QUOTE_MINIMAL
+        csv.writer(self._table, lineterminator="\n", quoting=quoting).writerow(row)
         self._table.flush()
 
     def __enter__(self) -> "Writer":
@@ -175,7 +176,10 @@ def _go_on(table: Path, regions: Path, origin: tuple[str, str]) -> set[str]:
             record += line
             if not line.endswith(b"\n") or record.count(b'"') % 2:  # a quoted cell may have several lines
                 continue
-            cells = next(csv.reader([record.decode("utf-8", "surrogateescape")]))
+            try:
+                cells = next(csv.reader([record.decode("utf-8", "surrogateescape")]))
+            except csv.Error as error:
+                raise _another(table) from error
             row = dict(zip(COLUMNS, cells, strict=False))
             fits = (row.get("model"), row.get("thresholds")) == origin if end else tuple(cells) == COLUMNS
             if not fits:

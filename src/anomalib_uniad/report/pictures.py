@@ -9,7 +9,7 @@ from typing import Literal
 
 from PIL import Image
 
-from anomalib_uniad.files import file_names
+from anomalib_uniad.files import file_names, is_there
 
 from .decisions import NORMAL
 from .runs import Run
@@ -67,14 +67,6 @@ def picture_of(folder: Path, path: str, category: str, only: bool) -> Path | Non
     ends = [parts[start:] for start in range(len(parts) - 1)]
     found = [folder / "images" / PurePath(*end) for end in ends if only or category in end[:-1]]
     return next((picture for picture in (*found, Path(path)) if is_there(picture)), None)
-
-
-def is_there(file: Path) -> bool:
-    """Whether a file is there, whose name may be anything."""
-    try:
-        return file.is_file()
-    except (OSError, ValueError):  # a name too long for the system, or one that is none
-        return False
 
 
 def choose(heatmaps: Sequence[Mapping[Key, Path]], count: int, labels: Mapping[tuple[str, str], bool]) -> list[Key]:

@@ -12,7 +12,9 @@ from typing import Any
 
 import pandas as pd
 
+from anomalib_uniad.checks import is_finite
 from anomalib_uniad.errors import InputError, MissingFileError
+from anomalib_uniad.files import shortened
 
 from .decisions import read_predictions
 
@@ -111,8 +113,10 @@ def _read(file: Path) -> Run:
     try:
         with file.open(encoding="utf-8", newline="") as stream:
             run = _from_json(file, json.load(stream)) if file.suffix == ".json" else _from_csv(file, stream)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, csv.Error) as error:
-        raise InputError(f"{file} is damaged: {error}.") from error
+    except InputError:
+        raise
+    except (ValueError, RecursionError, csv.Error) as error:  # also of numbers with thousands of digits
+        raise InputError(f"{file} is damaged: {shortened(error)}.") from error
     if not run.metrics or not run.categories:
         raise InputError(f"{file} has no {'categories' if run.metrics else 'metrics'}, so there is nothing to report.")
     return run
@@ -163,7 +167,9 @@ def _from_csv(file: Path, stream: Iterable[str]) -> Run:
     for line, row in enumerate(rows[:-1], 2):
         category = row["category"]
         run.categories.append(category)
-        run.counts[category] = {name: int(row[name]) for name in COUNTS if (row.get(name) or "").isdecimal()}
+        run.counts[category] = {
+            name: int(row[name]) for name in COUNTS if re.fullmatch(r"\d{1,18}", row.get(name) or "")
+        }
         if "test_images" in run.counts[category]:
             run.images[category] = run.counts[category]["test_images"]
         for metric in run.metrics:
@@ -181,10 +187,11 @@ def _from_csv(file: Path, stream: Iterable[str]) -> Run:
 def _add(run: Run, metric: str, category: str, value: Any, where: str) -> None:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return
-    if not _is_number(value) or not math.isfinite(value):
+    if not is_finite(value):
         raise InputError(f"{run.file} is damaged: {where} is {_short(value)}, not a number.")
     if metric not in run.metrics:
-        raise InputError(f"{run.file} is damaged: {where} is not one of its metrics ({', '.join(run.metrics)}).")
+        names = shortened(", ".join(run.metrics))
+        raise InputError(f"{run.file} is damaged: {where} is not one of its metrics ({names}).")
     run.values[metric, category] = float(value)
 
 
