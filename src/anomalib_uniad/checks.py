@@ -2,10 +2,37 @@
 """Checks of arguments, for all rooms; no torch."""
 
 import math
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
 from anomalib_uniad.errors import InputError
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 500
+
+
+def show(value: Any) -> str:
+    """Write a value for a message, on one line and not too long.
+
+    Examples:
+        >>> show({"a": [1, "two"]})
+        "{'a': [1, 'two']}"
+    """
+    return _short.repr(value)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value is a number that a float can be; a bool is none.
+
+    Examples:
+        >>> is_finite(0.5), is_finite(10**400), is_finite("1")
+        (True, False, False)
+    """
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def check_at_least(name: str, value: float, lowest: float) -> None:
@@ -128,7 +155,9 @@ def check_value_range(value_range: Sequence[float] | None) -> tuple[float, float
     if value_range is None:
         return None
     values = value_range if isinstance(value_range, Sequence) and not isinstance(value_range, str) else ()
-    numbers = [float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)]
+    numbers = [float(value) for value in values if is_finite(value)]
     if len(numbers) != 2 or len(values) != 2 or numbers[0] >= numbers[1]:
-        raise InputError(f"value_range must be two numbers, black and white, such as [0, 4095], got {value_range!r}.")
+        raise InputError(
+            f"value_range must be two numbers, black and white, such as [0, 4095], got {show(value_range)}."
+        )
     return numbers[0], numbers[1]

@@ -76,6 +76,36 @@ def check_output(folder: Path, files: Sequence[Path] = (), overwrite: bool = Fal
             raise ExistingFileError(f"{file} is a folder: choose another output folder.")
 
 
+def is_there(file: Path, folders: Sequence[Path] | None = None) -> bool:
+    """Whether a file is there, whose name may be anything, and lies in one of some folders if they are given."""
+    try:
+        return file.is_file() and (folders is None or lies_in(file, folders))
+    except (OSError, ValueError):  # a name too long for the system, or one that is none
+        return False
+
+
+def read_text(file: Path) -> str:
+    """Read a text in UTF-8.
+
+    Args:
+        file (Path): The file.
+
+    Raises:
+        ValueError: If it is in another encoding.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        wrong = f"byte 0x{error.object[error.start]:02x} at position {error.start}"
+        raise InputError(f"{file} is no text in UTF-8 ({wrong}): save it as UTF-8.") from error
+
+
+def shortened(text: object, length: int = 500) -> str:
+    """A name, or what an error of another package says, on one line, not too long and without a dot at its end."""
+    text = " ".join(str(text).split()).rstrip(".")
+    return text if len(text) <= length else f"{text[:length]} ..."
+
+
 def check_writable(folder: Path) -> None:
     """Make a folder, and refuse one in which nothing can be written, before any work.
 
@@ -365,12 +395,12 @@ def read_yaml(file: Path) -> Any:
             its content would be millions of values.
     """
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_text(file))
         too_many = _values_of(content, {}) > _MOST_VALUES
-    except OSError:
+    except (OSError, UserError):
         raise
     except Exception as error:  # of yaml, for values that are none of their type, all kinds
-        reason = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else shortened(error)
         raise InputError(f"{file} is no YAML: {reason}.") from error
     if too_many:
         raise InputError(f"{file} has more than {_MOST_VALUES:,} values, as aliases of each other.")

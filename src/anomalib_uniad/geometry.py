@@ -61,7 +61,7 @@ class Geometry:
     def __post_init__(self) -> None:
         if self.resize_mode not in get_args(ResizeMode):
             choices = " or ".join(map(repr, get_args(ResizeMode)))
-            raise InputError(f"resize_mode must be {choices}, got {self.resize_mode!r}.")
+            raise InputError(f"resize_mode must be {choices}, got {self.resize_mode!r:.500}.")
         check_crop(self.crop)
 
     @property
@@ -152,5 +152,5 @@ def check_crop(crop: Any) -> None:
         return
     numbers = isinstance(crop, Sequence) and len(crop) == 4 and all(type(number) is int for number in crop)
     if not numbers or min(crop[:2]) < 0 or min(crop[2:]) < 1:
-        msg = f"crop must be [top, left, height, width] in pixels of the image files, or null, got {crop!r}."
+        msg = f"crop must be [top, left, height, width] in pixels of the image files, or null, got {crop!r:.500}."
         raise InputError(msg)

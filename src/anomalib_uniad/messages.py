@@ -210,8 +210,10 @@ def parser_sentence(message: str) -> str | None:
     if (wrong := re.match(r'Parser key "(\w+)":', problem)) is None or wrong[1] not in arguments:
         return None
     wanted = _in_words(arguments[wrong[1]])
-    # The first value is the innermost one, such as an item of a list; the last one is the argument's.
+    # The first value is the innermost one, such as an item of a list; the last one is the argument's, unless the class
+    # with all of its arguments follows.
     got = re.findall(r"(?:Got value|Given value): (.*)", problem.partition("Given value type: <class 'jsonarg")[0])
+    got = [value for value in got if not value.startswith("{'class_path': ")]
     quotes = got and re.search(r"\bstr\b", wanted) and re.search(r"\d", got[-1])
     hint = " (write names that are numbers in quotes: \"['01', '02']\")" if quotes else ""
     return f"{wrong[1]} of {name} must be {wanted}{f', got {got[-1]}' if got else ''}{hint}."

@@ -10,9 +10,9 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from anomalib_uniad.checks import check_at_least
+from anomalib_uniad.checks import check_at_least, show
 from anomalib_uniad.errors import InputError, MissingFileError
-from anomalib_uniad.files import read_yaml
+from anomalib_uniad.files import read_yaml, shortened
 from anomalib_uniad.report.columns import MODES
 
 from .trainings import Config
@@ -72,22 +72,23 @@ def read_config(file: Path) -> BenchmarkConfig:
     content = _load(file)
     known = ("models", "data", "modes", "seeds", "timed_images", "output")
     if unknown := [name for name in content if name not in known]:
-        raise InputError(f"{file} has {', '.join(map(str, unknown))}, but a benchmark has {', '.join(known)}.")
+        names = shortened(", ".join(map(str, unknown)))
+        raise InputError(f"{file} has {names}, but a benchmark has {', '.join(known)}.")
     for name in ("models", "data"):
         if not isinstance(content.get(name), dict) or not content[name]:
-            raise InputError(f"{file} needs {name}: a mapping from names to configs, got {content.get(name)!r}.")
+            raise InputError(f"{file} needs {name}: a mapping from names to configs, got {show(content.get(name))}.")
     modes = _list(content.get("modes", ["unified"]))
     if wrong := [mode for mode in modes if mode not in MODES]:
-        raise InputError(f"modes of {file} can be {' and '.join(MODES)}, got {wrong[0]!r}.")
+        raise InputError(f"modes of {file} can be {' and '.join(MODES)}, got {show(wrong[0])}.")
     seeds = _list(content.get("seeds", [0]))
     if wrong := [seed for seed in seeds if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0]:
-        raise InputError(f"seeds of {file} are whole numbers from 0 on, got {wrong[0]!r}.")
+        raise InputError(f"seeds of {file} are whole numbers from 0 on, got {show(wrong[0])}.")
     for name, values in (("modes", modes), ("seeds", seeds)):
         if not values or len(set(values)) < len(values):
             raise InputError(f"{name} of {file} {'has a value twice' if values else 'is empty'}: {values}.")
     timed_images = content.get("timed_images", 20)
     if not isinstance(timed_images, int):
-        raise InputError(f"timed_images of {file} is a whole number, got {timed_images!r}.")
+        raise InputError(f"timed_images of {file} is a whole number, got {show(timed_images)}.")
     check_at_least("timed_images", timed_images, 1)
     output = content.get("output")
     return BenchmarkConfig(
@@ -195,7 +196,7 @@ def _content(value: Any, where: str, file: Path) -> tuple[Config, Path]:
         found = _find(value, where, file)
         return _load(found), found
     if not isinstance(value, dict):
-        raise InputError(f"{where} is a file or a mapping, got {value!r}.")
+        raise InputError(f"{where} is a file or a mapping, got {show(value)}.")
     return value, file
 
 
@@ -216,8 +217,8 @@ def _load(file: Path) -> Config:
     read_yaml(file)  # which refuses what OmegaConf falls over
     try:
         content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise InputError(f"{file} is no YAML: {' '.join(str(error).split())}.") from error
+    except (yaml.YAMLError, ValueError, ArithmeticError, AssertionError, OmegaConfBaseException) as error:
+        raise InputError(f"{file} is no YAML: {shortened(error)}.") from error
     if not isinstance(content, dict):
         raise InputError(f"{file} has to be a mapping.")
     return {str(name): value for name, value in content.items()}

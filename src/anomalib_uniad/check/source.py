@@ -21,7 +21,7 @@ from anomalib_uniad.data.layouts import Product, find_root, read_products
 from anomalib_uniad.data.meta_records import read_meta_files
 from anomalib_uniad.data.records import Record
 from anomalib_uniad.errors import InputError
-from anomalib_uniad.files import read_yaml
+from anomalib_uniad.files import is_there, read_yaml, shortened
 from anomalib_uniad.messages import parser_sentence
 
 _LAYOUT = ("normal_dir", "abnormal_dir", "normal_test_dir", "mask_dir", "extensions")
@@ -131,12 +131,12 @@ def _parse(file: Path) -> tuple[str, Mapping[str, Any], bool, Callable[[], Any]]
     parser = ArgumentParser(exit_on_error=False, logger=silent)
     parser.add_subclass_arguments(AnomalibDataModule, "data", required=True)
     parser.add_argument("--config", action="config")
-    if isinstance(data, str) and not Path(data).is_absolute() and (file.parent / data).is_file():
+    if isinstance(data, str) and not Path(data).is_absolute() and is_there(file.parent / data):
         data = str(file.parent / data)  # a file beside it
     try:
         parsed = parser.parse_object({"data": data})
     except Exception as error:  # jsonargparse raises its own and what values raise
-        sentence = parser_sentence(str(error)) or " ".join(str(error).split())
+        sentence = parser_sentence(str(error)) or _reason_of(error)
         raise InputError(f"The section data of {file} cannot be used: {sentence}") from error
     arguments = vars(parsed.data.init_args)
 
@@ -144,6 +144,14 @@ def _parse(file: Path) -> tuple[str, Mapping[str, Any], bool, Callable[[], Any]]
         return parser.instantiate_classes(parsed).data
 
     return parsed.data.class_path.rpartition(".")[2], arguments, "data" not in content, make
+
+
+def _reason_of(error: Exception) -> str:
+    """Why jsonargparse refuses a value, without the types that it has tried."""
+    text = " ".join(str(error).split()).rpartition("Expected a <class 'NoneType'> - ")[2]
+    for end in (" Given value type:", " Subclass types expect"):
+        text = text.partition(end)[0]
+    return f"{shortened(ValueError(text))}."
 
 
 def _records(datamodule: Any) -> Iterable[Record]:

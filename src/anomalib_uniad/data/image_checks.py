@@ -13,7 +13,8 @@ from typing import NamedTuple
 from anomalib.data.utils import Split
 from tqdm import tqdm
 
-from anomalib_uniad.data.records import Record, show
+from anomalib_uniad.checks import show
+from anomalib_uniad.data.records import Record
 from anomalib_uniad.image_files import Seen, look, open_image, reason_of
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from anomalib.data.utils import Split
 
 from anomalib_uniad.category import category_from_path
-from anomalib_uniad.data.records import Record, show
+from anomalib_uniad.checks import show
+from anomalib_uniad.data.records import Record
 from anomalib_uniad.errors import InputError, MissingFileError
 
 

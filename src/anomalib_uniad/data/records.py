@@ -1,20 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images of a data set as records: path, split, label, masks, category, and what is wrong with each."""
 
-import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from anomalib.data.utils import Split
 
 from anomalib_uniad.errors import InputError
 
 SHOWN = 20  # problems that a message lists; of the others it says how many there are
-
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = 500
 
 
 @dataclass
@@ -60,13 +55,3 @@ def raise_problems(records: Iterable[Record]) -> None:
     lines = "".join(f"\n- {record.place}: {text}" for record, text in found[:SHOWN])
     more = f"\n- ... and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     raise InputError(f"{len(found)} problem{'' if len(found) == 1 else 's'} in {files}:{lines}{more}")
-
-
-def show(value: Any) -> str:
-    """Write a value for a message, on one line and not too long.
-
-    Examples:
-        >>> show({"a": [1, "two"]})
-        "{'a': [1, 'two']}"
-    """
-    return _short.repr(value)

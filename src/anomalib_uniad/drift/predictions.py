@@ -34,7 +34,8 @@ class Series:
     def last(self, count: int) -> tuple[NDArray[np.float64], int, float | None]:
         """Scores of the last images, how many of them are anomalous, and the last threshold."""
         threshold = self.thresholds[-1]
-        return np.array(self.scores[-count:]), sum(self.anomalous[-count:]), threshold if threshold > 0 else None
+        known = threshold if 0 < threshold < math.inf else None
+        return np.array(self.scores[-count:]), sum(self.anomalous[-count:]), known
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,10 @@ def read_predictions(files: Sequence[Path]) -> Predictions:
             if missing := _COLUMNS - set(rows.fieldnames or ()):
                 raise InputError(f"{file} is no predictions.csv of `anomalib-uniad predict`: it has no {min(missing)}.")
             for row in rows:
+                if None in row or None in row.values():
+                    raise InputError(f"{file} is damaged: line {rows.line_num} has not one cell for each column.")
                 score = _number(file, rows.line_num, row["raw_score"])
-                if math.isnan(score):
+                if not math.isfinite(score):
                     continue
                 models |= {row.get("model") or ""} - {""}
                 unknown.append(row["decision"] == UNKNOWN_PRODUCT)

@@ -11,11 +11,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from reprlib import repr as shown
 from typing import TYPE_CHECKING, Any, Literal
 
-from anomalib_uniad.checks import check_value_range
+from anomalib_uniad.checks import check_value_range, is_finite, show
 from anomalib_uniad.errors import InputError
+from anomalib_uniad.files import shortened
 from anomalib_uniad.geometry import Geometry, ResizeMode, check_crop
 
 if TYPE_CHECKING:
@@ -119,8 +119,8 @@ class ModelMetadata:
             if name in properties:
                 try:
                     values[name] = read(json.loads(properties[name], parse_constant=_refuse))
-                except (ValueError, OverflowError, RecursionError) as error:  # the others of numbers and depth
-                    msg = f"{file}: the metadata {name!r} is malformed: {str(error).rstrip('.')}."
+                except (ValueError, OverflowError, RecursionError) as error:
+                    msg = f"{file}: the metadata {name!r} is malformed: {shortened(error)}."
                     raise InputError(msg) from error
         return cls(**values)
 
@@ -229,7 +229,7 @@ def _encode(name: str, value: Any) -> str:
     try:
         return json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise InputError(f"The metadata {name!r} cannot be written: {error}; got {shown(value)}.") from error
+        raise InputError(f"The metadata {name!r} cannot be written: {error}; got {show(value)}.") from error
 
 
 def _refuse(constant: str) -> None:
@@ -242,7 +242,7 @@ def _size(value: Any) -> tuple[int, int]:
         and len(value) == 2
         and all(type(side) is int and 0 < side <= _LONGEST for side in value)
     ):
-        raise InputError(f"it must be [height, width] in pixels, at most {_LONGEST}, got {shown(value)}")
+        raise InputError(f"it must be [height, width] in pixels, at most {_LONGEST}, got {show(value)}")
     return value[0], value[1]
 
 
@@ -257,22 +257,22 @@ def _crop(value: Any) -> tuple[int, int, int, int]:
 
 def _names(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise InputError(f"it must be a list of names, got {shown(value)}")
+        raise InputError(f"it must be a list of names, got {show(value)}")
     return tuple(value)
 
 
 def _mapping(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise InputError(f"it must be an object, got {shown(value)}")
+        raise InputError(f"it must be an object, got {show(value)}")
     return value
 
 
 def _numbers(value: Any, keys: tuple[str, ...]) -> dict[str, float]:
     for key, number in _mapping(value).items():
         if key not in keys:
-            raise InputError(f"it may have {', '.join(keys)}, not {key!r}")
-        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-            raise InputError(f"{key} must be a number, got {shown(number)}")
+            raise InputError(f"it may have {', '.join(keys)}, not {show(key)}")
+        if not is_finite(number):
+            raise InputError(f"{key} must be a number, got {show(number)}")
     return {key: float(number) for key, number in value.items()}
 
 
@@ -300,7 +300,7 @@ def _good_scores(value: Any) -> dict[str, dict[str, float]]:
     found = {name: _numbers(measured, keys) for name, measured in _mapping(value).items()}
     for name, measured in found.items():
         if set(measured) != set(keys) or not all(number > 0 or key == "spread" for key, number in measured.items()):
-            raise InputError(f"{name!r} must have {', '.join(keys)}, all positive, got {shown(measured)}")
+            raise InputError(f"{name!r} must have {', '.join(keys)}, all positive, got {show(measured)}")
     return found
 
 
@@ -312,7 +312,7 @@ def _image_score(value: Any) -> dict[str, Any]:
         or not 1 <= numbers["pool_size"] <= _LONGEST
         or not 0 < numbers["top_fraction"] <= 1
     ):
-        raise InputError(f"it must have a known reduction, pool_size and top_fraction, got {shown(value)}")
+        raise InputError(f"it must have a known reduction, pool_size and top_fraction, got {show(value)}")
     return {"reduction": rule["reduction"], **numbers, "pool_size": int(numbers["pool_size"])}
 
 

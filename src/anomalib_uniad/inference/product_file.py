@@ -3,11 +3,11 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from reprlib import repr as shown
 from typing import Any
 
+from anomalib_uniad.checks import show
 from anomalib_uniad.errors import InputError, MissingFileError
-from anomalib_uniad.files import read_yaml
+from anomalib_uniad.files import read_yaml, shortened
 
 
 def read_products(file: Path, what: str, everywhere: str) -> tuple[Any, dict[str, Any]]:
@@ -29,10 +29,10 @@ def read_products(file: Path, what: str, everywhere: str) -> tuple[Any, dict[str
         raise MissingFileError(f"There is no file {file} with {what}.")
     content = read_yaml(file)
     if not isinstance(content, dict) or not content or set(content) - {everywhere, "products"}:
-        raise InputError(f"{file} must have the keys {everywhere} or products, got {shown(content)}.")
+        raise InputError(f"{file} must have the keys {everywhere} or products, got {show(content)}.")
     products = content.get("products") or {}
     if not isinstance(products, dict):
-        raise InputError(f"{file}: products must name products, got {shown(products)}.")
+        raise InputError(f"{file}: products must name products, got {show(products)}.")
     return content.get(everywhere), {str(name): value for name, value in products.items()}
 
 
@@ -48,4 +48,4 @@ def check_products(file: Path, what: str, given: Iterable[str], known: Iterable[
     known = dict.fromkeys(known)
     if unknown := [name for name in given if name not in known]:
         names = ", ".join(known) or "none"
-        raise InputError(f"{file} has {what} of {', '.join(unknown)}, but the model knows {names}.")
+        raise InputError(f"{file} has {what} of {shortened(', '.join(unknown))}, but the model knows {names}.")

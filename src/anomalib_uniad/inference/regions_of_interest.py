@@ -13,15 +13,15 @@ relative to the file. ``everywhere`` is for images of all products that have no 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from reprlib import repr as shown
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from anomalib_uniad.checks import show
 from anomalib_uniad.errors import InputError, MissingFileError
-from anomalib_uniad.files import lies_in
+from anomalib_uniad.files import is_there, lies_in, shortened
 from anomalib_uniad.geometry import Geometry
 from anomalib_uniad.image_files import open_image, reason_of
 
@@ -178,13 +178,15 @@ def on_map(inside: NDArray[np.bool_], shape: tuple[int, int], geometry: Geometry
 
 def _read(file: Path, name: str, value: Any) -> RegionOfInterest:
     if not isinstance(value, Mapping) or len(value) != 1 or not {"mask", "boxes"} & set(value):
-        raise InputError(f"{file}: {name} must have mask or boxes, got {shown(value)}.")
+        raise InputError(f"{file}: {name} must have mask or boxes, got {show(value)}.")
     if "mask" in value:
         path = file.parent / str(value["mask"])
         if not lies_in(path, [file.parent]):
-            raise InputError(f"{file}: the mask {path} of {name} must lie in the folder of this file, or below.")
-        if not path.is_file():
-            raise MissingFileError(f"{file}: there is no mask {path} of {name}.")
+            raise InputError(
+                f"{file}: the mask {shortened(path)} of {shortened(name)} must lie in its folder, or below."
+            )
+        if not is_there(path):
+            raise MissingFileError(f"{file}: there is no mask {shortened(path)} of {shortened(name)}.")
         try:
             with open_image(path) as picture:
                 mask = np.asarray(picture.convert("L")) > 127
@@ -196,7 +198,7 @@ def _read(file: Path, name: str, value: Any) -> RegionOfInterest:
         return RegionOfInterest(str(path), mask)
     boxes = value["boxes"]
     if not isinstance(boxes, list) or not boxes:
-        raise InputError(f"{file}: boxes of {name} must be a list of [left, top, right, bottom], got {shown(boxes)}.")
+        raise InputError(f"{file}: boxes of {name} must be a list of [left, top, right, bottom], got {show(boxes)}.")
     return RegionOfInterest(name, boxes=tuple(_box(file, name, box) for box in boxes))
 
 
@@ -205,6 +207,6 @@ def _box(file: Path, name: str, box: Any) -> Box:
     if not numbers or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
         raise InputError(
             f"{file}: a box of {name} must be [left, top, right, bottom] in parts of the image, from 0 to 1 and not "
-            f"empty, got {shown(box)}."
+            f"empty, got {show(box)}."
         )
     return box[0], box[1], box[2], box[3]

@@ -10,16 +10,16 @@ All are in raw scores. What is not named stays as it was learned; ``global`` is 
 products.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from reprlib import repr as shown
 from typing import Any
 
 import yaml
 
+from anomalib_uniad.checks import is_finite, show
 from anomalib_uniad.errors import InputError
+from anomalib_uniad.files import shortened
 
 from .metadata import Level, ModelMetadata
 from .product_file import check_products, read_products
@@ -101,8 +101,8 @@ class GivenThresholds:
 
 def _levels(file: Path, name: str, value: Any) -> Levels:
     if not isinstance(value, dict) or set(value) - {"image", "pixel"}:
-        raise InputError(f"{file}: {name} must have image or pixel, got {shown(value)}.")
+        raise InputError(f"{file}: {shortened(name)} must have image or pixel, got {show(value)}.")
     for level, number in value.items():
-        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < math.inf:
-            raise InputError(f"{file}: {level} of {name} must be a positive number, got {shown(number)}.")
+        if not is_finite(number) or number <= 0:
+            raise InputError(f"{file}: {level} of {shortened(name)} must be a positive number, got {show(number)}.")
     return {level: float(number) for level, number in value.items()}

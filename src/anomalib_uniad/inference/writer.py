@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path, PurePath
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -237,7 +237,9 @@ class _Rows:
 
 def _csv_row(cells: Sequence[str]) -> bytes:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(cells)
+    # Without quotes, a "\r" would end the row.
+    quoting: Literal[0, 1] = csv.QUOTE_ALL if any("\r" in cell for cell in cells) else csv.QUOTE_MINIMAL
+    csv.writer(text, lineterminator="\n", quoting=quoting).writerow(cells)
     return text.getvalue().encode("utf-8", "surrogateescape")  # names of files need not be text
 
 
@@ -250,7 +252,10 @@ def _go_on(table: Path, regions: Path, origin: tuple[str, str]) -> set[str]:
             record += line
             if not line.endswith(b"\n") or record.count(b'"') % 2:  # a quoted cell may have several lines
                 continue
-            cells = next(csv.reader([record.decode("utf-8", "surrogateescape")]))
+            try:
+                cells = next(csv.reader([record.decode("utf-8", "surrogateescape")]))
+            except csv.Error as error:
+                raise _another(table) from error
             row = dict(zip(COLUMNS, cells, strict=False))
             fits = (row.get("model"), row.get("thresholds")) == origin if end else tuple(cells) == COLUMNS
             if not fits:

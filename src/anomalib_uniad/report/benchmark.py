@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 
+from anomalib_uniad.checks import show
 from anomalib_uniad.errors import InputError, MissingFileError
-from anomalib_uniad.files import file_names, original_table
+from anomalib_uniad.files import file_names, original_table, shortened
 
 from .columns import COST, EPOCHS, KEYS, MODES, RESULTS
 
@@ -101,14 +102,19 @@ def read_benchmark(folder: Path, metrics: Sequence[str] | None = None) -> Benchm
         table = original_table(pd.read_csv(folder / RESULTS, **how))
         epochs = pd.read_csv(folder / EPOCHS, **how) if (folder / EPOCHS).is_file() else pd.DataFrame()
         epochs = original_table(epochs)
-    except (pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise InputError(f"A table of {folder} is damaged: {' '.join(str(error).split())}.") from error
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise InputError(f"A table of {folder} is damaged: {shortened(error)}.") from error
     names = list(table.columns)
     if lacking := [name for name in (*KEYS, "note", *COST) if name not in names]:
         raise InputError(f"{folder / RESULTS} is damaged: it has no column {', '.join(lacking)}.")
     if table["seed"].dtype.kind != "i" or not table["mode"].isin(MODES).all():  # they are names of folders
         raise InputError(f"{folder / RESULTS} is damaged: seeds are whole numbers, and modes {' and '.join(MODES)}.")
     known = names[names.index("kind") + 1 : names.index("note")]
+    for name in (*known, *COST):
+        wrong = table[name].notna() & pd.to_numeric(table[name], errors="coerce").isna()
+        if wrong.any():
+            value = show(table[name][wrong].iloc[0])
+            raise InputError(f"{folder / RESULTS} is damaged: {shortened(name)} has {value}, which is not a number.")
     wanted = known if metrics is None else list(dict.fromkeys(metrics))
     if unknown := [name for name in wanted if name not in known]:
         raise InputError(f"The benchmark has no metric {', '.join(unknown)}: choose from {', '.join(known)}.")
@@ -153,7 +159,7 @@ def read_published(file: Path, benchmark: Benchmark) -> pd.DataFrame:
     try:
         published = original_table(pd.read_csv(file, dtype=texts, keep_default_na=False, na_values=""))
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is not a table: {' '.join(str(error).split())}.") from error
+        raise InputError(f"{file} is not a table: {shortened(error)}.") from error
     if lacking := [name for name in (*keys, "category") if name not in published]:
         raise InputError(f"{file} lacks the column {', '.join(lacking)}.")
     metrics = [name for name in benchmark.metrics if name in published]
@@ -165,9 +171,9 @@ def read_published(file: Path, benchmark: Benchmark) -> pd.DataFrame:
     both = benchmark.table.assign(category=benchmark.table["category"].where(benchmark.table["kind"] != "mean", "mean"))
     known = published.dropna(subset=metrics, how="all").merge(both[[*keys, "category"]].drop_duplicates())
     if known.empty or not metrics:
-        names = [", ".join(row) for row in published[keys].drop_duplicates().itertuples(index=False)]
+        names = [", ".join(map(str, row)) for row in published[keys].drop_duplicates().itertuples(index=False)]
         raise InputError(
             f"{file} has nothing that the benchmark has, but {', '.join(metrics) or 'none of its metrics'} of "
-            f"{'; '.join(names)}."
+            f"{shortened('; '.join(names))}."
         )
     return known

@@ -10,7 +10,7 @@ import pandas as pd
 
 from anomalib_uniad.category import UNKNOWN_PRODUCT, summary_label
 from anomalib_uniad.errors import InputError
-from anomalib_uniad.files import original
+from anomalib_uniad.files import original, shortened
 
 # How labels and decisions are written.
 NORMAL = {"0", "false", "normal", "good"}
@@ -41,7 +41,7 @@ def read_predictions(file: Path | None) -> pd.DataFrame:
                     scores = (_number(row.get(name), name, file, reader.line_num) for name in SCORES)
                     rows.append((original(row["category"]), row.get("path") or "", label, decision, *scores))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{file} is damaged: {error}.") from error
+        raise InputError(f"{file} is damaged: {shortened(error)}.") from error
     table = pd.DataFrame(rows, columns=["category", "path", "label", "decision", *SCORES], dtype=object)
     return table.astype(dict.fromkeys(SCORES, float))
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from PIL import Image
 
-from anomalib_uniad.files import file_names, lies_in
+from anomalib_uniad.files import file_names, is_there
 
 from .decisions import NORMAL
 from .runs import Run
@@ -72,14 +72,6 @@ def picture_of(folder: Path, path: str, category: str, only: bool, images: Path 
     found = [folder / "images" / PurePath(*end) for end in ends if only or category in end[:-1]]
     folders = [folder, Path.cwd(), *([images] if images is not None else [])]
     return next((picture for picture in (*found, Path(path)) if is_there(picture, folders)), None)
-
-
-def is_there(file: Path, folders: Sequence[Path]) -> bool:
-    """Whether a file is there, whose name may be anything, and lies in one of some folders."""
-    try:
-        return file.is_file() and lies_in(file, folders)
-    except (OSError, ValueError):  # a name too long for the system, or one that is none
-        return False
 
 
 def choose(heatmaps: Sequence[Mapping[Key, Path]], count: int, labels: Mapping[tuple[str, str], bool]) -> list[Key]:

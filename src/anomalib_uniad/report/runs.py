@@ -12,8 +12,9 @@ from typing import Any
 
 import pandas as pd
 
+from anomalib_uniad.checks import is_finite
 from anomalib_uniad.errors import InputError, MissingFileError, UserError
-from anomalib_uniad.files import original
+from anomalib_uniad.files import original, shortened
 
 from .decisions import read_predictions
 
@@ -115,7 +116,7 @@ def _read(file: Path) -> Run:
     except UserError:
         raise
     except (ValueError, OverflowError, RecursionError, csv.Error) as error:  # of json, text and numbers
-        raise InputError(f"{file} is damaged: {error}.") from error
+        raise InputError(f"{file} is damaged: {shortened(error)}.") from error
     if not run.metrics or not run.categories:
         raise InputError(f"{file} has no {'categories' if run.metrics else 'metrics'}, so there is nothing to report.")
     return run
@@ -166,7 +167,9 @@ def _from_csv(file: Path, stream: Iterable[str]) -> Run:
     for line, row in enumerate(rows[:-1], 2):
         category = row["category"]
         run.categories.append(category)
-        run.counts[category] = {name: int(row[name]) for name in COUNTS if (row.get(name) or "").isdecimal()}
+        run.counts[category] = {
+            name: int(row[name]) for name in COUNTS if re.fullmatch(r"\d{1,18}", row.get(name) or "")
+        }
         if "test_images" in run.counts[category]:
             run.images[category] = run.counts[category]["test_images"]
         for metric in run.metrics:
@@ -184,10 +187,11 @@ def _from_csv(file: Path, stream: Iterable[str]) -> Run:
 def _add(run: Run, metric: str, category: str, value: Any, where: str) -> None:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return
-    if not _is_number(value) or not math.isfinite(value):
+    if not is_finite(value):
         raise InputError(f"{run.file} is damaged: {where} is {_short(value)}, not a number.")
     if metric not in run.metrics:
-        raise InputError(f"{run.file} is damaged: {where} is not one of its metrics ({', '.join(run.metrics)}).")
+        names = shortened(", ".join(run.metrics))
+        raise InputError(f"{run.file} is damaged: {where} is not one of its metrics ({names}).")
     run.values[metric, category] = float(value)
 
 

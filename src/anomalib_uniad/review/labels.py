@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from anomalib_uniad.errors import InputError, MissingFileError
-from anomalib_uniad.files import original
+from anomalib_uniad.files import original, shortened
 from anomalib_uniad.label_names import labels_of
 from anomalib_uniad.report.decisions import is_defective
 
@@ -82,5 +82,6 @@ class Labels:
         keys = [path if path in self._known else Path(path).resolve() for path in paths]
         if not any(key in self._all for key in keys):
             first = next(iter(self._known), "no image")
-            raise InputError(f"{self._file} has none of these images: it has {first}, and they are {paths[0]}, ...")
+            names = f"it has {shortened(first)}, and they are {shortened(paths[0])}, ..."
+            raise InputError(f"{self._file} has none of these images: {names}")
         return [self._all.get(key, other) for key, other in zip(keys, others, strict=True)]

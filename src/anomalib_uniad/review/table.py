@@ -8,8 +8,9 @@ from pathlib import Path
 
 from anomalib_uniad.category import UNKNOWN_PRODUCT
 from anomalib_uniad.errors import InputError, MissingFileError
+from anomalib_uniad.files import is_there
 from anomalib_uniad.report.decisions import is_defective
-from anomalib_uniad.report.pictures import is_there, picture_of
+from anomalib_uniad.report.pictures import picture_of
 from anomalib_uniad.report.runs import find_newest
 
 from .labels import Labels, Row, read_rows

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from anomalib_uniad.errors import InputError
+from anomalib_uniad.files import shortened
 
 from .arguments import arguments_of
 from .backbone import identify
@@ -122,11 +123,11 @@ def load_official(path: Path, given: Mapping[str, Any]) -> OfficialCheckpoint:
         backbone, names = identify(parts["backbone"])
         arguments, sources = arguments_of(parts["reconstruction"], content.arch, backbone, given)
     except ValueError as error:
-        raise InputError(f"{str(path)!r}: {error}") from error
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise InputError(f"{str(path)!r}: {shortened(error, 1000)}.") from error
+    except (AttributeError, ArithmeticError, IndexError, KeyError, TypeError) as error:
         raise InputError(
             f"{str(path)!r}: tensors or config (arch) are not as the authors' code writes them "
-            f"({type(error).__name__}: {error})."
+            f"({type(error).__name__}: {shortened(error)})."
         ) from error
     return OfficialCheckpoint(
         path=path,

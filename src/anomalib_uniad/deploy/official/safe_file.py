@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from anomalib_uniad.checks import show
 from anomalib_uniad.errors import InputError, MissingFileError
 
 _SHOWN = 5  # tensors named in a message
@@ -100,7 +101,9 @@ def _parts(arch: Any, path: Path) -> dict[str, dict[str, Any]]:
         raise InputError(f"arch in {str(path)!r} is not the authors' list of parts with names.")
     for part in arch:
         if not isinstance(part.get("kwargs") or {}, dict):
-            raise InputError(f"arch in {str(path)!r}: the kwargs of {part['name']} are {part['kwargs']!r}, not a dict.")
+            raise InputError(
+                f"arch in {str(path)!r}: the kwargs of {part['name']} are {show(part['kwargs'])}, not a dict."
+            )
     return {part["name"]: {"type": part.get("type", ""), "kwargs": part.get("kwargs") or {}} for part in arch}
 
 
