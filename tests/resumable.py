@@ -5,6 +5,7 @@ Usage: ``python resumable.py <data> <results> <name of a function>``; the functi
 """
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from torch.multiprocessing import ProcessRaisedException
 from torchvision.transforms import v2
 
 from anomalib_uniad import MultiCategory, UniAD
+from anomalib_uniad.messages import install_excepthook
 from small import quiet_engine
 
 EPOCHS, INTERVAL, BATCHES = 3, 2, 3  # training, validation, batches of an epoch
@@ -157,6 +159,45 @@ def processes(root: Path, folder: Path) -> None:
     model = small_model(5, visualizer=True)
     settings = {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "enable_progress_bar": False, "max_epochs": 1}
     Engine(default_root_dir=folder, **settings).train(model, datamodule=data(root))
+
+
+def killed_process(root: Path, folder: Path) -> None:
+    """Train with the engine in two processes, one of which is killed in the second epoch: that of ``KILLED``."""
+    install_excepthook()  # as in anomalib's command
+    steps = 3 if os.environ.get("LOCAL_RANK", "0") == os.environ["KILLED"] else 0
+    stop = Stop("on_train_batch_end", steps, int(signal.SIGKILL))
+    settings = {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "enable_progress_bar": False}
+    runner = Engine(default_root_dir=folder, callbacks=[stop], max_epochs=EPOCHS, **settings)
+    runner.train(small_model(5, ALWAYS), datamodule=data(root))
+
+
+def global_batch(root: Path, folder: Path) -> None:
+    """Train in one process and in two that have as many images together; each writes its losses.
+
+    All images are in each batch: with more, the two would share out other images than the one has in its turn.
+    """
+    for noise, seeds in ((0.0, [5]), (1.0, [5, 6, 7])):
+        for devices, seed in [(1, seed) for seed in seeds] + [(2, seed) for seed in seeds[:1]]:
+            model = small_model(seed, NEVER, jitter_probability=noise, dropout=0.1 * noise)
+            images = MultiCategory("MVTecAD", root, train_batch_size=10 // devices, eval_batch_size=4, num_workers=0)
+            losses = Losses(folder / f"{noise:g}-{devices}-{seed}")
+            strategy = "ddp_fork" if devices > 1 else "auto"
+            arguments = {"devices": devices, "strategy": strategy, "max_epochs": 6, "limit_val_batches": 0}
+            torch.manual_seed(1)  # the same backbone
+            fit(model, images, folder, None, losses, **arguments)
+
+
+class Losses(Callback):
+    """Writes the losses of a process to a file of its own."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.losses = file, []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.losses.append(float(outputs["loss"]))
+
+    def on_train_end(self, trainer, pl_module) -> None:
+        self.file.with_name(f"{self.file.name}-{trainer.global_rank}.json").write_text(json.dumps(self.losses))
 
 
 if __name__ == "__main__":

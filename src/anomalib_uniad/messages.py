@@ -34,6 +34,12 @@ _DISK = {
     errno.EEXIST,
 }
 _OF_PATHS = {"anomalib.data.utils.path", "anomalib.data.utils.image"}  # look at paths of users, and say what is wrong
+# What gloo, NCCL and torch's store say when a process of a training is gone.
+_LOST = re.compile(
+    r"(?is)(?=.*(?:gloo|nccl|TCPStore|client socket|DistNetworkError|DistBackendError))"
+    r".*?(connection closed by peer|connection reset by peer|broken pipe|connection refused|remote process exited|"
+    r"timed out|time ?out)"
+)
 _SECONDS_OF_RANK_ZERO = 5.0
 
 
@@ -115,6 +121,27 @@ def path_sentence_of(error: BaseException, traceback: TracebackType | None) -> s
     return f"{error}".rstrip(".") + "."
 
 
+def process_sentence_of(error: BaseException, traceback: TracebackType | None) -> str | None:
+    """Find what to tell a user about a training of several processes that has lost one.
+
+    Args:
+        error (BaseException): The error that has ended a command.
+        traceback (TracebackType | None): Where it was raised.
+
+    Returns:
+        str | None: A sentence; ``None`` if it is another error, or one of a command that has neither a model nor a
+        datamodule of this package.
+    """
+    lost = _LOST.match(f"{type(error).__name__}: {error}") if isinstance(error, RuntimeError) else None
+    if lost is None or not _is_ours(traceback):
+        return None
+    return (
+        f"Another process of this training was killed or cannot be reached ({lost[1].lower()}): see what it has "
+        "written and whether memory was short, then repeat the command with --ckpt_path and the resume.ckpt in "
+        "weights/lightning of the run's folder."
+    )
+
+
 def install_excepthook() -> None:
     """Have mistakes of users end this process with their sentence; all other errors are left to the present hook."""
     previous = sys.excepthook
@@ -125,7 +152,7 @@ def install_excepthook() -> None:
         sentence = None
         if not wants_traceback():
             try:
-                finders = (disk_sentence_of, path_sentence_of)
+                finders = (disk_sentence_of, path_sentence_of, process_sentence_of)
                 found = (find(error, traceback) for find in finders)
                 sentence = sentence_of(error) or next(filter(None, found), None)
             except Exception:  # whatever this is, the error itself has to be shown

@@ -3,7 +3,9 @@
 
 import csv
 import errno
+import json
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -325,3 +327,40 @@ def test_two_processes(root: Path, tmp_path: Path) -> None:
     fit(alone, data(root), tmp_path / "alone", max_epochs=1)
     for name, value in alone.model.feature_norm.state_dict().items():
         torch.testing.assert_close(whole["state_dict"][f"model.feature_norm.{name}"], value)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(root: Path, tmp_path: Path) -> None:
+    done = run_program(root, tmp_path, "global_batch")
+    assert done.returncode == 0, done.stderr
+
+    def losses(name: str) -> list[float]:
+        files = [json.loads(file.read_text()) for file in tmp_path.glob(f"{name}-*.json")]
+        assert len(files) == int(name.split("-")[1])
+        return [sum(values) / len(values) for values in zip(*files, strict=True)]
+
+    alone, both = losses("0-1-5"), losses("0-2-5")
+    assert len(both) == 6
+    assert both == pytest.approx(alone, rel=1e-4)
+    assert both[-1] < 0.95 * both[0]
+    seeds = [losses(f"1-1-{seed}")[-1] for seed in (5, 6, 7)]
+    spread = max(seeds) - min(seeds)
+    assert min(seeds) - spread <= losses("1-2-5")[-1] <= max(seeds) + spread
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", ["0", "1"])
+def test_one_of_two_processes_is_killed(root: Path, tmp_path: Path, killed: str, monkeypatch) -> None:
+    """The other one says so, and the training is resumed by one alone."""
+    monkeypatch.setenv("KILLED", killed)
+    done = run_program(root, tmp_path, "killed_process")
+    assert done.returncode != 0
+    (sentence,) = [line for line in done.stderr.splitlines() if "error: " in line]
+    assert "error: Another process of this training was killed or cannot be reached (connection " in sentence
+    assert "Traceback" not in done.stderr
+    file = tmp_path / "UniAD" / "products" / "latest" / FILE
+    assert time.time() - file.stat().st_mtime < 60  # it is written a step before
+    assert global_step(file) == 2
+    runner, model = engine(tmp_path), small_model(5)
+    runner.train(model, datamodule=data(root), ckpt_path=file.resolve())
+    assert model.metadata.training["epochs"] == EPOCHS

@@ -132,6 +132,39 @@ def test_paths_that_anomalib_refuses_for_our_model(hook, capsys, tmp_path) -> No
         error.__traceback__ = None
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [::1]:50122",
+            "closed by peer",
+        ),
+        (
+            "[/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:387: Connection reset by peer. GLHF!",
+            "reset by peer",
+        ),
+        ("[/gloo/gloo/transport/tcp/pair.cc:446] writev [127.0.0.1]:3: Broken pipe", "broken pipe"),
+        ("[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1800000ms for recv operation", "timed out"),
+        ("The client socket has timed out after 60000ms while trying to connect to (node0, 29500).", "timed out"),
+        ("NCCL error in: ProcessGroupNCCL.cpp:2, remote process exited or there was a network error", "process exited"),
+    ],
+)
+def test_a_process_that_is_lost(hook, capsys, text: str, reason: str) -> None:
+    def train(model: object, message: str) -> None:
+        raise RuntimeError(message)
+
+    ours = torch.nn.Module.__new__(UniAD)
+    error = caught(train, ours, text)
+    sys.excepthook(type(error), error, error.__traceback__)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: Another process of this training was killed or cannot be reached (")
+    assert f"{reason}): see what it has written" in line
+    for model, message in ((torch.nn.Linear(1, 1), text), (ours, "Connection reset by peer"), (ours, "gloo is here")):
+        other = caught(train, model, message)
+        sys.excepthook(type(other), other, other.__traceback__)
+        assert hook.pop() is other
+
+
 def test_one_of_several_processes_says_it(hook, monkeypatch, capsys, tmp_path) -> None:
     monkeypatch.setattr(messages.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(messages, "_SECONDS_OF_RANK_ZERO", 0.05)
