@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _LONGEST = 100  # bytes in UTF-8; file systems take 255, with what others add
+ODD: Literal["backslashreplace"] = "backslashreplace"
+"""How text is written that is none: names of files may be any bytes."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # noqa: RUF001
 """With what a text begins that spreadsheets take for a formula, and may run."""
 _MOST_VALUES = 1_000_000  # of a yaml file; aliases can make any number of a few lines

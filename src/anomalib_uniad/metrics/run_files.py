@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ from rich.text import Text
 
 from anomalib_uniad.category import UNKNOWN_PRODUCT, paths_of, summary_label
 from anomalib_uniad.errors import InputError
-from anomalib_uniad.files import file_names, plain_table, version_of
+from anomalib_uniad.files import ODD, file_names, plain_table, version_of
 from anomalib_uniad.metric_names import heading, in_words
 from anomalib_uniad.metrics.batches import without_score
 from anomalib_uniad.metrics.category_metrics import Results
@@ -30,7 +30,6 @@ from anomalib_uniad.metrics.functional import Floats
 from anomalib_uniad.metrics.scores import gather_objects
 from anomalib_uniad.metrics.thresholds import Thresholds
 
-_ODD: Literal["backslashreplace"] = "backslashreplace"  # names of files need not be text
 NO_SCORE = "the score is not a number"
 _LABELS = ("normal", "anomalous")
 COUNTS = ("training_images", "validation_images", "test_images", "defective", "missed", "false_alarms", "undecided")
@@ -155,7 +154,7 @@ class RunFiles:
         whole = pd.concat([frame.assign(kind=kinds), counts[list(COUNTS)]], axis=1)
         named = zip(whole["category"], whole["kind"], strict=True)
         whole["threshold_rule"] = [rules.get(name, "") if kind == "category" else "" for name, kind in named]
-        plain_table(whole.assign(**run)).to_csv(self._path(self._stem, ".csv"), index=False, mode="x", errors=_ODD)
+        plain_table(whole.assign(**run)).to_csv(self._path(self._stem, ".csv"), index=False, mode="x", errors=ODD)
         lines = [
             to_markdown(frame.assign(note=short_notes(frame))),
             "",
@@ -170,7 +169,7 @@ class RunFiles:
             if rules:
                 table["image by"] = [rules.get(name, "") for name in thresholds]
             lines += ["Thresholds of the categories, in raw scores:", "", to_markdown(table), ""]
-        self._path(self._stem, ".md").write_text("\n".join(lines), encoding="utf-8", errors=_ODD)
+        self._path(self._stem, ".md").write_text("\n".join(lines), encoding="utf-8", errors=ODD)
         document = {
             "run": dict(run),
             "metrics": results.metrics,
@@ -188,13 +187,13 @@ class RunFiles:
             "mean": {name: results.mean(name) for name in results.metrics},
         }
         text = json.dumps(document, indent=1, ensure_ascii=False)
-        self._path(self._stem, ".json").write_text(text + "\n", encoding="utf-8", errors=_ODD)
+        self._path(self._stem, ".json").write_text(text + "\n", encoding="utf-8", errors=ODD)
 
     def write_predictions(self, predictions: pd.DataFrame) -> Path:
         """Write the table of :class:`Predictions`, and return the path of the csv."""
         self._folder.mkdir(parents=True, exist_ok=True)
         csv = self._path("predictions", ".csv")
-        plain_table(predictions).to_csv(csv, index=False, mode="x", errors=_ODD)
+        plain_table(predictions).to_csv(csv, index=False, mode="x", errors=ODD)
         return csv
 
     def write_curves(self, pictures: Mapping[str, bytes]) -> None:
