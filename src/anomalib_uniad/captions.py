@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Text in pictures, in the letters of matplotlib's font; for all rooms, no torch."""
 
+from bisect import bisect_right
+
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from PIL import ImageFont
 
@@ -17,7 +19,7 @@ def font_of(size: int) -> ImageFont.FreeTypeFont:
 
 
 def printable(text: str) -> str:
-    r"""Escape what the font lacks, such as Chinese letters or line breaks.
+    r"""Escape what the font lacks, such as Chinese letters, and what is no letter, such as line breaks.
 
     Examples:
         >>> printable("Zahnbürste 歯")
@@ -25,7 +27,10 @@ def printable(text: str) -> str:
     """
     font = get_font(_FONT)
     return "".join(
-        letter if font.get_char_index(ord(letter)) else letter.encode("unicode_escape").decode() for letter in text
+        letter
+        if letter.isprintable() and font.get_char_index(ord(letter))
+        else letter.encode("unicode_escape").decode()
+        for letter in text
     )
 
 
@@ -47,6 +52,5 @@ def fit(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     text = printable(text)
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(f"{text}…") > width:
-        text = text[:-1]
-    return f"{text}…"
+    fitting = bisect_right(range(1, len(text) + 1), width, key=lambda count: font.getlength(f"{text[:count]}…"))
+    return f"{text[:fitting]}…"

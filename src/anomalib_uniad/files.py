@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
@@ -28,6 +28,8 @@ ABANDONED = 3600.0  # seconds after which nobody writes a hidden file any more
 # Errors of the system where a file has no room.
 FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG, errno.EIO}
 _LONGEST = 100  # bytes in UTF-8; file systems take 255, with what others add
+ODD: Literal["backslashreplace"] = "backslashreplace"
+"""How text is written that is none: names of files may be any bytes."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # noqa: RUF001
 """With what a text begins that spreadsheets take for a formula, and may run."""
 _NUMBER = re.compile(r"[-+]?\d+(\.\d*)?(e[-+]?\d+)?|-inf", re.ASCII)

@@ -13,7 +13,7 @@ from anomalib.data.utils import Split
 from tqdm import tqdm
 
 from anomalib_uniad.data.image_checks import read_mask_file
-from anomalib_uniad.files import file_names, plain, plain_path, replacing, save_picture
+from anomalib_uniad.files import ODD, file_names, plain, plain_path, replacing, save_picture
 from anomalib_uniad.pages import render
 
 from .contact_sheet import draw
@@ -154,8 +154,8 @@ def write(checked: Checked, output: Path) -> list[Path]:
         save_picture(draw(product, checked.source.value_range), output / names[product.name], quality=88)
     files = [output / name for name in _NAMES]
     with replacing(*files) as (page, table):
-        page.write_text(_page(checked, names), encoding="utf-8")
-        with table.open("w", encoding="utf-8", newline="") as stream:
+        page.write_text(_page(checked, names), encoding="utf-8", errors=ODD)
+        with table.open("w", encoding="utf-8", errors=ODD, newline="") as stream:
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow(("stops_training", "product", "kind", "file", "text"))
             for finding in checked.findings:

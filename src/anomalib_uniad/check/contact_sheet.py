@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from anomalib_uniad.captions import fit, font_of
+from anomalib_uniad.captions import fit, font_of, printable
 from anomalib_uniad.data.records import Record
 from anomalib_uniad.image_files import read_image, read_mask
 
@@ -60,7 +60,7 @@ def draw(inspected: Inspected, value_range: tuple[float, float] | None = None) -
     sheet = Image.new("RGB", (width, 36 + len(rows) * (tile + _LINE + _GAP) + (0 if rows else 40)), "white")
     canvas = ImageDraw.Draw(sheet)
     large, small = font_of(20), font_of(13)
-    canvas.text((_GAP, 6), inspected.name, _TEXT, large)
+    canvas.text((_GAP, 6), printable(inspected.name), _TEXT, large)
     if not rows:
         canvas.text((_GAP, 44), "None of its images can be shown.", _GREY, small)
     top = 36

@@ -139,7 +139,7 @@ def plain(text: str) -> str:
         'Zahnburste ?'
     """
     letters = (letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
-    return "".join(letters).encode("ascii", "replace").decode()
+    return "".join(letter if letter.isprintable() else "?" for letter in letters).encode("ascii", "replace").decode()
 
 
 def caption_height(width: int) -> int:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ from rich.text import Text
 
 from anomalib_uniad.category import UNKNOWN_PRODUCT, paths_of, summary_label
 from anomalib_uniad.errors import ExistingFileError, InputError
-from anomalib_uniad.files import file_names, plain_table, replacing, version_of
+from anomalib_uniad.files import ODD, file_names, plain_table, replacing, version_of
 from anomalib_uniad.metric_names import heading, in_words
 from anomalib_uniad.metrics.batches import without_score
 from anomalib_uniad.metrics.category_metrics import Results
@@ -31,7 +31,6 @@ from anomalib_uniad.metrics.functional import Floats
 from anomalib_uniad.metrics.scores import gather_objects
 from anomalib_uniad.metrics.thresholds import Thresholds
 
-_ODD: Literal["backslashreplace"] = "backslashreplace"  # names of files need not be text
 NO_SCORE = "the score is not a number"
 _LABELS = ("normal", "anomalous")
 COUNTS = ("training_images", "validation_images", "test_images", "defective", "missed", "false_alarms", "undecided")
@@ -219,7 +218,7 @@ class RunFiles:
         try:
             with replacing(*(self._path(stem, suffix) for suffix in texts), overwrite=False) as parts:
                 for part, text in zip(parts, texts.values(), strict=True):
-                    part.write_text(text, encoding="utf-8", errors=_ODD, newline="")
+                    part.write_text(text, encoding="utf-8", errors=ODD, newline="")
         except ExistingFileError:
             if self._written:
                 raise
@@ -430,7 +429,7 @@ def command_line() -> str:
 
 
 def _as_text(name: str) -> str:
-    return name.encode(errors=_ODD).decode()
+    return name.encode(errors=ODD).decode()
 
 
 def versions() -> str:

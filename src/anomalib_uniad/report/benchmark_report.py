@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from anomalib_uniad.files import check_output, file_names, plain_table, replacing
+from anomalib_uniad.files import ODD, check_output, file_names, plain_table, replacing
 from anomalib_uniad.pages import render
 
 from .benchmark import ABOUT, Benchmark, over_seeds, read_benchmark, read_published
@@ -93,7 +93,7 @@ def write_benchmark_report(
     output.mkdir(parents=True, exist_ok=True)
     with replacing(*texts, *pictures, overwrite=overwrite) as partial:
         for path, text in zip(partial, content, strict=False):
-            path.write_text(text, encoding="utf-8", newline="")
+            path.write_text(text, encoding="utf-8", errors=ODD, newline="")
         data = [picture for of_data in drawn.values() for _, picture in of_data.values()]
         for path, picture in zip(partial[len(texts) :], data, strict=True):
             path.write_bytes(picture)

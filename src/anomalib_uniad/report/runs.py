@@ -14,7 +14,7 @@ import pandas as pd
 
 from anomalib_uniad.checks import is_finite
 from anomalib_uniad.errors import InputError, MissingFileError, UserError
-from anomalib_uniad.files import original, shortened
+from anomalib_uniad.files import ODD, original, shortened
 
 from .decisions import read_predictions
 
@@ -112,7 +112,8 @@ def _age(path: Path) -> tuple[float, list[int]]:
 def _read(file: Path) -> Run:
     try:
         with file.open(encoding="utf-8", newline="") as stream:
-            run = _from_json(file, json.load(stream)) if file.suffix == ".json" else _from_csv(file, stream)
+            is_json = file.suffix == ".json"
+            run = _from_json(file, json.load(stream, object_pairs_hook=_text)) if is_json else _from_csv(file, stream)
     except UserError:
         raise
     except (ValueError, OverflowError, RecursionError, csv.Error) as error:  # of json, text and numbers
@@ -120,6 +121,16 @@ def _read(file: Path) -> Run:
     if not run.metrics or not run.categories:
         raise InputError(f"{file} has no {'categories' if run.metrics else 'metrics'}, so there is nothing to report.")
     return run
+
+
+def _text(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose names and values are text: half a character, as names of files may have, becomes its escape."""
+
+    def whole(value: Any) -> Any:
+        parts = [whole(part) for part in value] if isinstance(value, list) else value
+        return value.encode("utf-8", ODD).decode() if isinstance(value, str) else parts
+
+    return {whole(name): whole(value) for name, value in pairs}
 
 
 def _from_json(file: Path, content: Any) -> Run:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anomalib_uniad.checks import check_at_least
-from anomalib_uniad.files import check_output, replacing
+from anomalib_uniad.files import ODD, check_output, replacing
 
 from .comparison import Comparison, compare
 from .html import to_html
@@ -55,5 +55,7 @@ def write_report(
     output.mkdir(parents=True, exist_ok=True)
     with replacing(*files, overwrite=overwrite) as partial:
         for path, text in zip(partial, texts, strict=True):
-            path.write_text(text, encoding="utf-8", newline="")  # line ends as they are, since csv brings its own
+            path.write_text(
+                text, encoding="utf-8", errors=ODD, newline=""
+            )  # line ends as they are, since csv brings its own
     return comparison, files

@@ -13,7 +13,7 @@ from rich.progress import track
 
 from anomalib_uniad.checks import check_at_least
 from anomalib_uniad.errors import InputError
-from anomalib_uniad.files import check_output, replacing
+from anomalib_uniad.files import ODD, check_output, replacing
 from anomalib_uniad.image_files import size_of
 from anomalib_uniad.inference.heatmap import caption_height
 from anomalib_uniad.inference.thresholds_file import GivenThresholds
@@ -75,7 +75,7 @@ def write_page(
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     with replacing(output, overwrite=overwrite) as (page,):
-        page.write_text(_render(table, data), encoding="utf-8", errors="backslashreplace")
+        page.write_text(_render(table, data), encoding="utf-8", errors=ODD)
     return table
 
 
