@@ -37,7 +37,9 @@ def read_rows(file: Path, columns: Iterable[str]) -> Iterator[tuple[int, Row]]:
         with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
             reader = csv.DictReader(stream, strict=True)
             if lacking := [name for name in columns if name not in (reader.fieldnames or [])]:
-                raise InputError(f"{file} has no column {', '.join(lacking)}.")
+                there = shortened(", ".join(reader.fieldnames or ["none"]))
+                text = f"{file} has no column {', '.join(lacking)}. Its columns, in UTF-8 and separated by commas, are:"
+                raise InputError(f"{text} {there}.")
             for row in reader:
                 if None in row or None in row.values():
                     raise InputError(f"{file} is damaged: line {reader.line_num} has not one cell for each column.")
