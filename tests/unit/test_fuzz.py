@@ -55,7 +55,7 @@ SETTINGS = settings(
     suppress_health_check=list(HealthCheck),
     report_multiple_bugs=False,
 )
-FEW, MANY = 15, 10_000
+FEW, MANY = 15, 500  # of each format: some hundred in all, and 10,000
 PRODUCTS = ("bottle", "cable")
 CALIBRATED = ModelMetadata(
     products=PRODUCTS,

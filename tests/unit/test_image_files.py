@@ -41,8 +41,12 @@ def test_masks(tmp_path: Path) -> None:
         Image.fromarray(pixels).save(tmp_path / f"mask{suffix}", quality=60)
         np.testing.assert_array_equal(read_mask(tmp_path / f"mask{suffix}"), pixels > 0)
     assert np.count_nonzero(np.asarray(Image.open(tmp_path / "mask.jpg"))) > (pixels > 0).sum()
-    Image.fromarray(pixels // 255).save(tmp_path / "ones.png")
-    np.testing.assert_array_equal(read_mask(tmp_path / "ones.png"), pixels > 0)
+    grey = Image.fromarray(pixels // 255 * 7)
+    red = Image.fromarray(pixels[..., None] * np.array([1, 0, 0], np.uint8))
+    others = {"ones": Image.fromarray(pixels // 255), "grey": grey, "red": red, "palette": red.convert("P")}
+    for name, mask in others.items():
+        mask.save(tmp_path / f"{name}.png")
+        np.testing.assert_array_equal(read_mask(tmp_path / f"{name}.png"), pixels > 0)
 
 
 def test_whole_files(images: list[Path], tmp_path: Path) -> None:

@@ -144,7 +144,8 @@ def _unequal(products: Sequence[Inspected]) -> Iterator[Finding]:
     most = max(counts, key=lambda name: counts[name], default="")
     for name, count in counts.items():
         if 0 < count * UNEQUAL <= counts[most]:
-            text = f"it has {count} good images, {most} has {counts[most]}: the model sees it that much less often."
+            images = f"{count} good image{'' if count == 1 else 's'}"
+            text = f"it has {images}, {most} has {counts[most]}: the model sees it that much less often."
             yield Finding(False, name, "unequal products", "", text)
 
 

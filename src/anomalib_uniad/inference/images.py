@@ -85,7 +85,8 @@ def prefixes_of(sources: Sequence[Path]) -> dict[Path, PurePath]:
 
 def search(folder: Path, leave_out: Sequence[Path] = ()) -> Iterator[Path]:
     """Relative paths of the images of a folder; see :func:`find_images`."""
-    visited = {os.path.realpath(path) for path in leave_out}
+    # Links may lead back, or to a folder that this one is in.
+    visited = {os.path.realpath(path) for path in leave_out} | {str(path) for path in real_path(folder).parents}
     unreadable: list[Path] = []
     walk = os.walk(folder, onerror=lambda error: unreadable.append(Path(error.filename)), followlinks=True)
     for name, folders, files in walk:
@@ -93,11 +94,7 @@ def search(folder: Path, leave_out: Sequence[Path] = ()) -> Iterator[Path]:
         visited.add(os.path.realpath(here))
         if TABLE in files:
             folders[:] = [name for name in folders if name not in {HEATMAPS, MASKS}]
-        folders[:] = [
-            name
-            for name in folders
-            if name[0] != "." and os.path.realpath(here / name) not in visited  # links may lead back
-        ]
+        folders[:] = [name for name in folders if name[0] != "." and os.path.realpath(here / name) not in visited]
         yield from ((here / name).relative_to(folder) for name in files if name[0] != "." and is_image(here / name))
     yield from (path.relative_to(folder) for path in unreadable)
 

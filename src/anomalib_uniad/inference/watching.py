@@ -108,7 +108,14 @@ def arrivals(
             waiting[key] = _Waiting(ImageFile(folder / relative, prefix / relative))
 
     changes = watch(
-        *places, watch_filter=None, debounce=200, step=20, stop_event=stop, rust_timeout=_WAKE, yield_on_timeout=True
+        *places,
+        watch_filter=None,
+        debounce=200,
+        step=20,
+        stop_event=stop,
+        rust_timeout=_WAKE,
+        yield_on_timeout=True,
+        ignore_permission_denied=True,  # of folders, which the search tells of
     )
     next(changes, None)  # it watches from now on, so that no file is missed after the search
     for place in places:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from anomalib_uniad.errors import InputError, MissingFileError
-from anomalib_uniad.files import original, shortened
+from anomalib_uniad.files import original, real_path, shortened
 from anomalib_uniad.label_names import labels_of
 from anomalib_uniad.report.decisions import is_defective
 
@@ -37,7 +37,9 @@ def read_rows(file: Path, columns: Iterable[str]) -> Iterator[tuple[int, Row]]:
         with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
             reader = csv.DictReader(stream, strict=True)
             if lacking := [name for name in columns if name not in (reader.fieldnames or [])]:
-                raise InputError(f"{file} has no column {', '.join(lacking)}.")
+                there = shortened(", ".join(reader.fieldnames or ["none"]))
+                text = f"{file} has no column {', '.join(lacking)}. Its columns, in UTF-8 and separated by commas, are:"
+                raise InputError(f"{text} {there}.")
             for row in reader:
                 if None in row or None in row.values():
                     raise InputError(f"{file} is damaged: line {reader.line_num} has not one cell for each column.")
@@ -61,7 +63,7 @@ class Labels:
         self._file = file
         rows = () if file is None else read_rows(file, ("path", "label"))
         self._known = {row["path"]: is_defective(row["label"], "label", file, line) for line, row in rows if file}
-        self._all: dict[str | Path, bool | None] = {Path(path).resolve(): label for path, label in self._known.items()}
+        self._all: dict[str | Path, bool | None] = {_resolved(path): label for path, label in self._known.items()}
         self._all.update(self._known)
 
     def of(self, paths: Iterable[str], otherwise: Iterable[bool | None] | None = None) -> list[bool | None]:
@@ -79,9 +81,16 @@ class Labels:
         others = labels_of([Path(path) for path in paths]) if otherwise is None else list(otherwise)
         if self._file is None:
             return others
-        keys = [path if path in self._known else Path(path).resolve() for path in paths]
+        keys = [path if path in self._known else _resolved(path) for path in paths]
         if not any(key in self._all for key in keys):
             first = next(iter(self._known), "no image")
             names = f"it has {shortened(first)}, and they are {shortened(paths[0])}, ..."
             raise InputError(f"{self._file} has none of these images: {names}")
         return [self._all.get(key, other) for key, other in zip(keys, others, strict=True)]
+
+
+def _resolved(path: str) -> Path:
+    try:
+        return real_path(path)
+    except ValueError:  # no path: it has a zero byte
+        return Path(path)

@@ -244,6 +244,14 @@ def test_links(tmp_path) -> None:
     assert ring.problems == [f"{root}/ring/good/2.png is a link to a file that is not there: remove it."]
 
 
+def test_names_that_differ_in_case_alone(tmp_path) -> None:
+    products = read_products(write(tmp_path, "nut/good/1.png", "Nut/good/1.png", "empty/good/1.txt"))
+    if len(products) == 1:
+        pytest.skip("a file system that does not tell them apart")
+    assert [(product.name, len(product.records)) for product in products] == [("Nut", 1), ("nut", 1)]
+    assert read_products(tmp_path, ["empty"])[0].problems == ["there are no good images to train on."]
+
+
 def test_what_is_no_file(tmp_path, monkeypatch) -> None:
     """It is named with the product, and no pipe is waited for."""
     good = write(tmp_path, "nut/good/1.png", "nut/good/._1.png", "nut/good/locked/2.png") / "nut" / "good"

@@ -172,6 +172,8 @@ def test_few_images(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["a.csv", "--model", "model.xml", "--defects", "0.5"], "defects must be at least 0 and less than 0.5"),
         (["table.csv", "--model", "model.xml"], "table.csv is no predictions.csv .*: it has no category"),
         (["words.csv", "--model", "model.xml"], "words.csv: line 2 has 'high' in the place of a number"),
+        (["cut.csv", "--model", "model.xml"], "cut.csv is damaged: line 3 has not one cell for each column"),
+        (["infinite.csv", "--model", "model.xml"], "infinite.csv: no row has a raw_score"),
         (["empty.csv", "--model", "model.xml"], "empty.csv: no row has a raw_score"),
         (["a.csv", "--model", "model.xml", "--output", "a.csv"], "a.csv is a file: give a folder"),
     ],
@@ -184,6 +186,8 @@ def test_mistakes(model: Path, arguments: list[str], message: str) -> None:
     write(Path("empty.csv"), {}, 6.0)
     Path("table.csv").write_text("a,b\n1,2\n")
     Path("words.csv").write_text("category,raw_score,threshold,decision\nnut,high,1,normal\n")
+    Path("cut.csv").write_text("category,raw_score,threshold,decision\nnut,1,1,normal\nnut,1")
+    Path("infinite.csv").write_text("category,raw_score,threshold,decision\nnut,1e400,1,normal\nnut,nan,1,normal\n")
     with pytest.raises(SystemExit, match=f"error: .*{message}"):
         main(["drift", *arguments])
     assert not Path("drift").exists()

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from anomalib_uniad.cli import main
+from anomalib_uniad.image_files import look
 from anomalib_uniad.inference import compiled, writer
 from anomalib_uniad.inference.writer import Writer
 from tiny_openvino import save_tiny
@@ -93,6 +94,16 @@ def test_broken_images(folder: Path, capsys) -> None:
     rows = list(csv.DictReader(Path("predictions/predictions.csv").read_text().splitlines()))
     assert [row["path"].rpartition("/")[2] for row in rows if row["error"]] == ["070.png"]
     assert len(rows) == 6
+
+
+def test_a_pixel_a_row_and_a_column(folder: Path) -> None:
+    for name, shape in {"pixel": (1, 1), "row": (1, 300), "column": (9000, 1)}.items():
+        (folder / "small").mkdir(exist_ok=True)
+        Image.fromarray(np.full(shape, 250, np.uint8)).save(folder / "small" / f"{name}.png")
+    main(["predict", "model.xml", "small"])
+    assert set(decisions().values()) == {"anomalous"}
+    for name in ("pixel", "row", "column"):
+        assert look(folder / "predictions" / "masks" / f"{name}.png").size == look(folder / f"small/{name}.png").size
 
 
 def test_files_and_a_second_run(folder: Path, capsys) -> None:

@@ -105,6 +105,20 @@ def test_labels_of_an_earlier_review(tmp_path: Path, monkeypatch: pytest.MonkeyP
         labels.of(["a.png"])
 
 
+def test_how_other_programs_write_tables(tmp_path: Path) -> None:
+    file, text = tmp_path / "labels.csv", "path,label\r\na.png,good\r\n"
+    file.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert Labels(file).of(["a.png"]) == [False]
+    file.write_bytes(text.replace(",", ";").encode())
+    with pytest.raises(
+        InputError, match=r"no column path, label\. Its columns, .* separated by commas, are: path;label\.$"
+    ):
+        Labels(file)
+    file.write_bytes(text.encode("utf-16"))
+    with pytest.raises(InputError, match=r"no column path, label\. Its columns, in UTF-8 .* are: .*\.$"):
+        Labels(file)
+
+
 def test_names_of_folders() -> None:
     paths = ["a/NOT_OK/x/1.png", "good/defective/2.png", "b/test/crack/3.png", "b/test/ok/4.png", "c/test/5/6.png"]
     assert labels_of([PurePath(path) for path in paths]) == [True, True, True, False, None]
