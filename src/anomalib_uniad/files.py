@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from anomalib_uniad.errors import ExistingFileError
+from anomalib_uniad.errors import DiskError, ExistingFileError
 
 _LONGEST = 100  # bytes in UTF-8; file systems take 255, with what others add
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")  # by Windows
@@ -65,13 +65,16 @@ def check_writable(folder: Path) -> None:
 def replacing(*paths: Path) -> Iterator[list[Path]]:
     """Write files under temporary names beside them, and rename all of them in the end.
 
-    After an exception, all files are as they were before.
+    After an exception, files that are not replaced yet are as they were before.
 
     Args:
         *paths (Path): Files to write; existing ones are replaced.
 
     Yields:
         list[Path]: Temporary paths in the same folders, to write to; each must exist in the end.
+
+    Raises:
+        OSError: If a file cannot be replaced, in Windows also because a program has it open.
 
     Examples:
         >>> import tempfile
@@ -88,10 +91,18 @@ def replacing(*paths: Path) -> Iterator[list[Path]]:
     try:
         yield partial
         for path, target in zip(partial, paths, strict=True):
-            path.replace(target)
+            _replace(path, target)
     finally:
         for path in partial:
             path.unlink(missing_ok=True)
+
+
+def _replace(path: Path, target: Path) -> None:
+    try:
+        path.replace(target)
+    except PermissionError as error:
+        what = f"{target} cannot be replaced ({error.strerror})"
+        raise DiskError(f"{what}: close it in other programs, or change its permissions.") from error
 
 
 def file_names(categories: Sequence[str]) -> dict[str, str]:

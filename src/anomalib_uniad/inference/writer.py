@@ -96,7 +96,7 @@ class Writer:
         # File names need not be valid text: their bytes are written unchanged.
         mode = "w" if overwrite else "a" if go_on else "x"
         self._table = self.table.open(mode, newline="", encoding="utf-8", errors="surrogateescape")
-        self._lines = self.regions.open(mode, encoding="utf-8")
+        self._lines = self.regions.open(mode, encoding="utf-8", newline="\n")
         self._csv = csv.writer(self._table, lineterminator="\n")
         if not self._table.tell():
             self._csv.writerow(COLUMNS)
