@@ -2,7 +2,6 @@
 """What is other in Windows and macOS, as far as it can be had here."""
 
 import errno
-import os
 import pickle
 from pathlib import Path, PureWindowsPath
 from types import SimpleNamespace
@@ -51,7 +50,7 @@ def no_links(monkeypatch) -> None:
     def refuse(*arguments, **options) -> None:
         raise OSError(errno.EPERM, "A required privilege is not held by the client")
 
-    monkeypatch.setattr(os, "symlink", refuse)
+    monkeypatch.setattr(Path, "symlink_to", refuse)
 
 
 def test_a_system_without_links(tmp_path: Path, monkeypatch, request) -> None:
