@@ -127,7 +127,7 @@ def _from_layout(path: str | PurePath | None) -> str:
 
 
 def _parts(path: str | PurePath) -> tuple[str, ...]:
-    path = PurePath(path)
+    path = path if isinstance(path, PurePath) else PurePath(path)
     return path.parts[1:] if path.anchor else path.parts
 
 

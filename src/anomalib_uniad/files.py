@@ -141,7 +141,8 @@ def replacing(*paths: Path, overwrite: bool = True, flush: bool = True) -> Itera
 
     Raises:
         FileExistsError: If a file is there, and ``overwrite`` is false.
-        OSError: If the disk is full; the message names the file.
+        OSError: If the disk is full, or a file cannot be replaced, in Windows also because a program has it open; the
+            message names the file.
 
     Examples:
         >>> import tempfile
@@ -186,13 +187,16 @@ def _put_in_place(partial: Sequence[Path], targets: Sequence[Path], overwrite: b
             else:
                 _move_new(path, target)
             placed.append(target)
-    except BaseException:
+    except BaseException as failure:
         if aside or not overwrite:
             for target in placed:
                 target.unlink(missing_ok=True)
         for older, target in aside:
             with contextlib.suppress(FileNotFoundError):  # the one that could not be renamed
                 older.rename(target)
+        if isinstance(failure, PermissionError):
+            what = f"{failure.filename2 or failure.filename} cannot be replaced ({failure.strerror})"
+            raise DiskError(f"{what}: close it in other programs, or change its permissions.") from failure
         raise
     for older, _ in aside:
         older.unlink()

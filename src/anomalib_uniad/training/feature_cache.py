@@ -437,15 +437,19 @@ def check_space(
 def available_memory() -> int | None:
     """Return the bytes of memory that can be had without swapping; None if the system does not tell."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = _ascii(Path("/proc/meminfo")).splitlines()
     except OSError:  # not Linux
         return None
     # Not sysconf's free pages: what files use as a cache can be had as well.
     found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
     with contextlib.suppress(OSError, ValueError):  # the limit of a container; the text "max" if it has none
-        limit, used = (int((_CONTAINER / name).read_text()) for name in ("memory.max", "memory.current"))
+        limit, used = (int(_ascii(_CONTAINER / name)) for name in ("memory.max", "memory.current"))
         with contextlib.suppress(OSError, ValueError):  # what files use as a cache can be had here, too
-            counts = dict(line.split() for line in (_CONTAINER / "memory.stat").read_text().splitlines())
+            counts = dict(line.split() for line in _ascii(_CONTAINER / "memory.stat").splitlines())
             used -= int(counts.get("inactive_file", 0)) + int(counts.get("active_file", 0))
         found.append(max(0, limit - max(0, used)))
     return min(found) if found else None
+
+
+def _ascii(file: Path) -> str:
+    return file.read_text(encoding="ascii")

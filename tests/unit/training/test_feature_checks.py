@@ -60,7 +60,9 @@ def test_too_little_space(monkeypatch: pytest.MonkeyPatch, where: str | None, pr
 
 def test_available_memory(monkeypatch) -> None:
     assert feature_cache.available_memory() is None or feature_cache.available_memory() > 0
-    monkeypatch.setattr(feature_cache.Path, "read_text", lambda path: "MemFree:  1 kB\nMemAvailable:   2048 kB\n")
+    monkeypatch.setattr(
+        feature_cache.Path, "read_text", lambda path, encoding: "MemFree:  1 kB\nMemAvailable:   2048 kB\n"
+    )
     assert feature_cache.available_memory() == 2 * 2**20
 
 
