@@ -2,6 +2,7 @@
 """Settings for all tests: one thread, no model hub, and anomalib imported once."""
 
 import ctypes
+import logging
 import os
 import sys
 import warnings
@@ -16,6 +17,9 @@ with warnings.catch_warnings():  # what other packages warn about while they are
     import anomalib.engine
     import anomalib.models  # noqa: F401
     import torch
+
+# caplog listens at the root logger, to which Lightning passes messages on only if it had a handler at the import.
+logging.getLogger("lightning.pytorch").propagate = True
 
 # Threads that wait for each other cost more than these small models, most of all where other programs run.
 torch.set_num_threads(1)

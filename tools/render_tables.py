@@ -392,6 +392,22 @@ def data_check(rows: pd.DataFrame) -> str:
 
 
 @once_measured
+def versions(rows: pd.DataFrame) -> str:
+    """Which versions the tests were run with."""
+    shown = ("torch", "lightning", "timm", "numpy", "pandas", "openvino", "onnx", "nncf")
+    columns = {
+        "versions": rows["range"],
+        "date": rows["date"],
+        "Python": rows["python"],
+        **{name: rows[name] for name in shown},
+        "tests": rows["tests"],
+        "passed": rows["passed"],
+        "failed": rows["failed"],
+    }
+    return markdown(columns)
+
+
+@once_measured
 def drift(rows: pd.DataFrame) -> str:
     """False alarms and warnings in other light and out of focus."""
     columns: dict[str, list[str]] = {"good images": [], "false alarms": [], "of unknown products": []}
