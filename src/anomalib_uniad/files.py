@@ -32,7 +32,7 @@ ODD: Literal["backslashreplace"] = "backslashreplace"
 """How text is written that is none: names of files may be any bytes."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # noqa: RUF001
 """With what a text begins that spreadsheets take for a formula, and may run."""
-_NUMBER = re.compile(r"[-+]?\d+(\.\d*)?(e[-+]?\d+)?|-inf", re.ASCII)
+_NUMBER = re.compile(r"-?\d+(\.\d*)?(e[-+]?\d+)?|-inf", re.ASCII)
 _MOST_VALUES = 1_000_000  # of a yaml file; aliases can make any number of a few lines
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")  # by Windows
 

@@ -1280,7 +1280,8 @@ def _check_same_model(
         return tuple(value) if isinstance(value, (list, tuple)) else value
 
     given = model.hparams
-    if unknown := sorted(saved.keys() - given.keys()):
+    # Lightning's command line adds how it made the model.
+    if unknown := sorted(saved.keys() - given.keys() - {"_class_path", "_instantiator"}):
         raise InputError(
             f"{file} has arguments that {type(model).__name__} of this version does not have: {', '.join(unknown)}. It "
             "was written by a newer version of anomalib-uniad, or by a class of your own: update the package, or load "
