@@ -7,8 +7,8 @@ python benchmarks/kills.py --works '[export,predict]' --kills 2
 Each work is run once without a kill. Then, in each round, it is begun anew, killed with all its processes (SIGKILL), in
 every third round killed again after its next start, and started until it finishes. Every other round kills within the
 time that the work takes, and every other one after the first file has appeared, since most works write late. All starts
-are forks of one process that has imported everything, so that kills hit the work; only the trainings of `benchmark` are
-processes of their own, which begin with imports. What `export` converts to ONNX, which is written elsewhere, is ready.
+are forks of one process that has imported everything, so that kills hit the work; so are the trainings of `benchmark`,
+which are processes of their own. What is converted to ONNX, which is written elsewhere, is ready.
 
 A round is equal if it ends as the undisturbed run: the same exit code and the same files, weights bit for bit, pictures
 and exported files byte for byte, rows of predictions in any order. What differs between any two runs is left out:
@@ -27,6 +27,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -36,6 +37,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
@@ -51,6 +53,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from anomalib_uniad import MultiCategory, UniAD
+from anomalib_uniad.benchmark import scheduler, worker
 from anomalib_uniad.benchmark.machine import processor
 from anomalib_uniad.cli import main
 from anomalib_uniad.synthetic import synthetic_products
@@ -72,7 +75,10 @@ TINY: dict[str, Any] = {
 ALWAYS = 1e-9  # minutes
 # What works import when they run.
 LAZY = (
+    "anomalib.cli",
     "anomalib_uniad.benchmark.command",
+    "anomalib_uniad.benchmark.results",
+    "anomalib_uniad.benchmark.expand",
     "anomalib_uniad.check.command",
     "anomalib_uniad.check.source",
     "anomalib_uniad.check.terminal",
@@ -93,6 +99,7 @@ ARRIVALS = 40  # images that are watched
 INTERVAL = 0.02  # seconds between two of them
 LONGEST = 300.0  # seconds that a work may take
 _POLL = 0.004
+_TOLD: set[int] = set()  # processes that were told to end
 
 Contents = dict[str, Any]
 
@@ -264,8 +271,48 @@ def _model(place: Place) -> Path:
     return place.inputs / "export" / "weights" / "openvino" / "model.xml"
 
 
+class ForkedWorker:
+    """The process of a training of a benchmark: a fork, where ``subprocess.Popen`` would import everything anew."""
+
+    def __init__(self, command: Sequence[str], stdout: Any, env: dict[str, str], **_: Any) -> None:
+        read, self._write = os.pipe()  # its other end closes with this process, and that ends the training
+        self.returncode: int | None = None
+        self.process = os.fork()
+        if self.process == 0:
+            os.close(self._write)
+            os.setsid()
+            os.dup2(read, 0)
+            _end_with(lambda: worker.main(Path(command[-1])), stdout.fileno(), env)
+        os.close(read)
+
+    def poll(self) -> int | None:
+        """Exit code; ``None`` while it runs."""
+        if self.returncode is None:
+            ended, status = os.waitpid(self.process, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if ended else None
+        return self.returncode
+
+    def kill(self) -> None:
+        """Kill it."""
+        os.kill(self.process, signal.SIGKILL)
+
+    def __enter__(self) -> "ForkedWorker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self.poll() is None:
+            time.sleep(_POLL)
+        os.close(self._write)
+
+
 def run_benchmark(place: Place) -> None:
-    """A training of two epochs, in a process of its own, exported and measured."""
+    """A training of two epochs in a process of its own, tested, exported and measured."""
+    import kills as named  # under the name that the config has
+
+    named.Converted.onnx_file = place.inputs / "onnx" / "model.onnx"
+    scheduler.subprocess = SimpleNamespace(  # type: ignore[assignment]
+        Popen=ForkedWorker, PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT
+    )
     main(["benchmark", str(place.inputs / "benchmark.yaml"), "--output", str(place.output), "--jobs", "1"])
 
 
@@ -304,9 +351,18 @@ def _arrive(place: Place, process: int) -> None:
                     time.sleep(0.002)
         return
     table = place.output / "predictions.csv"
-    if table.is_file() and table.read_bytes().count(b"\n") > ARRIVALS:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGTERM)
+    if table.is_file() and table.read_bytes().count(b"\n") > ARRIVALS and process not in _TOLD and _catches(process):
+        _TOLD.add(process)
+        os.kill(process, signal.SIGTERM)
+
+
+def _catches(process: int) -> bool:
+    """Whether a process is so far that SIGTERM ends its watching, and not itself."""
+    with contextlib.suppress(OSError):
+        lines = Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines()
+        caught = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:"))
+        return bool(caught >> (signal.SIGTERM - 1) & 1)
+    return False
 
 
 def report(place: Place) -> None:
@@ -491,20 +547,29 @@ def start(work: Work, place: Place, moment: float | None = None, after_first: bo
 
 def _child(work: Work, place: Place) -> None:
     """Do the work in a forked process, and end it."""
-    code = 70
-    try:
-        os.setpgid(0, 0)
-        log = os.open(_log(place), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
+    os.setpgid(0, 0)
+
+    def run() -> int:
         sys.argv = ["kills"]  # not the arguments of this run: some works write their command
         os.chdir(place.output)
         try:
             work.run(place)
-            code = 0
         except SystemExit as error:
-            code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
             print(error.code)
+            return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+        return 0
+
+    _end_with(run, os.open(_log(place), os.O_WRONLY | os.O_CREAT | os.O_APPEND), {})
+
+
+def _end_with(run: Callable[[], int], log: int, environment: dict[str, str]) -> None:
+    """Do something in a forked process, and end it with the exit code that it returns."""
+    code = 70
+    try:
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.environ.update(environment)
+        code = run()
         sys.stdout.flush()
     except BaseException:
         traceback.print_exc()
@@ -535,7 +600,7 @@ def make_inputs(place: Place) -> None:
     (place.inputs / "new").mkdir()
     for number in range(120):
         shutil.copyfile(images[number % len(images)], place.image(number))
-    model = {"class_path": "UniAD", "init_args": {**TINY, "resume_interval": ALWAYS}}
+    model = {"class_path": "kills.Converted", "init_args": {**TINY, "resume_interval": ALWAYS}}
     data = {"root": str(place.inputs / "images"), "num_workers": 0, "train_batch_size": 4, "seed": 0}
     config = {
         "models": {"A": {"model": model, "trainer": {"max_epochs": 2}}},
