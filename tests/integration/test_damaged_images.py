@@ -2,6 +2,7 @@
 """Files that cannot be used are named when a run starts, before features are computed or a step is made."""
 
 import csv
+import math
 import os
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from anomalib_uniad import UniAD
 from anomalib_uniad.data import MetaFile, MultiCategory
 from anomalib_uniad.data.make_meta import make_meta
 from anomalib_uniad.errors import InputError
-from helpers import make_mvtec_like
+from helpers import make_mvtec_like, write_image
 from small import SMALL, quiet_engine
 
 LOADERS = {"num_workers": 0, "train_batch_size": 2, "eval_batch_size": 2}
@@ -84,6 +85,33 @@ def test_names_that_are_no_text(root, tmp_path):
     rows = list(csv.DictReader((run / "predictions.csv").read_text().splitlines(keepends=True)))
     assert {row["category"] for row in rows} == {"bottle", "cab\\udcffle\n"}
     assert len(list((run / "images" / odd).rglob("*.png"))) == sum(row["category"] != "bottle" for row in rows)
+
+
+@pytest.mark.slow
+def test_unequal_products_and_constant_images(tmp_path):
+    """Nothing is made up about a product of two images beside one of 200, and black images are no reason to stop."""
+    for name, count in {"many": 200, "rare": 2, "black": 20}.items():
+        for number in range(count):
+            write_image(tmp_path / f"products/{name}/good/{number}.png", (16, 16), 1000 * len(name) + number)
+        for number in range(3):
+            write_image(tmp_path / f"products/{name}/bad/{number}.png", (16, 16), 900 + number, defect=True)
+    for path in (tmp_path / "products/black/good").iterdir():
+        Image.new("RGB", (16, 16)).save(path)
+    model = UniAD(**SMALL, feature_norm="standard", product_calibration=True, visualizer=False)
+    datamodule = MultiCategory(root=tmp_path / "products", num_workers=0, train_batch_size=32, eval_batch_size=32)
+    engine = quiet_engine(tmp_path / "runs", max_epochs=1)
+    engine.fit(model, datamodule=datamodule)
+    (results,) = engine.test(model, datamodule=datamodule)
+    assert set(results) >= {f"image_AUROC/{name}" for name in ("many", "rare", "black")}
+    assert all(0 <= value <= 1 for value in results.values())
+    assert math.isfinite(model.category_thresholds["many"]["image"])
+    assert math.isnan(model.category_thresholds["rare"]["image"])
+    rows = csv.DictReader((tmp_path / "runs/UniAD/products/latest/metrics.csv").read_text().splitlines())
+    assert {row["category"]: row["threshold_rule"] for row in rows}["rare"].startswith(
+        "none: 1 trained and 0 other good"
+    )
+    predictions = csv.DictReader((tmp_path / "runs/UniAD/products/latest/predictions.csv").read_text().splitlines())
+    assert all(math.isfinite(float(row["raw_score"])) and not row["error"] for row in predictions)
 
 
 def test_masks_of_another_size(root, caplog):

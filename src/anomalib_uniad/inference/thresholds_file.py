@@ -58,7 +58,8 @@ class GivenThresholds:
         """Write a file that :meth:`read` reads."""
         content: dict[str, Any] = {"global": dict(self.everywhere)} if self.everywhere else {}
         content["products"] = {name: dict(levels) for name, levels in self.products.items()}
-        file.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        as_it_is = not any("\x85" in name for name in self.products)  # which PyYAML reads as the end of a line
+        file.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=as_it_is), encoding="utf-8")
 
     def put_into(self, metadata: ModelMetadata, file: Path) -> ModelMetadata:
         """The metadata of a model that decides by these thresholds.
