@@ -176,7 +176,10 @@ def outputs_of_workers(task: Task, files: Sequence[ImageFile], workers: int) -> 
         except RayTaskError:  # a fault of ours
             raise
         except (RayError, data.exceptions.ExecutionTimeoutError) as error:
-            raise NoConnectionError(f"The workers are lost: {_first_line(error)}") from error
+            raise NoConnectionError(
+                f"The workers are lost ({_first_line(error)}): look at the memory of the machines and, with a cluster, "
+                "at `ray status`; --resume true goes on."
+            ) from error
 
 
 @contextmanager
@@ -196,7 +199,7 @@ def _ray() -> Iterator[int]:
                     ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
         except (OSError, RuntimeError, ValueError) as error:
             what = "Ray cannot be started" if address == "local" else f"No Ray cluster at {address} (RAY_ADDRESS)"
-            raise NoConnectionError(f"{what}: {_first_line(error)}") from error
+            raise NoConnectionError(f"{what}: {_first_line(error)}.") from error
         try:
             yield int(ray.cluster_resources().get("CPU", 1))
         finally:
@@ -218,4 +221,4 @@ def _silent_libraries() -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return next((line.strip(" .:") for line in str(error).splitlines() if line.strip()), type(error).__name__)
