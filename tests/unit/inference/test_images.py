@@ -79,7 +79,11 @@ def test_first_frame(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".pgm"])
 def test_more_than_eight_bits(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"image{suffix}"
-    Image.fromarray(np.array([[0, 100, 1100], [2100, 4100, 65535]], dtype=np.uint16)).save(path)
+    pixels = np.array([[0, 100, 1100], [2100, 4100, 65535]], dtype=np.uint16)
+    if suffix == ".pgm":  # which Pillow 10 reads, but does not write
+        path.write_bytes(b"P5 3 2 65535\n" + pixels.astype(">u2").tobytes())
+    else:
+        Image.fromarray(pixels).save(path)
     image = read_image(path, (100, 4100))
     expected = np.array([[0, 0, 63.75], [127.5, 255, 255]], dtype=np.float32)
     np.testing.assert_allclose(image, np.repeat(expected[..., None], 3, axis=2), rtol=1e-6)
