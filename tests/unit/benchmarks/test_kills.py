@@ -74,6 +74,7 @@ def test_what_is_compared(place: Place) -> None:
     assert differences(before, contents(work, place)) == ["a.ckpt", "a.csv", "a.html", "b.txt"]
 
 
+@pytest.mark.slow
 def test_a_work_is_killed_when_it_should_be(place: Place) -> None:
     def run(place: Place) -> None:
         time.sleep(0.3)
