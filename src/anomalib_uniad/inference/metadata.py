@@ -252,6 +252,8 @@ def _resize_mode(value: Any) -> ResizeMode:
 
 def _crop(value: Any) -> tuple[int, int, int, int]:
     check_crop(value)
+    if value is None:
+        raise InputError("it must be [top, left, height, width] in pixels, got None")
     return value[0], value[1], value[2], value[3]
 
 
