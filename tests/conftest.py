@@ -19,7 +19,8 @@ with warnings.catch_warnings():  # what other packages warn about while they are
     import torch
 
 # caplog listens at the root logger, to which Lightning passes messages on only if it had a handler at the import.
-logging.getLogger("lightning.pytorch").propagate = True
+for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"):
+    logging.getLogger(name).propagate = True
 
 # Threads that wait for each other cost more than these small models, most of all where other programs run.
 torch.set_num_threads(1)
