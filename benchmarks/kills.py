@@ -430,7 +430,7 @@ def kills(
     place = Place(work_dir / "inputs", work_dir / "output")
     make_inputs(place)
     so_far = work_dir / "rounds.jsonl"
-    rounds = [json.loads(line) for line in so_far.read_text().splitlines()] if so_far.is_file() else []
+    rounds = [json.loads(line) for line in so_far.read_text(encoding="utf-8").splitlines()] if so_far.is_file() else []
     with tqdm(total=kills * len(names), unit="kill") as bar:
         for name in names:
             bar.set_description(name)
@@ -442,7 +442,7 @@ def kills(
             while sum(row["kills"] for row in done) < kills:
                 row = round_of(name, place, seconds, first, code, reference, seed, len(done))
                 done.append({"work": name, "seed": seed, "undisturbed_seconds": round(seconds, 2), **row})
-                with so_far.open("a") as file:
+                with so_far.open("a", encoding="utf-8") as file:
                     file.write(f"{json.dumps(done[-1])}\n")
                 write_row(output_dir / "kills.csv", name, done, seed)
                 bar.update(row["kills"])
@@ -700,7 +700,9 @@ def _ends_a_line(path: Path) -> bool:
 
 
 def _is_table(path: Path) -> bool:
-    return _ends_a_line(path) and len({len(row) for row in csv.reader(path.read_text().splitlines())}) <= 1
+    return (
+        _ends_a_line(path) and len({len(row) for row in csv.reader(path.read_text(encoding="utf-8").splitlines())}) <= 1
+    )
 
 
 def _is_archive(path: Path) -> bool:
@@ -727,7 +729,9 @@ _READERS: dict[str, Callable[[Path], bool]] = {
     ".md": _ends_a_line,
     ".html": _is_page,
     ".json": lambda path: json.loads(path.read_bytes()) is not None,
-    ".jsonl": lambda path: all(json.loads(line) for line in path.read_text().splitlines()) and _ends_a_line(path),
+    ".jsonl": lambda path: (
+        all(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()) and _ends_a_line(path)
+    ),
     ".yaml": lambda path: yaml.safe_load(path.read_text(encoding="utf-8")) is not None and _ends_a_line(path),
     ".xml": lambda path: ElementTree.parse(path) is not None,
     ".npy": lambda path: np.load(path, mmap_mode="r") is not None,

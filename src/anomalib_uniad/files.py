@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,6 +34,7 @@ ODD: Literal["backslashreplace"] = "backslashreplace"
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # noqa: RUF001
 """With what a text begins that spreadsheets take for a formula, and may run."""
 _NUMBER = re.compile(r"-?\d+(\.\d*)?(e[-+]?\d+)?|-inf", re.ASCII)
+_MOST_DIGITS = 300  # of a whole number that a float can be
 _MOST_VALUES = 1_000_000  # of a yaml file; aliases can make any number of a few lines
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")  # by Windows
 
@@ -174,6 +176,9 @@ def replacing(*paths: Path, overwrite: bool = True, flush: bool = True) -> Itera
 
 def _put_in_place(partial: Sequence[Path], targets: Sequence[Path], overwrite: bool) -> None:
     """Rename files; older ones of several go out of the way before, so that they are never beside new ones."""
+    for target in targets:
+        if target.is_dir() and not target.is_symlink():
+            raise ExistingFileError(f"{target} is a folder: choose another output folder.")
     aside: list[tuple[Path, Path]] = []
     placed: list[Path] = []
     try:
@@ -181,6 +186,8 @@ def _put_in_place(partial: Sequence[Path], targets: Sequence[Path], overwrite: b
             if target.exists() or target.is_symlink():
                 aside.append((_hidden(target, "older"), target))
                 target.rename(aside[-1][0])
+                with contextlib.suppress(OSError):  # it is not abandoned yet, however old the file is
+                    os.utime(aside[-1][0], follow_symlinks=False)
         for path, target in zip(partial, targets, strict=True):
             if overwrite:
                 path.replace(target)
@@ -199,7 +206,7 @@ def _put_in_place(partial: Sequence[Path], targets: Sequence[Path], overwrite: b
             raise DiskError(f"{what}: close it in other programs, or change its permissions.") from failure
         raise
     for older, _ in aside:
-        older.unlink()
+        older.unlink(missing_ok=True)
 
 
 def _move_new(path: Path, target: Path) -> None:
@@ -221,7 +228,7 @@ def _hidden(path: Path, kind: str) -> Path:
 
 
 def _short(stem: str) -> str:
-    return os.fsdecode(os.fsencode(stem)[:_LONGEST])
+    return os.fsencode(stem)[:_LONGEST].decode(errors="ignore")  # a part of a letter is no name for some systems
 
 
 def _folders(paths: Sequence[Path]) -> list[Path]:
@@ -401,8 +408,11 @@ def read_yaml(file: Path) -> Any:
             its content would be millions of values.
     """
     try:
-        content = yaml.safe_load(read_text(file))
-        too_many = _values_of(content, {}) > _MOST_VALUES
+        loader = yaml.SafeLoader(read_text(file))
+        node = loader.get_single_node()
+        # Counted before they are made: aliases in merge keys (<<) would be made as often as they are named.
+        too_many = _values_of(node, {}) > _MOST_VALUES
+        content = None if too_many or node is None else loader.construct_document(node)
     except (OSError, UserError):
         raise
     except Exception as error:  # of yaml, for values that are none of their type, all kinds
@@ -413,17 +423,17 @@ def read_yaml(file: Path) -> Any:
     return content
 
 
-def _values_of(content: Any, known: dict[int, float]) -> float:
+def _values_of(node: yaml.Node | None, known: dict[int, float]) -> float:
     """How many values there are, each as often as it is shown; infinitely many if one is a part of itself."""
-    if isinstance(content, int) and content.bit_length() > 1000:  # no float can be
-        raise ValueError("it has a number that is too large")
-    if not isinstance(content, dict | list | set | tuple):
+    if node is None or isinstance(node, yaml.ScalarNode):
+        if node is not None and node.tag.endswith(":int") and len(node.value) > _MOST_DIGITS:
+            raise ValueError("it has a number that is too large")
         return 1
-    if id(content) not in known:
-        known[id(content)] = float("inf")
-        parts = [*content, *content.values()] if isinstance(content, dict) else content
-        known[id(content)] = 1 + sum(_values_of(part, known) for part in parts)
-    return known[id(content)]
+    if id(node) not in known:
+        known[id(node)] = float("inf")
+        parts = chain(*node.value) if isinstance(node, yaml.MappingNode) else node.value
+        known[id(node)] = 1 + sum(_values_of(part, known) for part in parts)
+    return known[id(node)]
 
 
 def plain(text: Any) -> Any:
@@ -498,5 +508,9 @@ def original_table(frame: "pd.DataFrame") -> "pd.DataFrame":
 
 def _mapped(frame: "pd.DataFrame", change: Callable[[Any], Any]) -> "pd.DataFrame":
     texts = [name for name in frame.columns if frame[name].dtype.kind == "O"]
-    changes = {name: plain_path if name == "path" and change is plain else change for name in texts}
-    return frame.assign(**{name: frame[name].map(of) for name, of in changes.items()}).rename(columns=change)
+    how = {name: plain_path if name == "path" and change is plain else change for name in texts}
+    # Columns of pandas' own type of text cannot hold names that are none.
+    changed = type(frame)(
+        {name: [of(value) for value in frame[name]] for name, of in how.items()}, frame.index, dtype=object
+    )
+    return frame.assign(**{name: changed[name] for name in texts}).rename(columns=change)

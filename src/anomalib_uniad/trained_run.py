@@ -14,7 +14,7 @@ from anomalib.data import AnomalibDataModule
 from torchvision.transforms.v2 import Normalize
 
 from anomalib_uniad.category import categories_of, rows_of
-from anomalib_uniad.errors import InputError, MissingFileError
+from anomalib_uniad.errors import InputError, MissingFileError, UserError
 from anomalib_uniad.files import read_yaml
 from anomalib_uniad.image_files import check_samples
 from anomalib_uniad.model import UniAD
@@ -88,7 +88,9 @@ def open_run(
             )
         datamodule = _datamodule_of(section)
         datamodule.setup()
-    except (AttributeError, KeyError, TypeError, RuntimeError) as error:
+    except UserError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"The images that {file} names cannot be read: {reason}; give them with --data.") from error
     check_samples(datamodule, whole=False)

@@ -89,8 +89,8 @@ def test_names_that_are_no_text(root, tmp_path):
 
 @pytest.mark.slow
 def test_unequal_products_and_constant_images(tmp_path):
-    """Nothing is made up about a product of two images beside one of 200, and black images are no reason to stop."""
-    for name, count in {"many": 200, "rare": 2, "black": 20}.items():
+    """Nothing is made up about a product of two images beside one of 2,000, and black images are no reason to stop."""
+    for name, count in {"many": 2000, "rare": 2, "black": 20}.items():
         for number in range(count):
             write_image(tmp_path / f"products/{name}/good/{number}.png", (16, 16), 1000 * len(name) + number)
         for number in range(3):

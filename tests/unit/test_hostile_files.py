@@ -177,6 +177,9 @@ HOSTILE_YAML = {
     "a module": "products: !!python/module:antigravity",
     "an object": "products: {a: !!python/object/new:os.system [x]}",
     "laughs": LAUGHS,
+    "laughs of keys": "\n".join(
+        ["a0: &a0 {x: 1}", *(f"a{n + 1}: &a{n + 1} {{<<: [{', '.join([f'*a{n} '] * 9)}]}}" for n in range(12))]
+    ),
     "itself": "products: &a {b: *a}",
     "depth": "[" * 600,
     "a date": "products: 2001-99-99",

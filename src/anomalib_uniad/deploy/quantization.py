@@ -136,7 +136,6 @@ def halve_weights(model: "openvino.Model") -> "openvino.Model":
             kept.append(f"{node.get_friendly_name()} (up to {np.abs(values[np.isfinite(values)]).max():g})")
             continue
         converted = ops.convert(ops.constant(halves), "f32")
-        converted.get_rt_info()["decompression_0"] = ""  # so that OpenVINO may keep it in float16
         for target in node.output(0).get_target_inputs():
             target.replace_source_output(converted.output(0))
     if kept:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """UniAD as an anomalib model."""
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -1052,7 +1053,9 @@ class UniAD(AnomalibModule):
 
         Raises:
             OSError: If it cannot be written.
+            ValueError: If weights are not finite.
         """
+        check_weights(self.model)
         export = super().to_torch
         return export_whole(export_root, lambda folder: export(folder, model_file_name))
 
@@ -1280,8 +1283,9 @@ def _check_same_model(
         return tuple(value) if isinstance(value, (list, tuple)) else value
 
     given = model.hparams
-    # Lightning's command line adds how it made the model.
-    if unknown := sorted(saved.keys() - given.keys() - {"_class_path", "_instantiator"}):
+    # Parts that are given to `load_from_checkpoint` are no arguments of the file; Lightning adds how it made the model.
+    taken = {*given, *inspect.signature(type(model)).parameters, "_class_path", "_instantiator"}
+    if unknown := sorted(saved.keys() - taken):
         raise InputError(
             f"{file} has arguments that {type(model).__name__} of this version does not have: {', '.join(unknown)}. It "
             "was written by a newer version of anomalib-uniad, or by a class of your own: update the package, or load "

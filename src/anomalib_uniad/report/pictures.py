@@ -10,6 +10,7 @@ from typing import Literal
 from PIL import Image
 
 from anomalib_uniad.files import file_names, is_there
+from anomalib_uniad.image_files import open_image
 
 from .decisions import NORMAL
 from .runs import Run
@@ -29,7 +30,7 @@ def find_curves(run: Run, category: str) -> Path | None:
     """Find the picture of a category's curves."""
     folder = run.beside("curves")
     path = folder / f"{file_names(run.categories).get(category, '')}.png" if folder else None
-    return path if path and path.is_file() else None
+    return path if path and is_there(path, [run.file.parent]) else None
 
 
 def find_heatmaps(run: Run, category: str) -> dict[Key, Path]:
@@ -46,7 +47,7 @@ def find_heatmaps(run: Run, category: str) -> dict[Key, Path]:
         below = images
     found = {}
     for path in sorted(below.rglob("*")):
-        if path.suffix.lower() in {".png", ".jpg", ".jpeg"} and path.is_file():
+        if path.suffix.lower() in {".png", ".jpg", ".jpeg"} and is_there(path, [run.file.parent]):
             key = path.relative_to(below).with_suffix("").parts
             found[key[1:] if key[0] == "test" and len(key) > 1 else key] = path
     return found
@@ -101,10 +102,10 @@ def data_uri(path: Path | None, kind: Literal["png", "jpeg"], limit: int) -> str
 def read_picture(path: Path) -> Image.Image | None:
     """Read a picture, on white where it is transparent; ``None`` if it is not a whole picture."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             rgba = image.convert("RGBA")
             return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # what pillow raises for damaged files
+    except Exception:  # Pillow's decoders raise all kinds on damaged files
         return None
 
 

@@ -18,7 +18,7 @@ def same_samples(first, second) -> None:
     for name in ("train_data", "val_data", "test_data"):
         samples, others = (getattr(datamodule, name).samples for datamodule in (first, second))
         assert len(samples)
-        assert samples[COLUMNS].equals(others[COLUMNS])
+        assert samples[COLUMNS].astype(object).equals(others[COLUMNS].astype(object))
         assert samples.attrs == others.attrs
     images, others = (next(iter(datamodule.test_dataloader())) for datamodule in (first, second))
     assert (images.image == others.image).all()
