@@ -245,6 +245,7 @@ def read_regions(file: Path) -> None:
 
 
 def go_on(file: Path) -> None:
+    file.with_suffix(".jsonl").write_text("{}\n" * 9)
     with Writer(file.parent, [], origin=("m", "t"), go_on=True):
         pass
 
