@@ -221,7 +221,7 @@ def _hidden(path: Path, kind: str) -> Path:
 
 
 def _short(stem: str) -> str:
-    return os.fsdecode(os.fsencode(stem)[:_LONGEST])
+    return os.fsencode(stem)[:_LONGEST].decode("utf-8", "ignore")  # no half characters
 
 
 def _folders(paths: Sequence[Path]) -> list[Path]:
