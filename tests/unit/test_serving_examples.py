@@ -17,7 +17,8 @@ import yaml
 from openvino import opset13 as ops
 from PIL import Image
 
-from anomalib_uniad.errors import InputError, NoConnectionError
+from anomalib_uniad.errors import ExistingFileError, InputError, MissingFileError, NoConnectionError
+from anomalib_uniad.geometry import Geometry
 from anomalib_uniad.inference import ModelMetadata
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "serving"
@@ -216,6 +217,31 @@ def test_the_client(server: str, capsys) -> None:
         assert capsys.readouterr().out.startswith(f"new.png: {decision}, score ")
     Image.fromarray(np.full((5, 7), 60, np.uint8)).save("new.png")
     assert client.main(Path("new.png"), server)["product"] == 0
+
+
+def test_no_version_is_overwritten(server: str) -> None:
+    prepare, served = load("prepare"), Path("models/uniad/1")
+    older = (served / "model.xml").stat().st_ino
+    with pytest.raises(ExistingFileError, match=r"model\.xml \(and 1 more\) would be overwritten"):
+        prepare.main(Path("model.xml"))
+    assert (served / "model.xml").stat().st_ino == older
+    with pytest.raises(MissingFileError, match=r"There is no model gone\.xml"):
+        prepare.main(Path("gone.xml"), version=2)
+    assert prepare.main(Path("model.xml"), overwrite=True) == served / "model.xml"
+    assert sorted(file.name for file in served.iterdir()) == ["model.bin", "model.xml"]
+    assert (served / "model.xml").stat().st_ino != older
+
+
+def test_images_that_a_model_cannot_crop_or_pad() -> None:
+    check = load("v2_client").check
+    crop, pad = Geometry((4, 4), crop=(0, 2, 4, 8)), Geometry((4, 4), "pad")
+    for geometry, taken in ((crop, (-1, -1)), (crop, (5, 10)), (pad, (-1, -1)), (pad, (5, 10)), (None, (4, 4))):
+        check(Path("a.png"), (5, 10), taken, geometry)
+    with pytest.raises(InputError, match=r"^a\.png: the (crop|image).*\.$"):
+        check(Path("a.png"), (5, 9), (-1, -1), crop)
+    for geometry in (crop, pad):
+        with pytest.raises(InputError, match=r"^a\.png: the model crops or pads, .* images of 4 x 4 pixels alone\.$"):
+            check(Path("a.png"), (5, 10), (4, 4), geometry)
 
 
 def test_mistakes_of_the_client(server: str, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,29 +72,37 @@ def read_predictions(files: Sequence[Path]) -> Predictions:
     for file in files:
         if not file.is_file():
             raise MissingFileError(f"There is no file {file}: give the predictions.csv of `anomalib-uniad predict`.")
-        with file.open(newline="", encoding="utf-8", errors="surrogateescape") as opened:
-            rows = csv.DictReader(opened)
-            if missing := _COLUMNS - set(rows.fieldnames or ()):
-                raise InputError(f"{file} is no predictions.csv of `anomalib-uniad predict`: it has no {min(missing)}.")
-            for row in rows:
-                if None in row or None in row.values():
-                    raise InputError(f"{file} is damaged: line {rows.line_num} has not one cell for each column.")
-                score = _number(file, rows.line_num, row["raw_score"])
-                if not math.isfinite(score):
-                    continue
-                models |= {row.get("model") or ""} - {""}
-                unknown.append(row["decision"] == UNKNOWN_PRODUCT)
-                if not unknown[-1]:
-                    series = products.setdefault(original(row["category"]), Series())
-                    series.scores.append(score)
-                    series.anomalous.append(row["decision"] == "anomalous")
-                    series.thresholds.append(_number(file, rows.line_num, row["threshold"]))
+        for line, row in _rows(file):
+            score = _number(file, line, row["raw_score"])
+            if not math.isfinite(score):
+                continue
+            models |= {row.get("model") or ""} - {""}
+            unknown.append(row["decision"] == UNKNOWN_PRODUCT)
+            if not unknown[-1]:
+                series = products.setdefault(original(row["category"]), Series())
+                series.scores.append(score)
+                series.anomalous.append(row["decision"] == "anomalous")
+                series.thresholds.append(_number(file, line, row["threshold"]))
     names = ", ".join(map(str, files))
     if not unknown:
         raise InputError(f"{names}: no row has a raw_score, by which drift could be told.")
     if len(models) > 1:
         raise InputError(f"{names} are from several models ({', '.join(sorted(models))}): give those of one.")
     return Predictions(products, unknown, models)
+
+
+def _rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    try:
+        with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as opened:
+            rows = csv.DictReader(opened, strict=True)
+            if missing := _COLUMNS - set(rows.fieldnames or ()):
+                raise InputError(f"{file} is no predictions.csv of `anomalib-uniad predict`: it has no {min(missing)}.")
+            for row in rows:
+                if None in row or None in row.values():
+                    raise InputError(f"{file} is damaged: line {rows.line_num} has not one cell for each column.")
+                yield rows.line_num, row
+    except csv.Error as error:
+        raise InputError(f"{file} is damaged: {error}.") from error
 
 
 def _number(file: Path, line: int, text: str | None) -> float:

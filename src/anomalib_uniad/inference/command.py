@@ -71,7 +71,7 @@ def predict(
             on all machines of that cluster, which need the same folders. The table is that of one process. 0 is no
             other process.
         resume: Go on with the table that is there, if it is of this model and these thresholds: images that have a row
-            are not judged again.
+            are not judged again, unless it has an error.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

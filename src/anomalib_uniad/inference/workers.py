@@ -152,19 +152,19 @@ def outputs_of_workers(task: Task, files: Sequence[ImageFile], workers: int) -> 
         return
     step = max(1, min(AT_ONCE, len(files) // (4 * workers)))
     paths = [os.fsencode(file.path) for file in files]
-    with _ray() as cores:
-        share = max(1, cores // workers)
+    with _ray() as machines:
+        share = share_of_cores(machines, workers)
         context = data.DataContext.get_current()
         context.enable_progress_bars = context.print_on_execution_start = False
         context.execution_options.preserve_order = True
         tables = [pa.table({"path": paths[start : start + step]}) for start in range(0, len(paths), step)]
         judged = data.from_arrow(tables).map_batches(
             Worker,
-            fn_constructor_args=(replace(task, threads=task.threads or share),),
+            fn_constructor_args=(replace(task, threads=task.threads or max(1, int(share))),),
             batch_size=None,
             batch_format="pyarrow",
             compute=data.ActorPoolStrategy(size=workers),
-            num_cpus=share if cores >= workers else cores / workers,
+            num_cpus=share,
         )
         try:
             batches = judged.iter_batches(batch_size=None, batch_format="pyarrow")
@@ -182,9 +182,29 @@ def outputs_of_workers(task: Task, files: Sequence[ImageFile], workers: int) -> 
             ) from error
 
 
+def share_of_cores(machines: Sequence[int], workers: int) -> float:
+    """The most cores that each worker can have, all of them on one machine.
+
+    Args:
+        machines (Sequence[int]): Cores of each machine.
+        workers (int): How many.
+
+    Returns:
+        float: A whole number, or less than one if there are more workers than cores.
+
+    Examples:
+        >>> [share_of_cores(machines, 3) for machines in ([8], [3, 3], [16, 2], [2])]
+        [2, 1, 5, 0.6666666666666666]
+    """
+    for share in range(max(machines), 0, -1):
+        if sum(cores // share for cores in machines) >= workers:
+            return share
+    return min(machines) / workers
+
+
 @contextmanager
-def _ray() -> Iterator[int]:
-    """Ray as it runs here, at ``RAY_ADDRESS``, or started for this; how many cores it has."""
+def _ray() -> Iterator[list[int]]:
+    """Ray as it runs here, at ``RAY_ADDRESS``, or started for this; how many cores its machines have."""
     import ray
 
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
@@ -201,7 +221,8 @@ def _ray() -> Iterator[int]:
             what = "Ray cannot be started" if address == "local" else f"No Ray cluster at {address} (RAY_ADDRESS)"
             raise NoConnectionError(f"{what}: {_first_line(error)}.") from error
         try:
-            yield int(ray.cluster_resources().get("CPU", 1))
+            cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+            yield [number for number in cores if number] or [1]  # some only lead the others
         finally:
             if ours:
                 ray.shutdown()

@@ -61,15 +61,16 @@ class Writer:
         overwrite (bool): Replace files that are there; heatmaps of other images stay. Defaults to ``False``.
         origin (tuple[str, str]): By what is decided: hashes of the model and of its thresholds, for every row.
             Defaults to ``("", "")``.
-        go_on (bool): Go on with a table of the same origin that is there, and take images that ``files`` does not have;
-            the pictures of such keep the extension of the image before their own. Defaults to ``False``.
+        go_on (bool): Go on with a table of the same origin if one is there, and take images that ``files`` does not
+            have; the pictures of such keep the extension of the image before their own. Rows of ``files`` with an error
+            are taken out, to be judged again. Defaults to ``False``.
 
     Attributes:
         judged (set[str]): Absolute paths in the table that is gone on with.
 
     Raises:
         FileExistsError: If ``output`` is a file, a file that would be written is there already, or the table that is
-            there is of another origin.
+            there is of another origin or has lost its predictions.jsonl.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Writer:
         go_on: bool = False,
     ) -> None:
         self.table, self.regions = output / TABLE, output / REGIONS
+        go_on = go_on and not overwrite and self.table.exists()
         names = picture_names([file.name for file in files])
         self._names = dict(zip(files, names, strict=True)) if pictures else {}
         self._output, self._origin = output, origin
@@ -97,8 +99,8 @@ class Writer:
         for folder in folders or [output]:
             folder.mkdir(parents=True, exist_ok=True)
         self.judged: set[str] = set()
-        if go_on and not overwrite and self.table.exists():
-            self.judged = _go_on(self.table, self.regions, origin)
+        if go_on:
+            self.judged = _go_on(self.table, self.regions, origin, {str(file.path.absolute()) for file in files})
         mode = "w" if overwrite else "a" if go_on else "x"
         self._table, self._lines = _Rows(self.table, mode), _Rows(self.regions, mode)
         if not self._table.end:
@@ -121,7 +123,7 @@ class Writer:
             file (ImageFile): The image.
             pictures (Sequence[Picture]): Of :func:`draw_pictures`.
         """
-        name = self._names.get(file) or file.name.with_name(shortened(f"{file.name.name}.png"))
+        name = self._names.get(file) or file.name.with_name(short_name(f"{file.name.name}.png"))
         written = []
         for folder, suffix, content in pictures:
             path = PurePath(folder, name.with_suffix(suffix))
@@ -243,11 +245,16 @@ def _csv_row(cells: Sequence[str]) -> bytes:
     return text.getvalue().encode("utf-8", "surrogateescape")  # names of files need not be text
 
 
-def _go_on(table: Path, regions: Path, origin: tuple[str, str]) -> set[str]:
-    """Absolute paths in a table of the same origin; rows that a kill has cut off are taken out of both files."""
-    paths: set[str] = set()
-    record, end, rows = b"", 0, 0
-    with table.open("rb+") as opened:
+def _go_on(table: Path, regions: Path, origin: tuple[str, str], images: set[str]) -> set[str]:
+    """Absolute paths in a table of the same origin.
+
+    What a kill has cut off is taken out, as are rows that are in one file alone and those of ``images`` with an error.
+    """
+    paths: list[str] = []
+    failed: list[bool] = []
+    ends: list[int] = []  # of the header and of each row
+    record, end = b"", 0
+    with table.open("rb") as opened:
         for line in opened:
             record += line
             if not line.endswith(b"\n") or record.count(b'"') % 2:  # a quoted cell may have several lines
@@ -261,17 +268,38 @@ def _go_on(table: Path, regions: Path, origin: tuple[str, str]) -> set[str]:
             if not fits:
                 raise _another(table)
             if end:
-                paths.add(str(Path(row["path"]).absolute()))
-                rows += 1
+                paths.append(str(Path(row["path"]).absolute()))
+                failed.append(bool(row.get("error")))
             record, end = b"", end + len(record)
-        if not end and not ",".join(COLUMNS).encode().startswith(record):
-            raise _another(table)
-        opened.truncate(end)
-    if regions.exists():
-        with regions.open("rb+") as opened:
-            lines = [len(line) for line, _ in zip(opened, range(rows), strict=False) if line.endswith(b"\n")]
-            opened.truncate(sum(lines))
-    return paths
+            ends.append(end)
+    if not end and not ",".join(COLUMNS).encode().startswith(record):
+        raise _another(table)
+    if paths and not regions.exists():
+        raise ExistingFileError(
+            f"There is no {regions.name} beside {table}, with a line for each row: choose another output folder, or "
+            "set overwrite to true."
+        )
+    lines = [0]
+    if paths:
+        with regions.open("rb") as opened:
+            for line, _ in zip(opened, paths, strict=False):
+                if line.endswith(b"\n"):
+                    lines.append(lines[-1] + len(line))
+    count = len(lines) - 1
+    kept = [index for index in range(count) if not (failed[index] and paths[index] in images)]
+    if len(kept) == count:
+        os.truncate(table, ends[count] if ends else 0)
+        if regions.exists():
+            os.truncate(regions, lines[-1])
+    else:
+        with replacing(table, regions) as parts:
+            for file, places, part in zip((table, regions), (ends, lines), parts, strict=True):
+                with file.open("rb") as older, part.open("wb") as newer:
+                    newer.write(older.read(places[0]))
+                    for index in kept:
+                        older.seek(places[index])
+                        newer.write(older.read(places[index + 1] - places[index]))
+    return {paths[index] for index in kept}
 
 
 def _another(table: Path) -> ExistingFileError:
@@ -296,32 +324,32 @@ def picture_names(images: Sequence[PurePath]) -> list[PurePath]:
         >>> [name.as_posix() for name in names]
         ['good/a.png', 'b.png.png', 'b.bmp.png']
     """
-    names = [image.with_name(shortened(image.with_suffix(".png").name)) for image in images]
+    names = [image.with_name(short_name(image.with_suffix(".png").name)) for image in images]
     counts = Counter(map(_folded, names))
     taken = {name for name, count in counts.items() if count == 1}
     for index, image in enumerate(images):
         if counts[_folded(names[index])] > 1:
-            name, number = image.with_name(shortened(f"{image.name}.png")), 1
+            name, number = image.with_name(short_name(f"{image.name}.png")), 1
             while _folded(name) in taken:
                 number += 1
-                name = image.with_name(shortened(f"{image.name}_{number}.png"))
+                name = image.with_name(short_name(f"{image.name}_{number}.png"))
             taken.add(_folded(name))
             names[index] = name
     return names
 
 
-def shortened(name: str) -> str:
+def short_name(name: str) -> str:
     """A name that file systems take, which allow 255 bytes: a hash is in the place of the end of one with more.
 
     Examples:
-        >>> shortened("a.png"), len(shortened("a" * 300 + ".png"))
+        >>> short_name("a.png"), len(short_name("a" * 300 + ".png"))
         ('a.png', 255)
     """
     data = os.fsencode(name)
     if len(data) <= _LONGEST_NAME:
         return name
     end = f"~{hashlib.sha256(data).hexdigest()[:16]}{PurePath(name).suffix}"
-    return os.fsdecode(data[: _LONGEST_NAME - len(end)]) + end
+    return data[: _LONGEST_NAME - len(end)].decode("utf-8", "ignore") + end  # no half characters
 
 
 def _folded(name: PurePath) -> str:

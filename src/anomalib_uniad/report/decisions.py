@@ -28,7 +28,7 @@ def read_predictions(file: Path | None) -> pd.DataFrame:
     rows = []
     try:
         if file is not None:
-            with file.open(encoding="utf-8", newline="") as stream:
+            with file.open(encoding="utf-8-sig", newline="") as stream:
                 reader = csv.DictReader(stream, strict=True)
                 lacking = {"category", "label", "decision"} - set(reader.fieldnames or [])
                 if lacking:

@@ -111,7 +111,7 @@ def _age(path: Path) -> tuple[float, list[int]]:
 
 def _read(file: Path) -> Run:
     try:
-        with file.open(encoding="utf-8", newline="") as stream:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
             is_json = file.suffix == ".json"
             run = _from_json(file, json.load(stream, object_pairs_hook=_text)) if is_json else _from_csv(file, stream)
     except UserError:

@@ -48,11 +48,11 @@ class InspectAPI(LitAPI):
     def setup(self, device: str) -> None:
         """Load the model; called in the process of the worker."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
+        self._inspector = Inspector(**self._options)  # before the limit, which is not for its masks
         warnings.filterwarnings("ignore", module="PIL")  # of damaged files, about which the answer says all
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         Image.MAX_IMAGE_PIXELS = self._max_pixels
         self._room = Room(self._max_pixels)
-        self._inspector = Inspector(**self._options)
         self._pool = ThreadPoolExecutor(self.max_batch_size)
 
     def decode_request(self, request: Annotated[Upload, Depends(read_upload)]) -> Upload:

@@ -12,6 +12,7 @@ from PIL import Image
 from scipy import stats
 
 from anomalib_uniad.cli import main
+from anomalib_uniad.drift.predictions import read_predictions
 from anomalib_uniad.drift.statistics import GoodScores, compare
 from anomalib_uniad.inference.compiled import read_metadata
 from anomalib_uniad.inference.writer import COLUMNS
@@ -173,6 +174,7 @@ def test_few_images(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["table.csv", "--model", "model.xml"], "table.csv is no predictions.csv .*: it has no category"),
         (["words.csv", "--model", "model.xml"], "words.csv: line 2 has 'high' in the place of a number"),
         (["cut.csv", "--model", "model.xml"], "cut.csv is damaged: line 3 has not one cell for each column"),
+        (["open.csv", "--model", "model.xml"], "open.csv is damaged: unexpected end of data"),
         (["infinite.csv", "--model", "model.xml"], "infinite.csv: no row has a raw_score"),
         (["empty.csv", "--model", "model.xml"], "empty.csv: no row has a raw_score"),
         (["a.csv", "--model", "model.xml", "--output", "a.csv"], "a.csv is a file: give a folder"),
@@ -187,10 +189,17 @@ def test_mistakes(model: Path, arguments: list[str], message: str) -> None:
     Path("table.csv").write_text("a,b\n1,2\n")
     Path("words.csv").write_text("category,raw_score,threshold,decision\nnut,high,1,normal\n")
     Path("cut.csv").write_text("category,raw_score,threshold,decision\nnut,1,1,normal\nnut,1")
+    Path("open.csv").write_text('category,raw_score,threshold,decision\nnut,1,1,normal\n"nut,1,1,normal\n')
     Path("infinite.csv").write_text("category,raw_score,threshold,decision\nnut,1e400,1,normal\nnut,nan,1,normal\n")
     with pytest.raises(SystemExit, match=f"error: .*{message}"):
         main(["drift", *arguments])
     assert not Path("drift").exists()
+
+
+def test_a_table_saved_by_a_spreadsheet(tmp_path: Path) -> None:
+    table = tmp_path / "a.csv"
+    table.write_text("category,raw_score,threshold,decision\r\nnut,1,2,normal\r\n", encoding="utf-8-sig", newline="")
+    assert read_predictions([table]).products["nut"].scores == [1.0]
 
 
 def test_no_torch(model: Path) -> None:

@@ -190,6 +190,21 @@ def test_resumed(folder: Path, capsys) -> None:
     assert lines.read_text() == whole_lines
 
 
+def test_an_error_is_not_the_last_word(folder: Path, capsys) -> None:
+    broken = folder / "images" / "broken.png"
+    broken.touch()
+    for resume in ("false", "true"):
+        with pytest.raises(SystemExit, match="1"):
+            main(["predict", "model.xml", "images", "--heatmaps", "false", "--resume", resume])
+    Image.fromarray(np.full((9, 12), 60, np.uint8)).save(broken)
+    capsys.readouterr()
+    main(["predict", "model.xml", "images", "--heatmaps", "false", "--resume", "true"])
+    assert capsys.readouterr().out.startswith("1 images: ")
+    rows = list(csv.DictReader(Path("predictions/predictions.csv").read_text().splitlines()))
+    assert [row["error"] for row in rows] == [""] * len(rows)
+    assert len(Path("predictions/predictions.jsonl").read_text().splitlines()) == len(rows)
+
+
 def test_a_heatmap_that_cannot_be_written(folder: Path, monkeypatch) -> None:
     draw = writer.draw_inspection
     full = iter([True, *[False] * 4])

@@ -121,7 +121,7 @@ def ray(monkeypatch) -> SimpleNamespace:
     package.data = data
     for module in (package, data, exceptions):
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(workers, "_ray", lambda: nullcontext(4))
+    monkeypatch.setattr(workers, "_ray", lambda: nullcontext([2, 3]))
     return found
 
 

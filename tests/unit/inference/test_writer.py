@@ -2,6 +2,7 @@
 import csv
 import json
 import os
+import re
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -81,6 +82,12 @@ def test_the_longest_names(tmp_path: Path) -> None:
                 writer.row(image, with_map(np.eye(6, 9)))
         assert len(list((tmp_path / folder / "heatmaps").iterdir())) == 4
         assert len(list((tmp_path / folder / "masks").iterdir())) == 4
+
+
+def test_long_names_are_cut_between_characters() -> None:
+    (name,) = picture_names([PurePath("a" + "ä" * 126 + ".png")])
+    assert re.fullmatch("aä{116}~[0-9a-f]{16}[.]png", name.name)
+    assert len(name.name.encode()) == 254
 
 
 def test_pictures(tmp_path: Path) -> None:
@@ -196,6 +203,39 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert not (tmp_path / "other" / "predictions.csv").exists()
 
 
+def test_gone_on_with(tmp_path: Path) -> None:
+    """Rows without their line are judged again, and those with an error if their images are there."""
+    images = files("a.png", 'b,\n".png', "c.png", "d.png")
+
+    def write(*errors: str, given: list[ImageFile]) -> set[str]:
+        with Writer(tmp_path, given, pictures=False, go_on=True) as writer:
+            for image, error in zip(images, errors, strict=False):
+                writer.row(image, NOTHING, error)
+        return {Path(path).name for path in writer.judged}
+
+    def there() -> list[str]:
+        rows = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines(keepends=True)))
+        lines = [json.loads(line)["path"] for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+        assert [row["path"] for row in rows] == lines
+        return [Path(line).name for line in lines]
+
+    assert write("no room", "no room", "", "it is empty", given=images) == set()
+    assert write(given=[]) == {image.path.name for image in images}
+    assert write(given=images[1:]) == {"a.png", "c.png"}
+    assert there() == ["a.png", "c.png"]
+    lines = tmp_path / "predictions.jsonl"
+    lines.write_bytes(lines.read_bytes()[:-9])
+    assert write(given=[]) == {"a.png"}
+    assert there() == ["a.png"]
+    lines.rename(tmp_path / "lines")
+    with pytest.raises(FileExistsError, match=r"^There is no predictions\.jsonl beside .*csv, with a line"):
+        write(given=[])
+    (tmp_path / "lines").rename(lines)
+    (tmp_path / "predictions.csv").unlink()
+    with pytest.raises(FileExistsError, match=r"predictions\.jsonl would be overwritten"):
+        write(given=[])
+
+
 @pytest.mark.parametrize("name", ["predictions.csv", "predictions.jsonl"])
 def test_a_full_disk_leaves_whole_rows(tmp_path: Path, name: str) -> None:
     images = files(*(f"{'long ' * 10}{number}.png" for number in range(60)))
@@ -205,7 +245,7 @@ def test_a_full_disk_leaves_whole_rows(tmp_path: Path, name: str) -> None:
         with Writer(tmp_path, images, pictures=False) as writer:
             for image in images[:written]:
                 writer.row(image, NOTHING)
-        writer.regions.write_text("")
+        writer.regions.write_text("{}\n" * written)
     sentence = rf"^{full} cannot be written: File too large; make room"
     with (
         Writer(tmp_path, [], pictures=False, go_on=True) as writer,
@@ -218,7 +258,8 @@ def test_a_full_disk_leaves_whole_rows(tmp_path: Path, name: str) -> None:
     assert written < len(rows) < len(images)
     assert [row["path"] for row in rows] == [str(image.path) for image in images[: len(rows)]]
     lines = list(map(json.loads, writer.regions.read_text().splitlines()))
-    assert [line["path"] for line in lines] == [row["path"] for row in rows[written:]]
+    assert len(lines) == len(rows)
+    assert [line["path"] for line in lines[written:]] == [row["path"] for row in rows[written:]]
     with Writer(tmp_path, [], pictures=False, go_on=True) as writer:
         assert writer.judged == {str(Path(row["path"]).absolute()) for row in rows}
 

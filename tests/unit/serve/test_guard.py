@@ -15,6 +15,7 @@ pytest.importorskip("litserve", reason="needs the extra serve")
 
 import numpy as np
 import uvicorn
+from PIL import Image
 
 from anomalib_uniad.inference import Inspection
 from anomalib_uniad.serve.api import InspectAPI
@@ -89,7 +90,7 @@ def test_requests_beyond_a_number_are_refused() -> None:
 
 
 def test_large_images_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 10_000)
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 20_000)
     api = InspectAPI({}, 4, 0.0, 10_000)
     there, most, lock = 0, 0, threading.Lock()
 
@@ -105,11 +106,15 @@ def test_large_images_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr("anomalib_uniad.serve.api.signal.signal", lambda *_: None)
     monkeypatch.setattr("anomalib_uniad.serve.api.warnings", Mock())
-    monkeypatch.setattr(
-        "anomalib_uniad.serve.api.Inspector",
-        lambda: SimpleNamespace(inspect=inspect, value_range=None, origin=("", "")),
-    )
+    limits = []
+
+    def inspector() -> SimpleNamespace:
+        limits.append(Image.MAX_IMAGE_PIXELS)
+        return SimpleNamespace(inspect=inspect, value_range=None, origin=("", ""))
+
+    monkeypatch.setattr("anomalib_uniad.serve.api.Inspector", inspector)
     api.setup("cpu")
+    assert (limits, Image.MAX_IMAGE_PIXELS) == ([20_000], 10_000), "the masks of regions may be larger"
     images = [encoded(np.zeros((side, 100, 3), np.uint8)) for side in (100, 60, 60, 40, 30, 60)]
     answers = api.predict([Upload(image, "", "") for image in images])
     assert [answer.status_code for answer in answers] == [200] * 6
