@@ -183,7 +183,8 @@ def _read(file: Path, name: str, value: Any) -> RegionOfInterest:
         path = file.parent / str(value["mask"])
         if not lies_in(path, [file.parent]):
             raise InputError(
-                f"{file}: the mask {shortened(path)} of {shortened(name)} must lie in its folder or below, and not be hidden."
+                f"{file}: the mask {shortened(path)} of {shortened(name)} must lie in its folder or below, "
+                "and not be hidden."
             )
         if not is_there(path):
             raise MissingFileError(f"{file}: there is no mask {shortened(path)} of {shortened(name)}.")
