@@ -3,6 +3,7 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -69,29 +70,41 @@ def test_scores_do_not_depend_on_the_batch() -> None:
     torch.testing.assert_close(backwards.pred_score.flip(0), scores, rtol=ROUNDING, atol=0)
 
 
+class Shuffled(MultiCategory):
+    """Test images in another order."""
+
+    def test_dataloader(self) -> Any:
+        samples = self.test_data.samples
+        self.test_data._samples = samples.sample(frac=1, random_state=0, ignore_index=True)  # which anomalib would sort
+        return super().test_dataloader()
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch.onnx and openvino warn about themselves
 def test_files_do_not_depend_on_the_batch(root: Path, tmp_path: Path) -> None:
-    """`predictions.csv` of tests with batches of 1 and 5, in which products are mixed otherwise; the exported file."""
+    """Tests with batches of 1 and 5, in which products are mixed otherwise, and shuffled; the exported file."""
     model = UniAD(**TINY, product_calibration=True, feature_norm="standard")
     data = MultiCategory("MVTecAD", root, train_batch_size=3, eval_batch_size=4, num_workers=0)
     engine = quiet_engine(tmp_path / "fit", max_epochs=1)
     engine.fit(model=model, datamodule=data)
-    tables = []
-    for size in (1, 5):
-        data = MultiCategory("MVTecAD", root, train_batch_size=3, eval_batch_size=size, num_workers=0)
-        tester = quiet_engine(tmp_path / str(size))
-        tester.test(
+    tables, metrics = [], []
+    for number, (kind, size) in enumerate([(MultiCategory, 1), (MultiCategory, 5), (Shuffled, 5)]):
+        data = kind("MVTecAD", root, train_batch_size=3, eval_batch_size=size, num_workers=0)
+        tester = quiet_engine(tmp_path / str(number))
+        found = tester.test(
             model=UniAD(**TINY, product_calibration=True, feature_norm="standard"),
             datamodule=data,
             ckpt_path=engine.best_model_path,
         )
         with (Path(tester.trainer.default_root_dir) / "predictions.csv").open(newline="") as stream:
             tables.append({row["path"]: row for row in csv.DictReader(stream)})
-    assert tables[0].keys() == tables[1].keys()
+        metrics.append(found[0])
+    assert tables[0].keys() == tables[1].keys() == tables[2].keys()
+    assert [*tables[1]] != [*tables[2]]
     assert len(tables[0]) == 12
-    for path, row in tables[0].items():
-        other = tables[1][path]
+    assert metrics[1] == pytest.approx(metrics[0], abs=1e-4, nan_ok=True)
+    assert metrics[2] == pytest.approx(metrics[0], abs=1e-4, nan_ok=True)
+    for row, other in [(row, table[path]) for table in tables[1:] for path, row in tables[0].items()]:
         assert row["decision"] == other["decision"]
         assert row["product"] == other["product"]
         assert float(row["raw_score"]) == pytest.approx(float(other["raw_score"]), rel=ROUNDING)
