@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -40,3 +40,11 @@ def no_dangling_signal_stack() -> Iterator[None]:
     if sys.platform == "linux":
         disabled = _SignalStack(None, 2, 0)  # SS_DISABLE: handlers run on the ordinary stack
         ctypes.CDLL(None).sigaltstack(ctypes.byref(disabled), None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What a test has written may have names in it that are no text, which pytest-xdist cannot send."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report

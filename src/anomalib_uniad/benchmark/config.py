@@ -4,7 +4,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from omegaconf import OmegaConf
@@ -214,14 +214,13 @@ def _find(name: str, where: str, file: Path) -> Path:
 def _load(file: Path) -> Config:
     if not file.is_file():
         raise MissingFileError(f"There is no config {file}: give a file such as configs/benchmark/mydata.yaml.")
-    read_yaml(file)  # which refuses what OmegaConf falls over
+    if not isinstance(read_yaml(file), dict):  # which refuses what OmegaConf falls over
+        raise InputError(f"{file} has to be a mapping.")
     try:
         content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
     except (yaml.YAMLError, ValueError, ArithmeticError, AssertionError, OmegaConfBaseException) as error:
         raise InputError(f"{file} is no YAML: {shortened(error)}.") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{file} has to be a mapping.")
-    return {str(name): value for name, value in content.items()}
+    return {str(name): value for name, value in cast("dict[str, Any]", content).items()}
 
 
 def _list(value: Any) -> list[Any]:
