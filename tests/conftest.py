@@ -18,12 +18,15 @@ with warnings.catch_warnings():  # what other packages warn about while they are
     import anomalib.models  # noqa: F401
     import torch
 
-# caplog listens at the root logger, to which Lightning passes messages on only if it had a handler at the import.
-for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"):
-    logging.getLogger(name).propagate = True
-
 # Threads that wait for each other cost more than these small models, most of all where other programs run.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def messages_of_lightning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """caplog listens at the root logger, to which Lightning passes messages on if that had a handler at the import."""
+    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"):
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
 
 
 class _SignalStack(ctypes.Structure):

@@ -88,6 +88,7 @@ def test_evaluation(command: Callable[..., None], checkpoint: Path, capsys, name
     assert "image_AUROC" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch.onnx and openvino warn about themselves
 def test_predict_and_export_with_the_file_that_a_training_writes(
     command: Callable[..., None], folder: Path, checkpoint: Path

@@ -173,6 +173,7 @@ def test_a_new_product_leaves_the_files_of_the_others(root: Path, tmp_path: Path
         assert sum(extractions) == built
 
 
+@pytest.mark.slow
 def test_copies(root: Path, tmp_path: Path, extractions: list[int]) -> None:
     """Each epoch draws a version of each image: as many steps, and a training that is resumed draws the same."""
 

@@ -246,6 +246,7 @@ def test_int8(trained, tmp_path: Path, compression: str) -> None:
         assert np.abs(outputs(image.numpy())["anomaly_map"] - expected.anomaly_map.numpy()).max() < 0.1
 
 
+@pytest.mark.slow
 def test_fixed_input_and_batch(trained, tmp_path: Path) -> None:
     """Images of the file's own size are resized inside; without dynamic shapes, the batch is fixed, too."""
     path = export(trained, tmp_path, input_size=(72, 90), onnx_kwargs={"dynamic_shapes": None})

@@ -222,6 +222,7 @@ def has_weights_of(model: UniAD, path: Path) -> bool:
     return all(value.nan_to_num().equal(state[name].nan_to_num()) for name, value in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_with_the_engine(root: Path, tmp_path: Path, uninterrupted: dict) -> None:
     stopped = run_program(root, tmp_path, "killed")
     assert stopped.returncode == -signal.SIGKILL, stopped.stderr

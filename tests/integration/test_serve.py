@@ -62,7 +62,7 @@ def test_answers_are_those_of_the_inspector(client: httpx.Client, model: Path) -
     ("arguments", "status", "sentence"),
     [
         ({"files": {"image": ("a.png", encoded()[:60])}}, 400, "The image cannot be read: it is cut off (truncated)."),
-        ({"files": {"image": ("a.png", b"text")}}, 400, "The image cannot be read: it is none of BMP, JPEG,"),
+        ({"files": {"image": ("a.png", b"text")}}, 400, "The image cannot be read: it is none of BMP, GIF, JPEG,"),
         ({"files": {"image": ("a.png", b"")}}, 400, "The image is empty."),
         ({"data": {"product": "bottle"}, "files": {"": ("", b"")}}, 400, "The form has no file: send the image"),
         ({"files": {"image": ("a.png", bytes(200_000))}}, 413, "The request is larger than 0.1 MB."),

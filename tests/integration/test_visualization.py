@@ -148,6 +148,7 @@ def test_pictures(run: Path, tmp_path: Path) -> None:
         show([run], tmp_path / "out", data=data)
 
 
+@pytest.mark.slow
 def test_failures(run: Path, tmp_path: Path) -> None:
     """Of a table in which two good plates are called anomalous and a spot is missed."""
     data = run.parents[2] / "data"

@@ -109,6 +109,7 @@ def test_without_autoload_the_dotted_path_works() -> None:
     run(code, TORCH_DEVICE_BACKEND_AUTOLOAD="0")
 
 
+@pytest.mark.slow
 def test_other_plugins(tmp_path: Path) -> None:
     """A broken plugin warns and the rest works; another one is found; what anomalib has is left alone."""
     fake_plugin(

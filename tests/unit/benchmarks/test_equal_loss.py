@@ -12,6 +12,7 @@ from anomalib_uniad import UniAD
 from helpers import make_mvtec_like
 
 
+@pytest.mark.slow
 def test_both_recipes_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     root = make_mvtec_like(tmp_path / "products", sizes=(32, 32), train=6, good=1, bad=1)
     equal_loss.equal_loss(data=root, device="cpu", output_dir=tmp_path, quick=True)

@@ -80,6 +80,7 @@ def test_measurements_are_taken_in_turn() -> None:
     assert found == [{"a": [1], "b": [2]}, {"a": [1, 3], "b": [2, 4]}]  # whole rounds alone
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own(tmp_path: Path) -> None:
     assert apart(os.getpid, {}) != os.getpid()
     message = r"shorten\(\{'text': 'a b', 'width': 1\}\) failed: ValueError: placeholder too large"

@@ -162,6 +162,7 @@ def test_parts_are_told_by_the_names_of_modules(tmp_path: Path) -> None:
     assert inference.parts_of(tmp_path / "model.onnx") == expected
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch.onnx warns about itself
 def test_every_part_of_uniad_is_found(models: Models) -> None:
     parts = inference.parts_of(models.onnx())
