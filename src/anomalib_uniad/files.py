@@ -387,10 +387,10 @@ def lies_in(file: Path, folders: Iterable[Path]) -> bool:
         [True, False, False]
     """
     try:
-        real = Path(os.path.realpath(file))
+        real = real_path(file)
     except (OSError, ValueError):  # a name that is none
         return False
-    roots = [root for root in map(Path, map(os.path.realpath, folders)) if real.is_relative_to(root)]
+    roots = [root for root in map(real_path, folders) if real.is_relative_to(root)]
     return any(not any(part.startswith(".") for part in real.relative_to(root).parts) for root in roots)
 
 

@@ -55,7 +55,6 @@ def write_report(
     output.mkdir(parents=True, exist_ok=True)
     with replacing(*files, overwrite=overwrite) as partial:
         for path, text in zip(partial, texts, strict=True):
-            path.write_text(
-                text, encoding="utf-8", errors=ODD, newline=""
-            )  # line ends as they are, since csv brings its own
+            # Line ends as they are, since csv brings its own.
+            path.write_text(text, encoding="utf-8", errors=ODD, newline="")
     return comparison, files

@@ -138,9 +138,7 @@ def _data_uri(image: Image, limit: int) -> str:
 
 def _has_two_panels(picture: Any, file: Path) -> bool:
     """Whether a picture is that of UniAD's visualizer, and not another one, by the size of the image."""
-    with suppress(OSError, ValueError):  # the image is not there any more, damaged, or its name is none
-        if not file.is_file():  # others, such as pipes, may wait for ever
-            return False
+    with suppress(OSError, ValueError):  # the image is not there any more, damaged, no file, or its name is none
         height, width = size_of(file)
         return picture.size == (2 * width, height + caption_height(width))
     return False
