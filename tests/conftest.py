@@ -23,10 +23,13 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def messages_of_lightning(monkeypatch: pytest.MonkeyPatch) -> None:
-    """caplog listens at the root logger, to which Lightning passes messages on if that had a handler at the import."""
+def messages_of_lightning(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """caplog listens at the root logger, to which Lightning passes messages on if that had a handler at the import.
+
+    In other tests it does not, whatever handlers commands have left at the root.
+    """
     for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"):
-        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+        monkeypatch.setattr(logging.getLogger(name), "propagate", "caplog" in request.fixturenames)
 
 
 class _SignalStack(ctypes.Structure):
