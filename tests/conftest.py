@@ -18,8 +18,19 @@ with warnings.catch_warnings():  # what other packages warn about while they are
     import anomalib.models  # noqa: F401
     import torch
 
+from anomalib_uniad.metrics import PerCategoryEvaluator
+
 # Threads that wait for each other cost more than these small models, most of all where other programs run.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def curves(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests draw no curves of categories, which take most of the time of a small test run, unless they are marked."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        if request.node.get_closest_marker("curves") is None:
+            monkeypatch.setattr(PerCategoryEvaluator, "_draw_curves", lambda *_: None)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,7 @@ from helpers import make_mvtec_like
 from replay import METRICS
 from small import SMALL, quiet_engine
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*(does not have many workers|LeafSpec)")
+pytestmark = [pytest.mark.filterwarnings("ignore:.*(does not have many workers|LeafSpec)"), pytest.mark.curves]
 
 PREDICTIONS = [
     "path",

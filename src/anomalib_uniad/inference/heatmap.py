@@ -89,7 +89,7 @@ def draw_inspection(image: np.ndarray, inspection: Inspection) -> Image.Image:
             drawn = Image.fromarray(outlined(np.array(drawn), part, colour, width))
     score = inspection.raw_score if inspection.score is None else inspection.score
     words = (inspection.decision, "" if score is None else f"{score:.3g}", inspection.product)
-    text = plain("  ".join(filter(None, words)))
+    text = drawable("  ".join(filter(None, words)))
     line = _line(drawn.width)
     font = _font(line * 0.7)
     if (length := font.getlength(text)) > drawn.width:
@@ -131,11 +131,11 @@ def _strip(width: int, height: int, mark: float | None) -> Image.Image:
     return Image.fromarray(strip)
 
 
-def plain(text: str) -> str:
+def drawable(text: str) -> str:
     """Text in the letters that Pillow's own font has, with a question mark for others.
 
     Examples:
-        >>> plain("Zahnbürste 歯")
+        >>> drawable("Zahnbürste 歯")
         'Zahnburste ?'
     """
     letters = (letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))

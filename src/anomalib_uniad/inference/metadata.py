@@ -118,7 +118,7 @@ class ModelMetadata:
         for name, read in _READERS.items():
             if name in properties:
                 try:
-                    values[name] = read(json.loads(properties[name], parse_constant=_refuse))
+                    values[name] = read(_read_json(properties[name]))
                 except (ValueError, OverflowError, RecursionError) as error:
                     msg = f"{file}: the metadata {name!r} is malformed: {shortened(error)}."
                     raise InputError(msg) from error
@@ -230,6 +230,12 @@ def _encode(name: str, value: Any) -> str:
         return json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InputError(f"The metadata {name!r} cannot be written: {error}; got {show(value)}.") from error
+
+
+def _read_json(text: str) -> Any:
+    value = json.loads(text, parse_constant=_refuse)
+    json.dumps(value, ensure_ascii=False).encode(errors="surrogateescape")  # half a character could be written nowhere
+    return value
 
 
 def _refuse(constant: str) -> None:

@@ -16,9 +16,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # needs no display
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from anomalib_uniad.captions import printable
-from anomalib_uniad.files import replacing
+from anomalib_uniad.files import replacing, save_picture
 from anomalib_uniad.image_files import read_image
 from anomalib_uniad.inference.heatmap import draw_heatmap
 from anomalib_uniad.metric_names import in_words
@@ -154,7 +155,7 @@ def _log(logger: Any, picture: np.ndarray, epoch: int, step: int) -> None:
     elif isinstance(logger, CSVLogger):
         file = Path(logger.log_dir, "maps", f"epoch_{epoch:04d}.png")
         file.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(file), picture[..., ::-1])
+        save_picture(Image.fromarray(picture), file)
 
 
 def _draw(rows: pd.DataFrame, maps: dict[int, dict[str, np.ndarray]], paths: Sequence[str]) -> Figure:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from anomalib_uniad.checks import is_finite
+from anomalib_uniad.checks import is_finite, show
 from anomalib_uniad.errors import InputError, MissingFileError, UserError
 from anomalib_uniad.files import ODD, original, shortened
 
@@ -211,5 +211,4 @@ def _is_number(value: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    text = "missing" if value is None else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return "missing" if value is None else show(value)

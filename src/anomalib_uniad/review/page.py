@@ -13,7 +13,7 @@ from rich.progress import track
 
 from anomalib_uniad.checks import check_at_least
 from anomalib_uniad.errors import InputError
-from anomalib_uniad.files import ODD, check_output, replacing
+from anomalib_uniad.files import ODD, check_output, is_there, replacing
 from anomalib_uniad.image_files import size_of
 from anomalib_uniad.inference.heatmap import caption_height
 from anomalib_uniad.inference.thresholds_file import GivenThresholds
@@ -139,8 +139,9 @@ def _data_uri(image: Image, limit: int) -> str:
 def _has_two_panels(picture: Any, file: Path) -> bool:
     """Whether a picture is that of UniAD's visualizer, and not another one, by the size of the image."""
     with suppress(OSError, ValueError):  # the image is not there any more, damaged, no file, or its name is none
-        height, width = size_of(file)
-        return picture.size == (2 * width, height + caption_height(width))
+        if is_there(file):
+            height, width = size_of(file)
+            return picture.size == (2 * width, height + caption_height(width))
     return False
 
 

@@ -91,6 +91,7 @@ def test_thresholds() -> None:
         ("crop", "[0, 0, 5]", r"'crop' is malformed: crop must be \[top, left, height, width\]"),
         ("categories", '{"bottle": 1}', "'categories' is malformed: it must be a list of names"),
         ("categories", "[1]", "it must be a list of names"),
+        ("products", r'["\ud800"]', "'products' is malformed: .*surrogates not allowed"),
         ("thresholds", "[1]", "'thresholds' is malformed: it must be an object"),
         ("thresholds", '{"image": "high"}', "image must be a number, got 'high'"),
         ("thresholds", '{"image": true}', "image must be a number, got True"),

@@ -22,6 +22,8 @@ from anomalib_uniad.metrics.category_metrics import CategoryMetrics
 from anomalib_uniad.metrics.evaluator import RawOutputs
 from replay import METRICS, Replay, make_batch, mixed, post_processor, run
 
+pytestmark = pytest.mark.curves
+
 IMAGE = {"fields": ["pred_score", "gt_label"], "prefix": "image_"}
 DEFAULT = list(METRICS)
 
