@@ -115,7 +115,13 @@ def test_the_real_metric_is_followed(root: Path, tmp_path: Path) -> None:
     assert epochs["current"]["ready"] == Values.seen.index(max(Values.seen)) + 1
 
 
-@pytest.mark.parametrize("values", [(0.6, 0.9, 0.7, 0.8), (0.3, 0.4, 0.6, 0.5), (0.9, 0.8, 0.7, 0.6)])
+@pytest.mark.parametrize(
+    "values",
+    [
+        (0.6, 0.9, 0.7, 0.8),
+        *(pytest.param(values, marks=pytest.mark.slow) for values in ((0.3, 0.4, 0.6, 0.5), (0.9, 0.8, 0.7, 0.6))),
+    ],
+)
 @pytest.mark.parametrize("stopped", [BATCHES + 2, 3 * BATCHES + 2])
 def test_resumed(root: Path, tmp_path: Path, values: tuple, stopped: int) -> None:
     whole = model(*values)

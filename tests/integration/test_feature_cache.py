@@ -113,7 +113,9 @@ def extractions(monkeypatch) -> list[int]:
     return calls
 
 
-@pytest.mark.parametrize("make", [make_multi_category, make_mvtec, make_folder])
+@pytest.mark.parametrize(
+    "make", [make_multi_category, *(pytest.param(make, marks=pytest.mark.slow) for make in (make_mvtec, make_folder))]
+)
 def test_same_training_without_images(root: Path, tmp_path: Path, extractions: list[int], make) -> None:
     plain, plain_model, _ = fit(tmp_path / "plain", make(root))
     for mode in ("memory", "disk") if make is make_multi_category else ("memory",):
@@ -135,6 +137,7 @@ def test_same_training_without_images(root: Path, tmp_path: Path, extractions: l
             torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, equal_nan=True)
 
 
+@pytest.mark.slow
 def test_pixel_metrics_are_the_same(root: Path, tmp_path: Path) -> None:
     from anomalib.metrics import AUROC
 
@@ -210,6 +213,7 @@ def test_copies_of_unknown_products_are_refused(root: Path, tmp_path: Path) -> N
         fit(tmp_path, make_multi_category(root), FeatureCache("memory", copies={"bottel": ["rotate_90"]}))
 
 
+@pytest.mark.slow
 def test_everything_is_as_before_afterwards(root: Path, tmp_path: Path) -> None:
     datamodule, trace, model = make_multi_category(root), Trace(), small_model()
     datamodule.num_workers = 1
@@ -312,6 +316,7 @@ def test_synthetic_anomalies_are_not_kept_on_disk(root: Path, tmp_path: Path) ->
     assert [entry.meta["images"] for entry in cache.store.entries()] == [2]
 
 
+@pytest.mark.slow
 def test_it_says_where_features_come_from(root: Path, tmp_path: Path, monkeypatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(feature_cache, "rank_zero_info", said.append)
@@ -341,6 +346,7 @@ def test_random_augmentations_are_refused_at_once(
     assert extractions == []
 
 
+@pytest.mark.slow
 def test_deterministic_augmentations_are_applied(root: Path, tmp_path: Path) -> None:
     traces = [
         fit(tmp_path / str(number), make_mvtec(root, train_augmentations=Resize((20, 20))), *cache)[0]
@@ -437,6 +443,7 @@ def test_the_arguments_of_the_model(root: Path, tmp_path: Path) -> None:
     assert {entry.meta["arrays"]["features"]["dtype"] for entry in entries} == {"float16"}
 
 
+@pytest.mark.slow
 def test_a_pre_processor_of_anomalib(root: Path, tmp_path: Path) -> None:
     """The model makes its own of it, which leaves batches of features alone."""
     transform = Compose([Resize((64, 64)), Normalize([0.5] * 3, [0.5] * 3)])

@@ -3,6 +3,7 @@
 
 import re
 import shutil
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,7 @@ class Decoder(nn.Module):
         return self.transformer.decoder(memory, self.transformer.position())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masked", [True, False])
 def test_a_token_does_not_see_itself_or_its_neighbors(tmp_path: Path, masked: bool) -> None:
     """With other values in a token, the first attention changes for all that may see it, and for them only."""
@@ -153,8 +155,8 @@ def onnx(trained, tmp_path_factory) -> Path:
     return export(trained, tmp_path_factory.mktemp("onnx"), "onnx")
 
 
-@pytest.fixture
-def exported_once(onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def exported_once(onnx: Path) -> Iterator[None]:
     """Torch's part of an export, which takes seconds, is that of the ONNX file; all that follows is done."""
 
     def copy(self: Any, export_root: str, model_file_name: str, input_size: None, **arguments: Any) -> Path:
@@ -162,11 +164,13 @@ def exported_once(onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         shutil.copytree(onnx.parent, export_root, dirs_exist_ok=True)
         return Path(export_root, onnx.name)
 
-    monkeypatch.setattr(ExportMixin, "to_onnx", copy)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(ExportMixin, "to_onnx", copy)
+        yield
 
 
 @pytest.fixture(scope="module")
-def exported(trained, tmp_path_factory) -> Path:
+def exported(trained, exported_once, tmp_path_factory) -> Path:
     return export(trained, tmp_path_factory.mktemp("exported"))
 
 
@@ -214,6 +218,7 @@ def test_weights_in_int8(trained, tmp_path: Path) -> None:
     check_metadata(metadata, trained[0])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("exported_once")
 @pytest.mark.parametrize("compression", ["int8_ptq", pytest.param("int8_acq", marks=pytest.mark.slow)])
 def test_int8(trained, tmp_path: Path, compression: str) -> None:
@@ -274,6 +279,7 @@ def test_without_input_size_sides_that_are_fixed_are_the_models(tmp_path: Path, 
     assert ov.Core().read_model(path).input().partial_shape == ov.PartialShape(shape)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("exported_once")
 def test_ports(trained, tmp_path: Path) -> None:
     """Names, types and shapes for servers are those that the docs tell."""

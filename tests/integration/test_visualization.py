@@ -75,10 +75,13 @@ def write(path: Path, *arguments: Any, **more: Any) -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run, with its images in ``data``, and a decoder."""
-    folder = tmp_path_factory.mktemp("visualization")
+    """The folder of a run, with its images in ``data``, and a decoder, neither of which has learned much."""
+    return make_run(tmp_path_factory.mktemp("visualization"), 8, 2, 10)
+
+
+def make_run(folder: Path, images: int, epochs: int, steps: int) -> Path:
     for name, base in (("plate", 150), (LONG, 110)):
-        for number in range(24):
+        for number in range(images):
             write(folder / "data" / name / "train" / "good" / f"{number:03d}.png", number, base, spot=False)
         for number in range(4):
             write(folder / "data" / name / "test" / "good" / f"{number:03d}.png", 100 + number, base, spot=False)
@@ -89,10 +92,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(mask).save(file)
     data = MultiCategory(root=folder / "data", train_batch_size=8, eval_batch_size=8, num_workers=0)
-    engine = quiet_engine(folder, max_epochs=25)
+    engine = quiet_engine(folder, max_epochs=epochs)
     engine.train(model=UniAD(**ARGUMENTS), datamodule=data)
     made = next(folder.rglob("model.ckpt")).parents[2]
-    main(["train-decoder", str(made), "--data", str(folder / "data"), "--steps", "150"])
+    main(["train-decoder", str(made), "--data", str(folder / "data"), "--steps", str(steps)])
     return made
 
 
@@ -108,8 +111,9 @@ def darkness(images: torch.Tensor, without: torch.Tensor) -> torch.Tensor:
     return (without - images)[..., rows, columns].mean(dim=(1, 2, 3))
 
 
-def test_a_defect_fades_in_the_reconstruction_and_lights_up_in_the_map(run: Path) -> None:
-    model, decoder = decoder_of(run)
+@pytest.mark.slow
+def test_a_defect_fades_in_the_reconstruction_and_lights_up_in_the_map(tmp_path: Path) -> None:
+    model, decoder = decoder_of(make_run(tmp_path, 24, 25, 150))
     own, rebuilt = [], []
     for spot in (True, False):
         pixels = np.stack([plate(seed, 150, spot) for seed in range(200, 212)]).astype(np.float32) / 255

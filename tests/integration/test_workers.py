@@ -5,16 +5,20 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+import ray
 from PIL import Image
 
 from anomalib_uniad.errors import InputError
+from anomalib_uniad.inference.compiled import compile_file
 from anomalib_uniad.inference.images import find_images
+from anomalib_uniad.inference.inspector import Judge
 from anomalib_uniad.inference.workers import Task, outputs_of_workers
 from tiny_openvino import save_tiny
 
@@ -76,8 +80,22 @@ def test_a_worker_is_killed(folder: Path) -> None:
     assert len(out.splitlines()) == 2
 
 
+def task(folder: Path, origin: tuple[str, str] | None = None) -> Task:
+    judge = (0, "", None, None)
+    origin = origin or Judge(compile_file(Path("model.xml"), "CPU", "f32", 1), *judge).origin
+    return Task(folder, Path("model.xml"), "CPU", "f32", 1, judge, False, origin)
+
+
 def test_a_mistake_in_a_worker(folder: Path, monkeypatch) -> None:
     monkeypatch.chdir(folder)
-    task = Task(folder, Path("model.xml"), "CPU", "f32", 1, (0, "", None, None), False, ("another", ""))
     with pytest.raises(InputError, match=r"A worker on .* cannot start: model.xml or its thresholds are others"):
-        list(outputs_of_workers(task, find_images([Path("images")]), 1))
+        list(outputs_of_workers(task(folder, ("another", "")), find_images([Path("images")]), 1))
+
+
+def test_nothing_of_ray_goes_on_after_an_early_end(folder: Path, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
+    outputs = outputs_of_workers(task(folder), find_images([Path("images")]), 1)
+    next(outputs)
+    outputs.close()
+    assert not [thread.name for thread in threading.enumerate() if "StreamingExecutor" in thread.name]
+    assert not ray.is_initialized()

@@ -81,6 +81,7 @@ def test_models_and_datamodules_are_found_whatever_is_imported_first(first: str)
     run(first + MODELS + DATAMODULES + NO_TRACE)
 
 
+@pytest.mark.slow
 def test_import_torch_stays_light() -> None:
     run(
         "import sys, anomalib_uniad.plugin\n"

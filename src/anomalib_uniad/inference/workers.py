@@ -6,7 +6,7 @@ import os
 import pickle
 import socket
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import closing, contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -167,12 +167,13 @@ def outputs_of_workers(task: Task, files: Sequence[ImageFile], workers: int) -> 
             num_cpus=share,
         )
         try:
-            batches = judged.iter_batches(batch_size=None, batch_format="pyarrow")
-            found = (pickle.loads(row.as_buffer()) for batch in batches for row in batch["output"])
-            for file, output in zip(files, found, strict=True):
-                if isinstance(output, str):
-                    raise InputError(output)
-                yield replace(output, file=file)
+            # Closed before Ray is: a thread of it would start another one.
+            with closing(iter(judged.iter_batches(batch_size=None, batch_format="pyarrow"))) as batches:
+                found = (pickle.loads(row.as_buffer()) for batch in batches for row in batch["output"])
+                for file, output in zip(files, found, strict=True):
+                    if isinstance(output, str):
+                        raise InputError(output)
+                    yield replace(output, file=file)
         except RayTaskError:  # a fault of ours
             raise
         except (RayError, data.exceptions.ExecutionTimeoutError) as error:

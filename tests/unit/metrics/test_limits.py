@@ -10,7 +10,9 @@ def log_normal(count: int, middle: float = 0.0, deviation: float = 0.2, seed: in
     return np.exp(np.random.default_rng(seed).normal(middle, deviation, count))
 
 
-@pytest.mark.parametrize("count", [5, 20, 100])
+@pytest.mark.parametrize(
+    "count", [pytest.param(5, marks=pytest.mark.slow), 20, pytest.param(100, marks=pytest.mark.slow)]
+)
 def test_a_further_good_image_exceeds_the_limit_as_often_as_wanted(count: int) -> None:
     generator = np.random.default_rng(count)
     exceeded = []

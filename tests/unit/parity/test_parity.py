@@ -75,6 +75,7 @@ def files(model: UniAD, tmp_path_factory) -> dict[str, Path]:
     return {**names, "model.onnx": onnx, "model.pt": model.to_torch(folder)}
 
 
+@pytest.mark.slow
 def test_comparison(files: dict[str, Path], model: UniAD, data: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
     monkeypatch.setattr(compare, "throughput", partial(timing.throughput, seconds=0.05))

@@ -103,7 +103,9 @@ def test_it_does_not_end_while_there_is_gain(root: Path, tmp_path: Path) -> None
     assert rates.rates == pytest.approx([1.0] * 30 + [(40 - step) / 10 for step in range(30, 40)])
 
 
-@pytest.mark.parametrize("stop", [6, 11], ids=["before the decision", "in the decay"])
+@pytest.mark.parametrize(
+    "stop", [pytest.param(6, marks=pytest.mark.slow, id="before the decision"), pytest.param(11, id="in the decay")]
+)
 def test_resumed(root: Path, tmp_path: Path, stop: int) -> None:
     def results() -> Iterator[float]:
         return itertools.chain([0.3, 0.4, 0.5], itertools.repeat(0.6))
