@@ -4,6 +4,7 @@
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -155,8 +156,14 @@ def onnx(trained, tmp_path_factory) -> Path:
     return export(trained, tmp_path_factory.mktemp("onnx"), "onnx")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def exported_once(onnx: Path) -> Iterator[None]:
+    with given(onnx):
+        yield
+
+
+@contextmanager
+def given(onnx: Path) -> Iterator[None]:
     """Torch's part of an export, which takes seconds, is that of the ONNX file; all that follows is done."""
 
     def copy(self: Any, export_root: str, model_file_name: str, input_size: None, **arguments: Any) -> Path:
@@ -170,8 +177,9 @@ def exported_once(onnx: Path) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def exported(trained, exported_once, tmp_path_factory) -> Path:
-    return export(trained, tmp_path_factory.mktemp("exported"))
+def exported(trained, onnx: Path, tmp_path_factory) -> Path:
+    with given(onnx):
+        return export(trained, tmp_path_factory.mktemp("exported"))
 
 
 def check_metadata(metadata: ModelMetadata, checkpoint: Path) -> None:

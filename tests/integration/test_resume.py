@@ -356,8 +356,12 @@ def test_one_of_two_processes_is_killed(root: Path, tmp_path: Path, killed: str,
     monkeypatch.setenv("KILLED", killed)
     done = run_program(root, tmp_path, "killed_process")
     assert done.returncode != 0
-    (sentence,) = [line for line in done.stderr.splitlines() if "error: " in line]
-    assert "error: Another process of this training was killed or cannot be reached (connection " in sentence
+    # Every five seconds, Lightning looks for children that died, and kills the others: it can be faster than our sentence.
+    ours = "error: Another process of this training was killed or cannot be reached (connection "
+    lightnings = "terminated with code -9. Forcefully terminating all other processes"
+    said = [line for line in done.stderr.splitlines() if "error: " in line or "Child process" in line]
+    assert said
+    assert all(ours in line or (killed == "1" and lightnings in line) for line in said)
     assert "Traceback" not in done.stderr
     file = tmp_path / "UniAD" / "products" / "latest" / FILE
     assert time.time() - file.stat().st_mtime < 60  # it is written a step before
