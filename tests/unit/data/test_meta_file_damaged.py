@@ -216,7 +216,7 @@ def test_the_undamaged_files_are_right(root: Path) -> None:
     assert [len(rows[name]) for name in ("train", "test")] == [len(TRAIN), len(TEST)]
 
 
-@pytest.mark.parametrize("number", [100, pytest.param(2600, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [100, pytest.param(1000, marks=pytest.mark.slow)])
 def test_damaged_lines(root: Path, number: int) -> None:
     damaged: set[tuple[bytes, bytes]] = set()
     undamaged: set[tuple[bytes, bytes]] = set()
