@@ -181,6 +181,8 @@ def _draw(rows: pd.DataFrame, maps: dict[int, dict[str, np.ndarray]], paths: Seq
     metrics.set(xlabel="epoch", ylabel="validation, %")
     if names:
         metrics.legend(fontsize="small")
+        low, high = metrics.get_ylim()
+        metrics.set_ylim(low, min(high, 101))  # a single value has percents around it that there are not
     metrics.set_xlim(loss.get_xlim())
     for axes in (loss, metrics):
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -188,13 +190,12 @@ def _draw(rows: pd.DataFrame, maps: dict[int, dict[str, np.ndarray]], paths: Seq
         grid = part.subplots(len(shown), len(paths), squeeze=False)
         for line, epoch in zip(grid, shown, strict=True):
             for axes, path in zip(line, paths, strict=True):
-                axes.set_axis_off()
+                axes.set(xticks=[], yticks=[], frame_on=False)
                 if path in maps[epoch]:
                     axes.imshow(maps[epoch][path])
             line[0].set_title(f"epoch {epoch}", fontsize=8, loc="left")
         for axes, path in zip(grid[-1], paths, strict=True):
             words = "/".join(Path(path).parts[-4:])
             words = printable(words if len(words) <= 30 else f"…{words[-29:]}")
-            text = axes.text(0.5, -0.05, words, fontsize=7, transform=axes.transAxes, ha="center", va="top")
-            text.set_parse_math(False)
+            axes.set_xlabel(words, fontsize=7, parse_math=False)
     return figure
