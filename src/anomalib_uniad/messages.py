@@ -14,8 +14,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import TracebackType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from anomalib_uniad.errors import UserError
 
@@ -249,7 +249,7 @@ def parser_sentence(message: str) -> str | None:
 def _in_words(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return f"one of {', '.join(map(str, get_args(annotation)))}"
-    if any(get_origin(part) is Literal for part in get_args(annotation)):
+    if get_origin(annotation) in (Union, UnionType):
         return " or ".join(map(_in_words, get_args(annotation)))
     if annotation is type(None):
         return "null"

@@ -356,7 +356,7 @@ def test_one_of_two_processes_is_killed(root: Path, tmp_path: Path, killed: str,
     monkeypatch.setenv("KILLED", killed)
     done = run_program(root, tmp_path, "killed_process")
     assert done.returncode != 0
-    # Every five seconds, Lightning looks for children that died, and kills the others: it can be faster than our sentence.
+    # Every five seconds, Lightning looks for dead children and kills the others; it can be faster than our sentence.
     ours = "error: Another process of this training was killed or cannot be reached (connection "
     lightnings = "terminated with code -9. Forcefully terminating all other processes"
     said = [line for line in done.stderr.splitlines() if "error: " in line or "Child process" in line]

@@ -146,6 +146,8 @@ def export_whole(export_root: Path | str, export: Callable[[Path], Path]) -> Pat
             if any(words in str(error) for words in _WRITE_FAILED):
                 raise disk_error("the disk is full", root) from error
             raise
+        if main.suffix == ".xml" and not _can_be_read(main):
+            raise disk_error("the disk is full", root)
         written = sorted(main.parent.iterdir(), key=lambda path: path == main)
         targets = [root / path.relative_to(folder) for path in written]
         targets[0].parent.mkdir(parents=True, exist_ok=True)
@@ -153,6 +155,17 @@ def export_whole(export_root: Path | str, export: Callable[[Path], Path]) -> Pat
             for path, part in zip(written, parts, strict=True):
                 path.replace(part)
     return targets[-1]
+
+
+def _can_be_read(file: Path) -> bool:
+    """Whether a file is whole, of which OpenVINO itself may not have noticed that the disk was full."""
+    import openvino
+
+    try:
+        openvino.Core().read_model(file)
+    except RuntimeError:
+        return False
+    return True
 
 
 def write_metadata(file: Path, metadata: ModelMetadata) -> None:

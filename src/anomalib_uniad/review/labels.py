@@ -45,7 +45,7 @@ def read_rows(file: Path, columns: Iterable[str]) -> Iterator[tuple[int, Row]]:
                     raise InputError(f"{file} is damaged: line {reader.line_num} has not one cell for each column.")
                 yield reader.line_num, {name: original(text) for name, text in row.items()}
     except csv.Error as error:
-        raise InputError(f"{file} is damaged: {error}.") from error
+        raise InputError(f"{file} is damaged: {error}; it must be a csv in UTF-8.") from error
 
 
 class Labels:

@@ -27,6 +27,14 @@ class Blocked(Callback):
         Path(trainer.default_root_dir, "weights").write_text("in the way")
 
 
+class Gone(Blocked):
+    """And removes the working directory."""
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.current_epoch == 1:
+            Path.cwd().rmdir()
+
+
 class Freed(Blocked):
     """And takes it away before the last epoch."""
 
@@ -55,13 +63,14 @@ def test_the_model_is_saved_elsewhere(root: Path, tmp_path: Path, monkeypatch: p
     there.mkdir()
     monkeypatch.setenv("HOME", str(there))
     monkeypatch.chdir(there)
+    blocked = Blocked()
     if home == "home":
-        gone = tmp_path / "gone"
-        gone.mkdir()
-        monkeypatch.chdir(gone)
-        gone.rmdir()
+        (tmp_path / "gone").mkdir()
+        monkeypatch.chdir(tmp_path / "gone")
+        blocked = Gone()
     with pytest.raises(DiskError, match=rf"model\.ckpt could not be written .* was saved as {there}/anomalib-uniad-"):
-        train(root, tmp_path / "results", Blocked())
+        train(root, tmp_path / "results", blocked)
+    monkeypatch.chdir(there)
     (file,) = there.iterdir()
     saved = UniAD.load_from_checkpoint(file)
     assert saved.training_summary["epochs"] == 2

@@ -259,7 +259,7 @@ def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         store.obtain(KEY, fail)
-    assert [path.name for path in tmp_path.iterdir()] == [f".{KEY}.lock"]
+    assert {path.name for path in tmp_path.iterdir()} <= {f".{KEY}.lock"}  # which some versions of filelock leave
     assert store.obtain(KEY, write)[1] == "built now"
 
 
