@@ -167,8 +167,8 @@ def outputs_of_workers(task: Task, files: Sequence[ImageFile], workers: int) -> 
             num_cpus=share,
         )
         try:
-            # Closed before Ray is: a thread of it would start another one.
-            with closing(iter(judged.iter_batches(batch_size=None, batch_format="pyarrow"))) as batches:
+            iterator: Any = iter(judged.iter_batches(batch_size=None, batch_format="pyarrow"))
+            with closing(iterator) as batches:  # before Ray is: a thread of it would start another one
                 found = (pickle.loads(row.as_buffer()) for batch in batches for row in batch["output"])
                 for file, output in zip(files, found, strict=True):
                     if isinstance(output, str):
