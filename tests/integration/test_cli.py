@@ -170,6 +170,7 @@ def test_mistakes_end_in_one_sentence_before_work_starts(
     assert sorted((folder / "results").rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_the_command_ends_in_one_sentence(folder: Path) -> None:
     """In a process of its own: anomalib's command line installs its tracebacks after the plugin has loaded."""
     arguments = ["test", "--model", "UniAD", *MODEL, *DATA, "--ckpt_path", "gone.ckpt"]

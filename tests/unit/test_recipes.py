@@ -21,6 +21,7 @@ MODELS = sorted((CONFIGS / "model").glob("*.yaml"))
 DATA = sorted((CONFIGS / "data").glob("*.yaml"))
 BENCHMARKS = [path for name in ("ablation", "benchmark") for path in sorted((CONFIGS / name).glob("*.yaml"))]
 BENCHMARKS = [path for path in BENCHMARKS if "-" not in path.stem]  # the others are parts of them
+LARGE = ("images", "jitter", "mask", "methods", "search", "unified")  # of many models
 TRAINERS = sorted((CONFIGS / "trainer").glob("*.yaml"))
 
 CIFAR = [f"cifar10_{classes}" for classes in ("01234", "02468", "13579", "56789")]
@@ -122,7 +123,11 @@ def test_every_argument_is_spelled_out(path: Path, section: str | None, cls: typ
     assert (config[section] if section else config)["init_args"].keys() == parameters(cls).keys()
 
 
-@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: f"{path.parent.stem}/{path.stem}")
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.slow if path.stem in LARGE else []) for path in BENCHMARKS],
+    ids=lambda path: f"{path.parent.stem}/{path.stem}",
+)
 def test_benchmark_config_is_accepted(path: Path) -> None:
     config = read_config(path)
     for given in [*config.models.values()][1:]:

@@ -94,6 +94,7 @@ def test_a_process_of_its_own(tmp_path: Path) -> None:
         apart(runpy.run_path, {"path_name": str(file)})
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the system limits nothing")
 def test_the_memory_is_limited(tmp_path: Path) -> None:
     file = tmp_path / "script.py"

@@ -92,6 +92,7 @@ def test_speed_of_torch(models: Models) -> None:
     assert row["images_per_second"] > 0
 
 
+@pytest.mark.slow
 def test_benchmark_app(tmp_path: Path) -> None:
     file = save_tiny(tmp_path / "model.xml")
     row = inference.benchmark_app(file, (5 * SIZE, SIZE), True, "f32", 1)

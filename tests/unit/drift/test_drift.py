@@ -202,6 +202,7 @@ def test_a_table_saved_by_a_spreadsheet(tmp_path: Path) -> None:
     assert read_predictions([table]).products["nut"].scores == [1.0]
 
 
+@pytest.mark.slow
 def test_no_torch(model: Path) -> None:
     write(Path("a.csv"), {"nut": np.exp(np.random.default_rng(0).normal(1, SPREAD, 30))}, 6.0)
     code = (

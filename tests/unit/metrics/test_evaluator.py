@@ -343,7 +343,7 @@ class TestWiring:
         assert "There is no picture of 'a': no fonts" in caplog.text
         assert (tmp_path / "metrics.csv").is_file()
 
-    @pytest.mark.parametrize("own", [True, False])
+    @pytest.mark.parametrize("own", [True, pytest.param(False, marks=pytest.mark.slow)])
     def test_scores_are_those_before_any_post_processor(self, tmp_path, own):
         class Other(Callback):
             def on_test_batch_end(self, trainer, pl_module, outputs, *args):

@@ -57,8 +57,18 @@ def model(data: Path) -> UniAD:
 
 @pytest.fixture(scope="module")
 def files(model: UniAD, tmp_path_factory) -> dict[str, Path]:
-    """Checkpoint and exports, one of them damaged."""
+    """A checkpoint, and files that are not compared with it."""
     folder = tmp_path_factory.mktemp("files")
+    save_checkpoint(model, folder / "model.ckpt")
+    save_tiny(folder / "f32.xml")
+    (folder / "model.pt").write_bytes(b"pickled")
+    return {name: folder / name for name in ("model.ckpt", "f32.xml", "model.pt")}
+
+
+@pytest.fixture(scope="module")
+def exports(model: UniAD, tmp_path_factory) -> dict[str, Path]:
+    """Checkpoint and exports, one of them damaged."""
+    folder = tmp_path_factory.mktemp("exports")
     save_checkpoint(model, folder / "model.ckpt")
     onnx = model.to_onnx(folder)
     converted = ov.convert_model(onnx)
@@ -76,13 +86,15 @@ def files(model: UniAD, tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.mark.slow
-def test_comparison(files: dict[str, Path], model: UniAD, data: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_comparison(exports: dict[str, Path], model: UniAD, data: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
     monkeypatch.setattr(compare, "throughput", partial(timing.throughput, seconds=0.05))
     names = ["f32.xml", "f16.xml", "damaged.xml", "model.onnx", "model.pt"]
-    given = [str(files[name]) for name in names]
+    given = [str(exports[name]) for name in names]
     output = tmp_path / "new" / "parity"
-    main(["parity", str(files["model.ckpt"]), *given, "--data", str(data), "--output", str(output), "--timed_images=2"])
+    main(
+        ["parity", str(exports["model.ckpt"]), *given, "--data", str(data), "--output", str(output), "--timed_images=2"]
+    )
     rows = pd.read_csv(output / "parity.csv").set_index("model")
     assert set(rows["computed_in"]) <= {"f32", "bf16"}  # the latter where it is the processor's default
     frame = rows[rows["computed_in"] == "f32"]
@@ -118,7 +130,7 @@ def test_comparison(files: dict[str, Path], model: UniAD, data: Path, tmp_path: 
     assert any(line.startswith("| f16.xml | FP16 | f32 | ") for line in lines)
     assert "Wrote" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"parity\.csv \(and 1 more\) would be overwritten"):
-        main(["parity", str(files["model.ckpt"]), *given, "--data", str(data), "--output", str(output)])
+        main(["parity", str(exports["model.ckpt"]), *given, *common])
 
 
 def test_another_default_precision_has_its_own_row(monkeypatch) -> None:

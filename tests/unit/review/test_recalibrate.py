@@ -106,6 +106,7 @@ def test_mistakes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not Path("thresholds.yaml").exists()
 
 
+@pytest.mark.slow
 def test_without_torch(folder: Path) -> None:
     grey(Path("new/good"), GOOD)
     code = (
