@@ -92,9 +92,8 @@ def test_comparison(exports: dict[str, Path], model: UniAD, data: Path, tmp_path
     names = ["f32.xml", "f16.xml", "damaged.xml", "model.onnx", "model.pt"]
     given = [str(exports[name]) for name in names]
     output = tmp_path / "new" / "parity"
-    main(
-        ["parity", str(exports["model.ckpt"]), *given, "--data", str(data), "--output", str(output), "--timed_images=2"]
-    )
+    arguments = ["parity", str(exports["model.ckpt"]), *given, "--data", str(data), "--output", str(output)]
+    main([*arguments, "--timed_images=2"])
     rows = pd.read_csv(output / "parity.csv").set_index("model")
     assert set(rows["computed_in"]) <= {"f32", "bf16"}  # the latter where it is the processor's default
     frame = rows[rows["computed_in"] == "f32"]
@@ -130,7 +129,7 @@ def test_comparison(exports: dict[str, Path], model: UniAD, data: Path, tmp_path
     assert any(line.startswith("| f16.xml | FP16 | f32 | ") for line in lines)
     assert "Wrote" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"parity\.csv \(and 1 more\) would be overwritten"):
-        main(["parity", str(exports["model.ckpt"]), *given, *common])
+        main(arguments)
 
 
 def test_another_default_precision_has_its_own_row(monkeypatch) -> None:
