@@ -180,10 +180,10 @@ def scores(models: dict[bool, Trained], ranged: bool, tmp_path_factory: pytest.T
     trained = models[ranged]
     found: dict[str, Any] = {}
 
-    normal = write(root / "normal", {"normal.png": picture("YCbCr", format="TIFF")})
+    normal = write(root / "normal", {"normal.png": picture("YCbCr", format="TIFF", compression="tiff_lzw")})
     good = root / "folders" / "part" / "test" / "good"
     write(good, READ[ranged])
-    write(good.parents[1] / "train" / "good", {"normal.png": picture("YCbCr", format="TIFF")})
+    write(good.parents[1] / "train" / "good", {"normal.png": picture("YCbCr", format="TIFF", compression="tiff_lzw")})
     options: dict[str, Any] = {"value_range": RANGE if ranged else None, "eval_batch_size": 1, "num_workers": 0}
     folders = MultiCategory(root=root / "folders", val_split_mode="none", **options)
     for datamodule in (meta_file(root, ranged, normal, files), folders):
