@@ -26,7 +26,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True, scope="module")
 def curves(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Tests draw no curves of categories, which take most of the time of a small test run, unless they are marked."""
+    """Tests draw no curves of categories, which take much of the time of a small run, unless they are marked."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         if request.node.get_closest_marker("curves") is None:
             monkeypatch.setattr(PerCategoryEvaluator, "_draw_curves", lambda *_: None)

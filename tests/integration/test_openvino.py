@@ -228,7 +228,7 @@ def test_weights_in_int8(trained, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("exported_once")
-@pytest.mark.parametrize("compression", ["int8_ptq", pytest.param("int8_acq", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("compression", ["int8_ptq", "int8_acq"])
 def test_int8(trained, tmp_path: Path, compression: str) -> None:
     path = export(
         trained,

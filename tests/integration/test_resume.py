@@ -360,7 +360,7 @@ def test_one_of_two_processes_is_killed(root: Path, tmp_path: Path, killed: str,
     ours = "error: Another process of this training was killed or cannot be reached (connection "
     lightnings = "terminated with code -9. Forcefully terminating all other processes"
     said = [line for line in done.stderr.splitlines() if "error: " in line or "Child process" in line]
-    assert said
+    assert 1 <= len(said) <= (2 if killed == "1" else 1)
     assert all(ours in line or (killed == "1" and lightnings in line) for line in said)
     assert "Traceback" not in done.stderr
     file = tmp_path / "UniAD" / "products" / "latest" / FILE

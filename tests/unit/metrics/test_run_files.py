@@ -10,8 +10,6 @@ from anomalib_uniad.metrics import PerCategoryEvaluator
 from anomalib_uniad.metrics.run_files import COUNTS, RunFiles, describe_run, for_people
 from replay import METRICS, make_batch, mixed, run
 
-pytestmark = pytest.mark.curves
-
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),

@@ -3,6 +3,7 @@ import base64
 import csv
 import io
 import os
+import sys
 from pathlib import Path, PurePath
 
 import PIL.Image
@@ -115,9 +116,10 @@ def test_how_other_programs_write_tables(tmp_path: Path) -> None:
     ):
         Labels(file)
     file.write_bytes(text.encode("utf-16"))
-    with pytest.raises(
-        InputError, match=r"no column path, label\. Its columns, in UTF-8 .* are: .*\.$|NUL; it must be a csv in UTF-8"
-    ):
+    wrong = r"no column path, label\. Its columns, in UTF-8 .* are: .*\.$"
+    if sys.version_info < (3, 11):  # whose csv module takes no zero bytes
+        wrong = r"is damaged: line contains NUL; it must be a csv in UTF-8\.$"
+    with pytest.raises(InputError, match=wrong):
         Labels(file)
 
 

@@ -36,6 +36,8 @@ def test_same_bytes_each_time(tmp_path: Path) -> None:
 
 
 def test_images_are_always_the_same() -> None:
+    # numpy 1 rounds a few pixels in the other direction.
+    tolerance = 0.02 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 0.05
     """Mean colours of 4x4 blocks and sizes of masks, with room for the rounding of other processors and versions."""
     expected = json.loads(Path(__file__).with_name("product_images.json").read_text())
     assert list(expected) == list(PRODUCTS)
@@ -45,8 +47,7 @@ def test_images_are_always_the_same() -> None:
             image, mask = product.render(np.random.default_rng([5, number]), defect)
             known = expected[name][defect or "good"]
             blocks = image.reshape(4, 48, 4, 48, 3).mean(axis=(1, 3, 4))
-            # A few pixels are rounded in the other direction by other versions of numpy.
-            np.testing.assert_allclose(blocks, known["blocks"], atol=0.05, err_msg=f"{name} {defect}")
+            np.testing.assert_allclose(blocks, known["blocks"], atol=tolerance, err_msg=f"{name} {defect}")
             assert (mask > 0).sum() == pytest.approx(known["mask"], abs=5), f"{name} {defect}"
 
 
