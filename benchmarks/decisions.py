@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from jsonargparse import auto_cli
 from torch.utils.data import DataLoader, Subset
+from torchvision.io import decode_jpeg, encode_jpeg
 from tqdm.auto import tqdm
 
 from anomalib_uniad import UniAD
@@ -54,6 +55,19 @@ def one_for_each(known: Known) -> dict[str, float]:
     return {name: best_f1([scores]) for name, scores in known.items()}
 
 
+def as_jpeg(images: torch.Tensor) -> torch.Tensor:
+    """Images (B, 3, H, W) from 0 to 1, as JPEG files of quality 80 show them."""
+    files = encode_jpeg(list((255 * images).round().byte()), quality=80)
+    return torch.stack([decode_jpeg(file) for file in files]) / 255
+
+
+CHANGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "10 % lighter": lambda images: (1.1 * images).clamp(max=1),
+    "as JPEG": as_jpeg,
+    "with noise": lambda images: (images + torch.randn_like(images) * 2 / 255).clamp(0, 1),  # 2 grey levels
+}
+"""What good images may be changed by without becoming another product; images (B, 3, H, W) from 0 to 1."""
+
 VALIDATIONS: dict[str, Callable[[np.ndarray, np.ndarray, int], tuple[int, int]]] = {
     "good and defective": lambda good, defective, _: (len(good), len(defective)),
     "good alone": lambda good, _defective, _: (len(good), 0),
@@ -69,8 +83,8 @@ def decisions(recipe: Path, checkpoint: Path, draws: int = 20, output_dir: Path 
 
     Each draw has as many good and defective images of each product as the split of the training set aside, from all
     images that were not trained on. Rows of ``decisions.csv`` are means over draws; ``recognition.csv`` has, for each
-    product, how many of its images are recognised, called unknown, and found to be unknown when the others alone are
-    known.
+    product, how many of its images are recognised, called unknown, also when changed a little, and found to be unknown
+    when the others alone are known.
 
     Args:
         recipe: Config for ``anomalib train`` of the training.
@@ -130,19 +144,27 @@ def scores_of(model: UniAD, datamodule: Any) -> pd.DataFrame:
                 features = model.model.extract(model.pre_processor(batch.image))
                 raw = model.model.predict(features)
                 pooled = Products.pool(model.model.normalise(features))
-            names = categories_of(batch.image_path, datamodule)
-            columns = (names, raw.pred_score.tolist(), batch.gt_label.bool().tolist(), pooled.numpy())
-            parts += [
-                dict(zip(("category", "score", "defective", "pooled"), row, strict=True), split=SETS[number])
-                for row in zip(*columns, strict=True)
-            ]
-    return pd.DataFrame(parts)
+                columns = {
+                    "category": categories_of(batch.image_path, datamodule),
+                    "score": raw.pred_score.tolist(),
+                    "defective": batch.gt_label.bool().tolist(),
+                    "pooled": list(pooled.numpy()),
+                }
+                good = ~batch.gt_label.bool()
+                for name, change in CHANGES.items() if number else ():
+                    changed = torch.full_like(pooled, torch.nan)
+                    if good.any():
+                        features = model.model.extract(model.pre_processor(change(batch.image[good])))
+                        changed[good] = Products.pool(model.model.normalise(features))
+                    columns[name] = list(changed.numpy())
+            parts.append(pd.DataFrame(columns).assign(split=SETS[number]))
+    return pd.concat(parts, ignore_index=True)
 
 
-def pooled_of(table: pd.DataFrame, name: str, trained: bool) -> torch.Tensor:
+def pooled_of(table: pd.DataFrame, name: str, trained: bool, column: str = "pooled") -> torch.Tensor:
     """Pooled features of a product's images that were trained on, or not (M, C)."""
     rows = (table["category"] == name) & ((table["split"] == "training") == trained)
-    return torch.from_numpy(np.stack(table.loc[rows, "pooled"]))
+    return torch.from_numpy(np.stack(table.loc[rows, column]))
 
 
 def draw(
@@ -230,11 +252,15 @@ def write_recognition(table: pd.DataFrame, about: Mapping[str, Any], output_dir:
         unseen = (table["category"] == name) & (table["split"] != "training")
         defective = torch.tensor(table.loc[unseen, "defective"].tolist())
         row |= {"good_called_unknown": share(unknown[~defective]), "defects_called_unknown": share(unknown[defective])}
+        for change in CHANGES:
+            changed = pooled_of(table, name, trained=False, column=change)[~defective]
+            row[f"good_called_unknown_{change}"] = share(products.recognise(changed[:, :, None, None])[1])
         rows.append({"category": name, **row, "found_unknown": share(found), **about})
     path = output_dir / "recognition.csv"
     add_rows(path, rows, ("dataset", "seed", "category"))
     columns = ("recognised", "good_called_unknown", "defects_called_unknown", "found_unknown")
-    show(path, ("category", "seed", "images", *columns))
+    changes = [f"good_called_unknown_{change}" for change in CHANGES]
+    show(path, ("category", "seed", "images", *columns, *changes))
 
 
 def cost(checkpoint: Path, rounds: int = 7, images: int = 100, output_dir: Path = RESULTS) -> None:

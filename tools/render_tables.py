@@ -344,6 +344,11 @@ def recognition(rows: pd.DataFrame) -> str:
         "images": [f"{value:.0f}" for value in means["images"]],
         "recognised": percents(means["recognised"]),
         "good ones called unknown": percents(means["good_called_unknown"]),
+        **{
+            f"... {name.removeprefix('good_called_unknown_')}": percents(means[name])
+            for name in means
+            if name.startswith("good_called_unknown_")
+        },
         "defective ones called unknown": percents(means["defects_called_unknown"]),
         "found unknown when it is": percents(means["found_unknown"]),
     }

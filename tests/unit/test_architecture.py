@@ -15,6 +15,7 @@ LAYERS = (
     {"errors"},
     {"messages"},
     {
+        "allocator",
         "captions",
         "category",
         "checks",

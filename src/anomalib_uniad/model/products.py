@@ -13,8 +13,12 @@ from sklearn.covariance import ledoit_wolf
 from torch import nn
 
 FOLDS = 5
-FARTHEST = 2.5
-"""How many times as far as half of the good images an image of a known product may lie."""
+FARTHEST = 4.0
+"""How many times as far as half of the good images an image of a known product may lie.
+
+Good images of another session, noisier, lighter or compressed more, lie farther than those that were set aside; images
+of another kind of product lie farther still.
+"""
 CONFUSED = 0.02
 """Share of a product's good images that may be taken for another one."""
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from decisions import VALIDATIONS, decide, draw, one_for_all, one_for_each, write_recognition
+from decisions import CHANGES, VALIDATIONS, as_jpeg, decide, draw, one_for_all, one_for_each, write_recognition
 
 COUNTS = {("training", False): 30, ("validation", False): 8, ("validation", True): 4, ("test", False): 12}
 COUNTS[("test", True)] = 10
@@ -28,7 +29,14 @@ def table() -> pd.DataFrame:
             pooled[:, 2] += 40 * defective
             scores = random.lognormal(number + 2 * defective, 0.2, count)
             rows += [
-                {"category": category, "split": split, "defective": defective, "score": score, "pooled": features}
+                {
+                    "category": category,
+                    "split": split,
+                    "defective": defective,
+                    "score": score,
+                    "pooled": features,
+                    **{name: features + 40 * (name == "as JPEG") for name in CHANGES},
+                }
                 for score, features in zip(scores, pooled.astype(np.float32), strict=True)
             ]
     return pd.DataFrame(rows)
@@ -67,4 +75,12 @@ def test_recognition(table: pd.DataFrame, tmp_path: Path) -> None:
     rows = pd.read_csv(tmp_path / "recognition.csv").set_index("category")
     assert (rows["images"] == 34).all()
     assert (rows.loc[:, ["recognised", "defects_called_unknown", "found_unknown"]].loc["bolt"] > 0.9).all()
-    assert (rows["good_called_unknown"] < 0.1).all()
+    assert (rows[["good_called_unknown", "good_called_unknown_with noise"]] < 0.1).all(axis=None)
+    assert (rows["good_called_unknown_as JPEG"] == 1).all()
+
+
+def test_jpeg_is_nearly_the_image() -> None:
+    shades = torch.linspace(0, 1, 64).expand(2, 3, 64, 64)
+    changed = as_jpeg(shades)
+    assert changed.shape == shades.shape
+    assert 0 < (changed - shades).abs().max() < 0.05
