@@ -15,7 +15,6 @@ LAYERS = (
     {"errors"},
     {"messages"},
     {
-        "allocator",
         "captions",
         "category",
         "checks",

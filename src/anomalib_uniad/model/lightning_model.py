@@ -29,7 +29,6 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchmetrics import Metric
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
-from anomalib_uniad.allocator import keep_freed_memory
 from anomalib_uniad.category import known_categories
 from anomalib_uniad.checks import check_at_least, check_choice, check_fraction, check_rate, check_value_range, repeat
 from anomalib_uniad.deploy.export import (
@@ -748,7 +747,6 @@ class UniAD(AnomalibModule):
         Raises:
             ValueError: If files of the datamodule cannot be read, or have more than 8 bits.
         """
-        keep_freed_memory()
         datamodule = getattr(self._trainer, "datamodule", None)
         if stage == "fit" and self.hparams["initial_checkpoint"] is not None:
             self._check_initial(datamodule)
