@@ -140,6 +140,7 @@ def scores_of(model: UniAD, datamodule: Any) -> pd.DataFrame:
             data = Subset(loader.dataset, sorted(row for part in kept for row in part))
             batches = DataLoader(data, 16, collate_fn=loader.dataset.collate_fn)
         for batch in tqdm(batches, desc=SETS[number], unit="batch"):
+            good = ~batch.gt_label.bool()
             with torch.no_grad():
                 features = model.model.extract(model.pre_processor(batch.image))
                 raw = model.model.predict(features)
@@ -147,12 +148,11 @@ def scores_of(model: UniAD, datamodule: Any) -> pd.DataFrame:
                 columns = {
                     "category": categories_of(batch.image_path, datamodule),
                     "score": raw.pred_score.tolist(),
-                    "defective": batch.gt_label.bool().tolist(),
+                    "defective": (~good).tolist(),
                     "pooled": list(pooled.numpy()),
                 }
-                good = ~batch.gt_label.bool()
                 for name, change in CHANGES.items() if number else ():
-                    changed = torch.full_like(pooled, torch.nan)
+                    changed = torch.full_like(pooled, torch.nan)  # of defective images
                     if good.any():
                         features = model.model.extract(model.pre_processor(change(batch.image[good])))
                         changed[good] = Products.pool(model.model.normalise(features))

@@ -36,9 +36,9 @@ def test_same_bytes_each_time(tmp_path: Path) -> None:
 
 
 def test_images_are_always_the_same() -> None:
+    """Mean colours of 4x4 blocks and sizes of masks, with room for the rounding of other processors and versions."""
     # numpy 1 rounds a few pixels in the other direction.
     tolerance = 0.02 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 0.05
-    """Mean colours of 4x4 blocks and sizes of masks, with room for the rounding of other processors and versions."""
     expected = json.loads(Path(__file__).with_name("product_images.json").read_text())
     assert list(expected) == list(PRODUCTS)
     for name, product in PRODUCTS.items():
