@@ -61,6 +61,7 @@ from anomalib_uniad.metrics.functional import Floats, auroc, rank, tpr_at_fpr
 from anomalib_uniad.metrics.post_processor import CalibratedPostProcessor, LearnedPostProcessor
 from anomalib_uniad.pictures.training_view import TrainingView
 from anomalib_uniad.pictures.visualizer import HeatmapVisualizer
+from anomalib_uniad.training.cached_dataset import ProductSampling
 from anomalib_uniad.training.checkpoint_files import CheckpointRescue
 from anomalib_uniad.training.checkpoint_reading import UnreadableCheckpoint, read_checkpoint
 from anomalib_uniad.training.checkpoint_selection import CheckpointChoice, CheckpointSelection
@@ -273,6 +274,9 @@ class UniAD(AnomalibModule):
             ``"horizontal_flip"``, ``"vertical_flip"``, ``"rotate_90"`` or another whole number of degrees,
             ``"rotate_any"`` and ``"shift_8"`` or another number of pixels, which draw angle and place of each image.
             Each epoch draws one version of each image, so it takes as long as without copies. Defaults to ``None``.
+        product_sampling (str): ``"uniform"`` shows each training image once in an epoch. ``"variance"``, which needs
+            the cache, shows as many images in an epoch, but those of a product the more often the more they differ, so
+            that parts at any angle are learned beside many products that always lie alike. Defaults to ``"uniform"``.
         auto_precision (bool): Compute the training step in bfloat16, as ``trainer.precision: bf16-mixed`` does, on a
             device that multiplies at least 1.5 times faster in it, which is measured when the training starts. Any
             other ``trainer.precision`` than ``32-true`` is left as it is. Defaults to ``False``.
@@ -378,6 +382,7 @@ class UniAD(AnomalibModule):
         feature_cache_dtype: FeatureDtype = "float32",
         feature_cache_dir: str | Path | None = None,
         feature_cache_copies: list[str] | dict[str, list[str]] | None = None,
+        product_sampling: ProductSampling = "uniform",
         auto_precision: bool = False,
         compile_mode: CompileMode | None = None,
         resume_interval: float = 10.0,
@@ -402,6 +407,8 @@ class UniAD(AnomalibModule):
         feature_cache_copies = check_copies(feature_cache_copies)
         if feature_cache_copies and feature_cache == "off":
             raise InputError("feature_cache_copies are kept in the feature cache: set feature_cache to memory or disk.")
+        if product_sampling == "variance" and feature_cache == "off":
+            raise InputError("product_sampling=variance looks at cached features: set feature_cache to memory or disk.")
         crop = tuple(crop) if isinstance(crop, Sequence) else crop
         tiles = repeat("tiles", tiles, int, 2)
         full_size = size_of_tiles(image_size, tiles, tile_overlap)
@@ -509,7 +516,9 @@ class UniAD(AnomalibModule):
         ]
         if feature_cache != "off":
             self._training_callbacks.append(
-                FeatureCache(feature_cache, feature_cache_dtype, feature_cache_dir, feature_cache_copies)
+                FeatureCache(
+                    feature_cache, feature_cache_dtype, feature_cache_dir, feature_cache_copies, product_sampling
+                )
             )
         if product_calibration:
             self._training_callbacks.append(ProductCalibration(false_alarm_rate))
@@ -1215,6 +1224,7 @@ def _check_training(arguments: Mapping[str, Any]) -> None:
         ("lr_schedule", get_args(LearningRateSchedule)),
         ("feature_cache", get_args(FeatureCacheMode)),
         ("feature_cache_dtype", get_args(FeatureDtype)),
+        ("product_sampling", get_args(ProductSampling)),
         ("compile_mode", (None, *get_args(CompileMode))),
         ("checkpoint_selection", get_args(CheckpointChoice)),
     ):

@@ -3,7 +3,7 @@
 
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy as shallow_copy
 from dataclasses import dataclass
@@ -23,9 +23,11 @@ from anomalib_uniad.transforms import named
 from .feature_store import CacheWriter, MemoryWriter
 
 FeatureDtype = Literal["float32", "float16"]
+ProductSampling = Literal["uniform", "variance"]
 BATCH_SIZE = 16  # images that are embedded together
 NO_MASK = 255  # fills the mask of an image that has none
 UNKNOWN = -1  # label of an image that has none
+SAME_FOR_EACH = 0.2  # part of the draws that products share alike
 
 
 def _without_features(target: type) -> Any:
@@ -69,7 +71,7 @@ class CachedDataset(AnomalibDataset):
     """Takes the place of a dataset of images: the same samples in the same order, but batches of features.
 
     Where a row has copies, one of its versions is drawn each time, with torch's global generator: an epoch has as many
-    batches as without copies.
+    batches as without copies. The same holds after :meth:`sample`, when a row stands for any image of a product.
 
     Args:
         source (AnomalibDataset): The dataset of images.
@@ -98,6 +100,7 @@ class CachedDataset(AnomalibDataset):
         self._features: list[torch.Tensor] = []  # of each part, or all of them in one on the device
         self._masks: list[torch.Tensor] = []
         self._pin = False
+        self._sampled: tuple[torch.Tensor, list[torch.Tensor]] | None = None  # product of each row, rows of each
 
     @property
     def name(self) -> str:
@@ -138,8 +141,30 @@ class CachedDataset(AnomalibDataset):
     def without_copies(self) -> "CachedDataset":
         """The same rows, but of each the image as it is: no copy, and nothing drawn."""
         plain = shallow_copy(self)
-        plain._places = self._places[:, :1]
+        plain._places, plain._sampled = self._places[:, :1], None
         return plain
+
+    def sample(self, products: Sequence[Sequence[int]]) -> list[float]:
+        """From now on, draw images by product: the more those of a product differ, the more often.
+
+        The variance of a product is that of its images about their mean, at each place and in each channel, on the
+        scale of all features. Four fifths of the draws are in proportion to its square: errors of reconstructions fall
+        about with the root of the number of images seen, and should become alike for all products. One fifth is the
+        same for each, so that none is forgotten.
+
+        Args:
+            products (Sequence[Sequence[int]]): Rows of each of P products, each row once.
+
+        Returns:
+            list[float]: Part of the draws that each product gets ``(P,)``; the parts make 1.
+        """
+        wanted = _variances([self._features_of(rows) for rows in products]).square()
+        wanted = wanted / wanted.sum() if wanted.sum() > 0 else torch.full_like(wanted, 1 / len(wanted))
+        shares = (1 - SAME_FOR_EACH) * wanted + SAME_FOR_EACH / len(wanted)
+        middles = (torch.arange(len(self), dtype=torch.float64) + 0.5) / len(self)
+        kinds = torch.searchsorted(shares.cumsum(0), middles).clamp(max=len(products) - 1)
+        self._sampled = kinds, [torch.as_tensor(rows) for rows in products]
+        return shares.tolist()
 
     def release(self) -> None:
         """Let go of the features; Lightning keeps dataloaders until the next training."""
@@ -159,6 +184,11 @@ class CachedDataset(AnomalibDataset):
             msg = "Features are there from the start of a training to its end; ask the datamodule for a new dataloader."
             raise RuntimeError(msg)
         index = torch.as_tensor(rows)
+        if self._sampled is not None:
+            kinds, products = self._sampled
+            drawn = zip(torch.rand(len(rows)).tolist(), kinds[index].tolist(), strict=True)
+            index = torch.stack([products[kind][int(part * len(products[kind]))] for part, kind in drawn])
+            rows = index.tolist()
         label = self._labels[index]
         places = self._places[index, self._draw(index)]
         mask = self._gather(self._masks, places) if self._masks else None
@@ -173,6 +203,11 @@ class CachedDataset(AnomalibDataset):
             mask_path=None if mask_path[0] is None else mask_path,
             features=self._gather(self._features, places, self._pin),
         )
+
+    def _features_of(self, rows: Sequence[int]) -> Iterator[torch.Tensor]:
+        """Features (b, C, h, w) of the images of rows, some at a time."""
+        for some in torch.as_tensor(rows).split(BATCH_SIZE):
+            yield self._gather(self._features, self._places[some, 0])
 
     def _draw(self, rows: torch.Tensor) -> torch.Tensor | int:
         """Draw a version of each row (b,)."""
@@ -190,6 +225,26 @@ class CachedDataset(AnomalibDataset):
             return torch.index_select(first, 0, places, out=out)
         found = [(bisect_right(self._starts, place) - 1, place) for place in places.tolist()]
         return torch.stack([parts[part][place - self._starts[part]] for part, place in found], out=out)
+
+
+def _variances(products: Sequence[Iterable[torch.Tensor]]) -> torch.Tensor:
+    """How much images of each of P products differ (P,), from their features in batches (b, C, h, w).
+
+    One image does not tell: its product gets the mean of the others.
+    """
+    within, sums = [], []
+    for batches in products:
+        first, second, count = torch.zeros(()), torch.zeros(()), 0
+        for batch in batches:
+            values = batch.cpu().double()
+            first, second, count = first + values.sum(dim=0), second + values.square().sum(dim=0), count + len(values)
+        sums.append(torch.stack([first, second, torch.full_like(first, count)]).sum(dim=(2, 3)))  # (3, C)
+        deviations = (second - first.square() / count).clamp(min=0)  # (C, h, w), squared and summed over images
+        within.append((deviations / (count - 1)).mean(dim=(1, 2)))  # (C,); 0 / 0 is NaN
+    first, second, count = torch.stack(sums).sum(dim=0)
+    overall = second / count - (first / count).square()  # (C,), of all images and places
+    found = (torch.stack(within) / overall)[:, overall > 0].mean(dim=1)
+    return found.where(~found.isnan(), found.nanmean()).nan_to_num()
 
 
 def _join(parts: list[torch.Tensor], device: torch.device) -> torch.Tensor:

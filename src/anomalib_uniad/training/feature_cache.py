@@ -28,7 +28,7 @@ from anomalib_uniad.errors import DiskError, InputError
 from anomalib_uniad.files import FULL
 from anomalib_uniad.transforms import ResizeEach
 
-from .cached_dataset import CachedBatch, CachedDataset, CachedPart, FeatureDtype, compute_features
+from .cached_dataset import CachedBatch, CachedDataset, CachedPart, FeatureDtype, ProductSampling, compute_features
 from .copies import Copies, ImageCopy, check_copies, copies_of
 from .feature_key import check_deterministic, describe_files, digest_of, digest_weights, key_of, key_parts
 from .feature_store import CacheWriter, FeatureStore, MemoryWriter
@@ -66,10 +66,13 @@ class FeatureCache(Callback):
         copies (Copies | None): Augmented copies of the training images, for all products or as a mapping of products
             to lists, see :class:`~anomalib_uniad.training.copies.ImageCopy`; each epoch draws one version of each
             image. Defaults to ``None``.
+        product_sampling (str): ``"uniform"`` draws each image once in an epoch. ``"variance"`` draws as many images in
+            an epoch, the more often of a product the more its images differ, see
+            :meth:`~anomalib_uniad.training.cached_dataset.CachedDataset.sample`. Defaults to ``"uniform"``.
 
     Raises:
-        ValueError: If ``mode``, ``dtype`` or ``copies`` is something else. When a training starts, if the features of
-            an image could change from epoch to epoch, or if something in it cannot work with the cache.
+        ValueError: If one of these is something else. When a training starts, if the features of an image could
+            change from epoch to epoch, or if something in it cannot work with the cache.
         OSError: When a training starts, if there is not enough space.
 
     Examples:
@@ -83,13 +86,16 @@ class FeatureCache(Callback):
         dtype: FeatureDtype = "float32",
         directory: str | Path | None = None,
         copies: Copies | None = None,
+        product_sampling: ProductSampling = "uniform",
     ) -> None:
+        check_choice("product_sampling", product_sampling, get_args(ProductSampling))
         check_choice("mode", mode, ("memory", "disk"))
         check_choice("dtype", dtype, get_args(FeatureDtype))
         self.mode = mode
         self.dtype: FeatureDtype = dtype
         self.store = FeatureStore(directory)
         self.copies = check_copies(copies)
+        self.product_sampling: ProductSampling = product_sampling
         self._datasets: dict[str, CachedDataset] = {}  # "validation" and "training"
         self._transform: Any = None  # of the pre-processor
         self._num_workers = 0
@@ -137,6 +143,10 @@ class FeatureCache(Callback):
         """Compute the features, or open their files: weights of a checkpoint are loaded now, and on their device."""
         for stage, dataset in self._datasets.items():
             dataset.fill(self._parts(trainer, pl_module, stage, dataset.source), pl_module.device)
+            products = rows_of_products(dataset.source, trainer.datamodule)  # type: ignore[attr-defined]
+            if stage == "training" and self.product_sampling == "variance" and len(products) > 1:
+                drawn = zip(products, dataset.sample(list(products.values())), strict=True)
+                rank_zero_info(f"Images drawn: {', '.join(f'{name} {100 * share:.3g} %' for name, share in drawn)}.")
         if self._datasets:
             self._weights = digest_weights(pl_module.model.backbone)  # type: ignore[union-attr, arg-type]
 

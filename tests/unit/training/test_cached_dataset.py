@@ -92,6 +92,54 @@ def test_parts_and_copies() -> None:
     assert dataset.__getitems__(rows).features.equal(batch.features)
 
 
+def test_products_that_differ_more_are_drawn_more_often() -> None:
+    """The variance is that about the mean image of a product: what differs from place to place is not counted."""
+    generator = np.random.default_rng(0)
+    products = [[0, 3, 6, 7, 10], [*range(20, 50)], [1, 2, 4, 5, 8, 9, *range(11, 20)]]
+    mean = generator.normal(size=(3, 2, 3, 3)) * [[[10]], [[0.1]]]
+    features = np.zeros((50, 2, 3, 3), np.float32)
+    for rows, middle, scale in zip(products, mean, (1, 0.5, 2), strict=True):
+        spread = np.reshape([3, 0.05], (2, 1, 1)) * scale
+        features[rows] = middle + spread * generator.normal(size=(len(rows), 2, 3, 3))
+    dataset = CachedDataset(make_source([None] * 50))
+    dataset.fill([CachedPart(range(50), {"features": features, "labels": np.arange(50) % 2})], torch.device("cpu"))
+    before = dataset.__getitems__([3, 1]).features.clone()
+
+    overall = features.astype(float).var(axis=(0, 2, 3))
+    within = [features[rows].astype(float).var(axis=0, ddof=1).mean(axis=(1, 2)) for rows in products]
+    squares = np.mean(within / overall, axis=1) ** 2
+    shares = dataset.sample(products)
+    np.testing.assert_allclose(shares, 0.8 * squares / squares.sum() + 0.2 / 3, rtol=1e-6)
+    assert shares[2] > 4 * shares[0]
+
+    torch.manual_seed(0)
+    epochs = [dataset.__getitems__(torch.randperm(50).tolist()) for _ in range(300)]
+    paths = [int(path.removesuffix(".png")) for batch in epochs for path in batch.image_path]
+    np.testing.assert_array_equal(torch.cat([batch.features for batch in epochs]).numpy(), features[paths])
+    assert torch.cat([batch.gt_label for batch in epochs]).tolist() == [bool(row % 2) for row in paths]
+    drawn = np.bincount(paths, minlength=50)
+    for rows, share in zip(products, shares, strict=True):
+        assert abs(drawn[rows].sum() / 300 - 50 * share) <= 1  # as exactly as whole images allow, in each epoch
+        assert drawn[rows].min() > 0.2 * drawn[rows].mean()
+    assert dataset.without_copies().__getitems__([3, 1]).features.equal(before)
+
+
+def test_drawing_products_of_one_image_or_of_the_same_image() -> None:
+    def shares(features: np.ndarray, products: list[list[int]]) -> list[float]:
+        dataset = CachedDataset(make_source([None] * 4))
+        arrays = {"features": features, "labels": np.zeros(4)}
+        dataset.fill([CachedPart(range(4), arrays)], torch.device("cpu"))
+        found = dataset.sample(products)
+        dataset.__getitems__([0, 1, 2, 3])
+        return found
+
+    different = np.arange(4 * 2 * 3 * 3, dtype=np.float32).reshape(4, 2, 3, 3)
+    assert shares(different, [[0, 1], [2], [3]]) == pytest.approx([1 / 3] * 3)  # one image does not tell
+    assert shares(different, [[0], [1], [2, 3]]) == pytest.approx([1 / 3] * 3)
+    assert shares(np.ones_like(different), [[0, 1], [2, 3]]) == [0.5, 0.5]
+    assert shares(different[[0, 0, 2, 3]], [[0, 1], [2, 3]]) == pytest.approx([0.1, 0.9])
+
+
 def test_released_features_are_not_used() -> None:
     dataset = make_dataset()
     dataset.release()
