@@ -3,6 +3,7 @@
 
 import errno
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -206,6 +207,29 @@ def test_copies(root: Path, tmp_path: Path, extractions: list[int]) -> None:
     assert in_memory.metrics == whole.metrics
     _, built, _ = train({**copies, "cable": ["horizontal_flip"]})
     assert built == 4
+
+
+@pytest.mark.slow
+def test_sampling_by_variance(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As many steps as without, of other images; a training that is resumed draws the same."""
+
+    def train(sampling, epochs=2, ckpt_path=None) -> tuple[list[float], Engine]:
+        trace = Trace()
+        cache = FeatureCache("disk", directory=tmp_path / "features", product_sampling=sampling)
+        engine = make_engine(tmp_path, trace, cache, epochs=epochs)
+        engine.fit(model=small_model(), datamodule=make_multi_category(root), ckpt_path=ckpt_path)
+        return trace.losses, engine
+
+    plain, _ = train("uniform")
+    assert "Images drawn" not in caplog.text
+    with caplog.at_level("INFO"):
+        whole, _ = train("variance")
+    assert re.search(r"Images drawn: bottle [\d.]+ %, cable [\d.]+ %\.", caplog.text)
+    assert len(whole) == len(plain)
+    assert whole != plain
+    first, engine = train("variance", epochs=1)
+    resumed, _ = train("variance", ckpt_path=engine.best_model_path)
+    assert first + resumed == whole
 
 
 def test_copies_of_unknown_products_are_refused(root: Path, tmp_path: Path) -> None:

@@ -35,6 +35,12 @@ from .products import Judged, Products
 PositionEmbedding = Literal["learned", "sine"]
 FeatureNormMode = Literal["none", "standard"]
 Reconstruction = Literal["uniad", "transformer", "cnn", "mlp"]
+_PIXELS_AT_ONCE = 2 * 256 * 256
+"""Of images that the backbone gets at a time, on a processor.
+
+Of more, the maps between its layers are so large that Linux takes them back when they are freed, and clears the same
+memory for the next layer.
+"""
 
 
 class ReconstructionTransformer(nn.Module):
@@ -199,9 +205,13 @@ class UniADModel(nn.Module):
         """
         if tuple(images.shape[-2:]) != self.image_size:
             raise InputError(f"The model was built for images of {self.image_size}, got {tuple(images.shape[-2:])}.")
-        if self.tiles is None:
-            return self.neck(self.backbone(images))
-        return self.tiles.mosaic(self.neck(self.backbone(self.tiles.cut(images))))
+        grids = images if self.tiles is None else self.tiles.cut(images)
+        few = max(1, _PIXELS_AT_ONCE // (grids.shape[2] * grids.shape[3]))
+        if grids.device.type == "cpu" and not torch.compiler.is_compiling():
+            found = torch.cat([self.neck(self.backbone(some)) for some in grids.split(few)])
+        else:  # on other devices, and in exported files, which have no such loop
+            found = self.neck(self.backbone(grids))
+        return found if self.tiles is None else self.tiles.mosaic(found)
 
     def share_of_tokens(self, covered: torch.Tensor) -> torch.Tensor:
         """Part of the pixels of each token that are ``covered``: (B, 1, H, W) -> (B, 1, h, w), as features lie."""

@@ -89,6 +89,8 @@ def test_a_score_that_is_not_a_number_is_never_normal(value: float) -> None:
         ({"lr_decay_factor": -0.1}, "lr_decay_factor must be at least 0"),
         ({"gradient_clip_norm": -1}, "gradient_clip_norm must be at least 0"),
         ({"feature_cache_copies": ["rotate_90"]}, "set feature_cache to memory or disk"),
+        ({"product_sampling": "variance"}, "product_sampling=variance looks at cached features: set feature_cache to"),
+        ({"product_sampling": "all"}, "product_sampling must be one of 'uniform', 'variance', got 'all'"),
         ({"feature_cache_copies": ["turn"], "feature_cache": "disk"}, "feature_cache_copies has 'turn', but the"),
     ],
 )
