@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """How fast UniAD trains on this machine, at the paper's size and with the fast recipe.
 
-python benchmarks/training.py                               # everything, about an hour on two cores
-python benchmarks/training.py --parts [step,floor]          # a step of the fast recipe, a few minutes
-python benchmarks/training.py --parts [gpu]                 # MVTec AD's size on a CUDA GPU, a few minutes
-python benchmarks/training.py --quick true                  # small numbers that only show that it runs
+python benchmarks/training.py                                # everything, about an hour on two cores
+python benchmarks/training.py --parts [step,embedding,floor] # a step of the fast recipe, a few minutes
+python benchmarks/training.py --parts [gpu]                  # MVTec AD's size on a CUDA GPU, a few minutes
+python benchmarks/training.py --quick true                   # small numbers that only show that it runs
 """
 
 import logging
@@ -55,7 +55,7 @@ from harness import (
 
 logger = logging.getLogger(__name__)
 
-Part = Literal["throughput", "step", "floor", "scaling", "gpu"]
+Part = Literal["throughput", "step", "embedding", "floor", "scaling", "gpu"]
 Row = dict[str, Any]
 
 # The model at the paper's size, without weights from a hub and without checkpoints; and a small one for --quick.
@@ -91,9 +91,10 @@ def train(
 
     Args:
         parts: "throughput": from images, with and without cache and against a plain loop. "step": the fast recipe
-            with each optimizer and precision. "floor": where the time of its step goes. "scaling": number of images,
-            image size, batch. "gpu": MVTec AD's size on a GPU; left out where there is none.
-        rounds: How often each variant of "throughput" and "step" is measured, in turn.
+            with each optimizer and precision. "embedding": images through its backbone, some at a time. "floor": where
+            the time of its step goes. "scaling": number of images, image size, batch. "gpu": MVTec AD's size on a GPU;
+            left out where there is none.
+        rounds: How often each variant of "throughput", "step" and "embedding" is measured, in turn.
         steps: Steps per measurement.
         image_pixels: Height and width of the generated PNG images.
         num_workers: Processes that read images, for all variants.
@@ -123,6 +124,11 @@ def train(
         for rows in compare_steps(where, rounds, steps, fast, seed):
             add_rows(path, [{**row, **origin(where, seed)} for row in rows], ("device",))
         show(path, ("device", "variant", "seconds_per_step", "first_ratio"))
+    if "embedding" in parts:
+        path = output_dir / "training_embedding.csv"
+        for rows in embed(where, rounds, fast, seed):
+            add_rows(path, [{**row, **origin(where, seed)} for row in rows], ("device",))
+        show(path, ("device", "at_once", "seconds_per_image", "all_ratio"))
     if "floor" in parts:
         path = output_dir / "training_floor.csv"
         for precision in ("32-true", "bf16-mixed"):
@@ -401,6 +407,38 @@ def compare_steps(device: torch.device, rounds: int, steps: int, fast: Row, seed
                 "batch_size": BATCH_SIZE,
                 "rounds": len(own),
                 "steps": steps,
+            }
+            for name, own in seconds.items()
+        ]
+
+
+# Part "embedding": features of images, once.
+
+
+def embed(device: torch.device, rounds: int, fast: Row, seed: int) -> Iterator[list[Row]]:
+    """Embed the same images some at a time, in turn; yields rows after each round."""
+    model = without_images({**fast, "seed": seed}).to(device).eval()
+    images = torch.rand(16, 3, *model.model.image_size, device=device)
+
+    def measure(at_once: int) -> float:
+        synchronize(device)
+        start = time.perf_counter()
+        with torch.inference_mode():
+            for some in images.split(at_once):
+                model.model.neck(model.model.backbone(some))
+        synchronize(device)
+        return (time.perf_counter() - start) / len(images)
+
+    sizes = {str(at_once): at_once for at_once in (16, 8, 4, 2, 1)}
+    for seconds in in_turn({name: partial(measure, size) for name, size in sizes.items()}, rounds, "Embedding"):
+        yield [
+            {
+                "at_once": sizes[name],
+                "seconds_per_image": median(own),
+                **ratios("all", seconds["16"], own),
+                "image_size": " x ".join(map(str, model.model.image_size)),
+                "rounds": len(own),
+                "dtype": "float32",
             }
             for name, own in seconds.items()
         ]

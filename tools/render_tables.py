@@ -698,6 +698,18 @@ def products(rows: pd.DataFrame) -> str:
     return f"{accuracy_heading(rows)}\n\n{markdown(columns)}\n\n{how_measured(rows)}"
 
 
+@once_measured
+def sampling(rows: pd.DataFrame) -> str:
+    """The same with products that differ more shown more often."""
+    return products(rows)
+
+
+@partial(once_measured, file="sampling")
+def sampling_alike(rows: pd.DataFrame) -> str:
+    """Accuracy of the products that are in several of these models."""
+    return products_alike(rows)
+
+
 @partial(once_measured, file="products")
 def products_alike(rows: pd.DataFrame) -> str:
     """Accuracy of the products that are in several models."""
@@ -714,9 +726,13 @@ def with_first(results: Path, name: str, other: str, query: str, called: str) ->
 
 def seven(results: Path) -> str:
     """Variants of one model for seven products."""
-    rows = with_first(results, "seven", "products", "data == '7 products'", "fast recipe, 1,000 steps")
+    query = "data == '7 products'"
+    rows = with_first(results, "seven", "products", query, "fast recipe, 1,000 steps")
     if rows is None:
         return NOT_YET
+    if (results / "sampling.csv").is_file():
+        sampled = read(results, "sampling").query(query)
+        rows = pd.concat([rows, sampled.assign(method="sampled by variance, 1,000 steps")])
     means = means_of(rows)
     return f"{by_category(rows, 'method')}\n\n{how_measured(rows)}\n\n{markdown({'': means['method'], **costs(means)})}"
 
@@ -1051,6 +1067,22 @@ def training_step(frame: pd.DataFrame) -> str:
             f"here. Rounds: {first['rounds']}, of {first['steps']} steps each; medians, in parentheses the smallest "
             "and the largest."
         )
+
+    return per_device(frame, one)
+
+
+@once_measured
+def training_embedding(frame: pd.DataFrame) -> str:
+    """Images through the backbone of the fast recipe, some at a time."""
+
+    def one(rows: pd.DataFrame) -> str:
+        columns = {
+            "images at a time": rows["at_once"],
+            "ms per image": milliseconds(rows["seconds_per_image"]),
+            "times as fast as the first": ratios(rows, "all"),
+        }
+        rounds = f"Rounds: {rows['rounds'].iloc[0]}; medians, in parentheses the smallest and the largest."
+        return f"{markdown(columns)}\n\n{rounds}"
 
     return per_device(frame, one)
 

@@ -45,7 +45,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_throughput_and_floor(tmp_path: Path) -> None:
-    training.train(["throughput", "step", "floor"], num_workers=0, image_pixels=64, output_dir=tmp_path, quick=True)
+    training.train(
+        ["throughput", "step", "embedding", "floor"], num_workers=0, image_pixels=64, output_dir=tmp_path, quick=True
+    )
     folder = tmp_path / "quick"
     speed = pd.read_csv(folder / "training_speed.csv")
     names = ["plain loop", "UniAD without cache", "UniAD with cache", "UniAD with cache, bf16"]
@@ -70,7 +72,10 @@ def test_throughput_and_floor(tmp_path: Path) -> None:
     assert steps["first_ratio"].tolist() == pytest.approx(
         (steps["seconds_per_step"][0] / steps["seconds_per_step"]).tolist()
     )
-    for name in ("training_speed", "training_step", "training_floor"):
+    embedding = pd.read_csv(folder / "training_embedding.csv")
+    assert embedding["at_once"].tolist() == [16, 8, 4, 2, 1]
+    assert set(embedding) >= ORIGIN
+    for name in ("training_speed", "training_step", "training_embedding", "training_floor"):
         assert "On " in render(f"<!-- table: {name} -->\n<!-- end -->", folder)
 
 
