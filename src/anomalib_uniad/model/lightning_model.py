@@ -275,8 +275,9 @@ class UniAD(AnomalibModule):
             ``"rotate_any"`` and ``"shift_8"`` or another number of pixels, which draw angle and place of each image.
             Each epoch draws one version of each image, so it takes as long as without copies. Defaults to ``None``.
         product_sampling (str): ``"uniform"`` shows each training image once in an epoch. ``"variance"``, which needs
-            the cache, shows as many images in an epoch, but those of a product the more often the more they differ, so
-            that parts at any angle are learned beside many products that always lie alike. Defaults to ``"uniform"``.
+            the cache, shows as many images in an epoch, but of several products those the more often that differ more,
+            however many there are, so that parts at any angle are learned beside products that always lie alike.
+            Defaults to ``"uniform"``.
         auto_precision (bool): Compute the training step in bfloat16, as ``trainer.precision: bf16-mixed`` does, on a
             device that multiplies at least 1.5 times faster in it, which is measured when the training starts. Any
             other ``trainer.precision`` than ``32-true`` is left as it is. Defaults to ``False``.

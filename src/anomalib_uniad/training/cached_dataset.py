@@ -71,7 +71,7 @@ class CachedDataset(AnomalibDataset):
     """Takes the place of a dataset of images: the same samples in the same order, but batches of features.
 
     Where a row has copies, one of its versions is drawn each time, with torch's global generator: an epoch has as many
-    batches as without copies. The same holds after :meth:`sample`, when a row stands for any image of a product.
+    batches as without copies. After :meth:`sample`, an image is drawn for each row instead.
 
     Args:
         source (AnomalibDataset): The dataset of images.
@@ -100,7 +100,8 @@ class CachedDataset(AnomalibDataset):
         self._features: list[torch.Tensor] = []  # of each part, or all of them in one on the device
         self._masks: list[torch.Tensor] = []
         self._pin = False
-        self._sampled: tuple[torch.Tensor, list[torch.Tensor]] | None = None  # product of each row, rows of each
+        # With sampling: where in 1 the part of each product ends, and its rows.
+        self._sampled: tuple[torch.Tensor, list[torch.Tensor]] | None = None
 
     @property
     def name(self) -> str:
@@ -148,9 +149,10 @@ class CachedDataset(AnomalibDataset):
         """From now on, draw images by product: the more those of a product differ, the more often.
 
         The variance of a product is that of its images about their mean, at each place and in each channel, on the
-        scale of all features. Four fifths of the draws are in proportion to its square: errors of reconstructions fall
-        about with the root of the number of images seen, and should become alike for all products. One fifth is the
-        same for each, so that none is forgotten.
+        scale of all features; padding is places that never differ. Four fifths of the draws are in proportion to its
+        square: errors of reconstructions fall about with the root of the number of images seen, and should become alike
+        for all products. One fifth is the same for each, so that none is forgotten, and all that a product with one
+        image gets. How many images a product has makes no other difference.
 
         Args:
             products (Sequence[Sequence[int]]): Rows of each of P products, each row once.
@@ -161,9 +163,7 @@ class CachedDataset(AnomalibDataset):
         wanted = _variances([self._features_of(rows) for rows in products]).square()
         wanted = wanted / wanted.sum() if wanted.sum() > 0 else torch.full_like(wanted, 1 / len(wanted))
         shares = (1 - SAME_FOR_EACH) * wanted + SAME_FOR_EACH / len(wanted)
-        middles = (torch.arange(len(self), dtype=torch.float64) + 0.5) / len(self)
-        kinds = torch.searchsorted(shares.cumsum(0), middles).clamp(max=len(products) - 1)
-        self._sampled = kinds, [torch.as_tensor(rows) for rows in products]
+        self._sampled = shares.cumsum(0), [torch.as_tensor(rows) for rows in products]
         return shares.tolist()
 
     def release(self) -> None:
@@ -185,9 +185,7 @@ class CachedDataset(AnomalibDataset):
             raise RuntimeError(msg)
         index = torch.as_tensor(rows)
         if self._sampled is not None:
-            kinds, products = self._sampled
-            drawn = zip(torch.rand(len(rows)).tolist(), kinds[index].tolist(), strict=True)
-            index = torch.stack([products[kind][int(part * len(products[kind]))] for part, kind in drawn])
+            index = self._sample(index, *self._sampled)
             rows = index.tolist()
         label = self._labels[index]
         places = self._places[index, self._draw(index)]
@@ -209,6 +207,13 @@ class CachedDataset(AnomalibDataset):
         for some in torch.as_tensor(rows).split(BATCH_SIZE):
             yield self._gather(self._features, self._places[some, 0])
 
+    def _sample(self, rows: torch.Tensor, ends: torch.Tensor, products: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Draw an image for each row (b,), which has its part of 1, so that an epoch has its share of each product."""
+        product, image = torch.rand(2, len(rows), dtype=torch.float64)
+        found = torch.searchsorted(ends, (rows + product) / len(self)).clamp(max=len(products) - 1)
+        pairs = zip(found.tolist(), image.tolist(), strict=True)
+        return torch.stack([products[number][int(part * len(products[number]))] for number, part in pairs])
+
     def _draw(self, rows: torch.Tensor) -> torch.Tensor | int:
         """Draw a version of each row (b,)."""
         if self._places.shape[1] == 1:
@@ -228,10 +233,7 @@ class CachedDataset(AnomalibDataset):
 
 
 def _variances(products: Sequence[Iterable[torch.Tensor]]) -> torch.Tensor:
-    """How much images of each of P products differ (P,), from their features in batches (b, C, h, w).
-
-    One image does not tell: its product gets the mean of the others.
-    """
+    """How much images of each of P products differ (P,), from their features in batches (b, C, h, w); one image, 0."""
     within, sums = [], []
     for batches in products:
         first, second, count = torch.zeros(()), torch.zeros(()), 0
@@ -240,11 +242,10 @@ def _variances(products: Sequence[Iterable[torch.Tensor]]) -> torch.Tensor:
             first, second, count = first + values.sum(dim=0), second + values.square().sum(dim=0), count + len(values)
         sums.append(torch.stack([first, second, torch.full_like(first, count)]).sum(dim=(2, 3)))  # (3, C)
         deviations = (second - first.square() / count).clamp(min=0)  # (C, h, w), squared and summed over images
-        within.append((deviations / (count - 1)).mean(dim=(1, 2)))  # (C,); 0 / 0 is NaN
+        within.append((deviations / max(1, count - 1)).mean(dim=(1, 2)))  # (C,)
     first, second, count = torch.stack(sums).sum(dim=0)
     overall = second / count - (first / count).square()  # (C,), of all images and places
-    found = (torch.stack(within) / overall)[:, overall > 0].mean(dim=1)
-    return found.where(~found.isnan(), found.nanmean()).nan_to_num()
+    return (torch.stack(within) / overall)[:, overall > 0].mean(dim=1).nan_to_num()
 
 
 def _join(parts: list[torch.Tensor], device: torch.device) -> torch.Tensor:

@@ -51,8 +51,8 @@ class FeatureCache(Callback):
     For the time of a training, ``train_data`` and ``val_data`` of the datamodule are a
     :class:`~anomalib_uniad.training.cached_dataset.CachedDataset`, so that its own dataloaders give batches of
     features; its ``num_workers`` is 0, as there is nothing to decode. When the training starts, the images are read,
-    transformed and embedded. Order of the images and random numbers are those of a training without the cache. Tests
-    and predictions read images as always.
+    transformed and embedded. Unless products are sampled, order of the images and random numbers are those of a
+    training without the cache. Tests and predictions read images as always.
 
     Each product, and each kind of copy of it, is a cache of its own, so that a training with other copies or one more
     product finds the others again.
@@ -67,7 +67,7 @@ class FeatureCache(Callback):
             to lists, see :class:`~anomalib_uniad.training.copies.ImageCopy`; each epoch draws one version of each
             image. Defaults to ``None``.
         product_sampling (str): ``"uniform"`` draws each image once in an epoch. ``"variance"`` draws as many images in
-            an epoch, the more often of a product the more its images differ, see
+            an epoch, of several products, the more often of one the more its images differ, see
             :meth:`~anomalib_uniad.training.cached_dataset.CachedDataset.sample`. Defaults to ``"uniform"``.
 
     Raises:
