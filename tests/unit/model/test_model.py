@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from anomalib_uniad.errors import InputError
-from anomalib_uniad.model import ReconstructionTransformer, UniAD, UniADModel
+from anomalib_uniad.model import ReconstructionTransformer, UniAD, UniADModel, torch_model
 from anomalib_uniad.model.anomaly_map import AnomalyMap, AnomalyScore
 from anomalib_uniad.model.components import Backbone, backbone, weights_hub
 from anomalib_uniad.model.loss import ReconstructionLoss
@@ -286,6 +286,20 @@ def test_upsampling_by_matrices_is_the_interpolation(size: tuple[int, int]) -> N
     assert make.upsample(error).equal(expected)
     pooled = F.avg_pool2d(expected, 3, stride=1)
     torch.testing.assert_close(make.upsample(error, pool_size=3), pooled, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("tiles", [(1, 1), (1, 2)])
+def test_the_backbone_takes_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch, tiles: tuple[int, int]) -> None:
+    model = UniADModel(**SMALL, tiles=tiles).eval()
+    images = torch.rand(5, 3, *model.image_size)
+    taken = []
+    model.backbone.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0].shape))
+    with torch.no_grad():
+        together = model.extract(images)
+        height, width = taken.pop()[2:]
+        monkeypatch.setattr(torch_model, "_PIXELS_AT_ONCE", 3 * height * width)
+        torch.testing.assert_close(model.extract(images), together)
+    assert [len(some) for some in torch.empty(5 * tiles[1]).split(3)] == [shape[0] for shape in taken]
 
 
 @pytest.mark.parametrize("arguments", [{}, {"image_score": "top", "tiles": (1, 2)}])
