@@ -698,12 +698,6 @@ def products(rows: pd.DataFrame) -> str:
     return f"{accuracy_heading(rows)}\n\n{markdown(columns)}\n\n{how_measured(rows)}"
 
 
-@once_measured
-def sampling(rows: pd.DataFrame) -> str:
-    """The same with products that differ more shown more often."""
-    return products(rows)
-
-
 @partial(once_measured, file="sampling")
 def sampling_alike(rows: pd.DataFrame) -> str:
     """Accuracy of the products that are in several of these models."""
@@ -737,6 +731,15 @@ def seven(results: Path) -> str:
     return f"{by_category(rows, 'method')}\n\n{how_measured(rows)}\n\n{markdown({'': means['method'], **costs(means)})}"
 
 
+def sampling(results: Path) -> str:
+    """Products that differ more shown more often, against each image once."""
+    rows = with_first(results, "sampling", "products", "data != '1 product'", "each image once")
+    if rows is None:
+        return NOT_YET
+    means = means_of(rows.replace({"method": r".*, sampled by variance"}, "by variance", regex=True))
+    return f"{accuracy_heading(rows)}\n\n{markdown(crossed(means, 'data', 'method', accuracy))}\n\n{how_measured(rows)}"
+
+
 def copies(results: Path) -> str:
     """Copies of one product's images, and what they do to all."""
     query = "mode == 'unified' and method == 'UniAD, 1,000 steps'"
@@ -744,7 +747,7 @@ def copies(results: Path) -> str:
     return NOT_YET if rows is None else f"{by_category(rows, 'method', across=False)}\n\n{how_measured(rows)}"
 
 
-TABLES |= {"seven": seven, "copies": copies}
+TABLES |= {"seven": seven, "sampling": sampling, "copies": copies}
 
 
 def added(results: Path) -> str:
