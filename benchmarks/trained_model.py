@@ -190,16 +190,22 @@ def image_scores(recipe: Path, checkpoints: list[Path], output_dir: Path = RESUL
     show(output_dir / "image_scores.csv", ("method", "category", "seed", AUROC[0]))
 
 
-def unseen_half(benchmarks: list[Path], output_dir: Path = RESULTS) -> None:
-    """Image AUROC of finished trainings on the half that the fast recipe was not chosen on; ``unseen_half.csv``.
+def unseen_half(
+    benchmarks: list[Path], data: str | None = None, name: str = "unseen_half", output_dir: Path = RESULTS
+) -> None:
+    """Image AUROC of finished trainings on the half that the fast recipe was not chosen on.
 
     Args:
         benchmarks: Configs of ``anomalib-uniad benchmark``, which was run in this folder.
+        data: Data of the benchmarks; default: all. Halves are those of the products that are tested together.
+        name: Name of the csv file.
         output_dir: Folder of the csv file.
     """
     rows: dict[tuple[str, int], list[Row]] = {}
     for file in benchmarks:
         for training in expand(read_config(file), Path("runs", "benchmark", file.stem).absolute()):
+            if data not in {None, training.data}:
+                continue
             metrics = (training.read(RESULT) or {})["metrics"]
             tested = pd.read_csv((training.folder / metrics).with_name("predictions.csv"), dtype={"category": str})
             scores = torch.tensor(tested["raw_score"].to_numpy())
@@ -209,8 +215,8 @@ def unseen_half(benchmarks: list[Path], output_dir: Path = RESULTS) -> None:
             found = images.auroc(scores, kept=unseen)
             about = {"method": training.method, **origin(CPU, training.seed)}
             rows[training.method, training.seed] = [{**about, **row} for row in found]
-    add_rows(output_dir / "unseen_half.csv", list(chain(*rows.values())), ("method", "seed"))
-    show(output_dir / "unseen_half.csv", ("method", "category", "seed", AUROC[0]))
+    add_rows(output_dir / f"{name}.csv", list(chain(*rows.values())), ("method", "seed"))
+    show(output_dir / f"{name}.csv", ("method", "category", "seed", AUROC[0]))
 
 
 if __name__ == "__main__":

@@ -740,6 +740,12 @@ def sampling(results: Path) -> str:
     return f"{accuracy_heading(rows)}\n\n{markdown(crossed(means, 'data', 'method', accuracy))}\n\n{how_measured(rows)}"
 
 
+@partial(once_measured, file="sampling_unseen")
+def sampling_unseen(rows: pd.DataFrame) -> str:
+    """The model of seven products on the half of the test images that sampling was not found on."""
+    return unseen_half(rows)
+
+
 def copies(results: Path) -> str:
     """Copies of one product's images, and what they do to all."""
     query = "mode == 'unified' and method == 'UniAD, 1,000 steps'"
@@ -873,10 +879,11 @@ def unseen_half(rows: pd.DataFrame) -> str:
         return f"{100 * part['image_AUROC'].mean():.1f}{and_found(part)}"
 
     seeds = rows.groupby("method", sort=False)["seed"].nunique()
+    several = [f"{name} {count}" for name, count in seeds.items() if count > 1]
     return (
         f"Image AUROC; defective images found at 2 % / 5 % false alarms, in percent:\n\n"
         f"{markdown(crossed(both, 'method', 'category', cell))}\n\n"
-        f"Seeds: {', '.join(f'{name} {count}' for name, count in seeds.items() if count > 1)}, others 1."
+        f"Seeds: {', '.join([*several, 'others 1' if several else '1'])}."
     )
 
 
