@@ -61,14 +61,13 @@ from anomalib_uniad.metrics.functional import Floats, auroc, rank, tpr_at_fpr
 from anomalib_uniad.metrics.post_processor import CalibratedPostProcessor, LearnedPostProcessor
 from anomalib_uniad.pictures.training_view import TrainingView
 from anomalib_uniad.pictures.visualizer import HeatmapVisualizer
-from anomalib_uniad.training.cached_dataset import ProductSampling
 from anomalib_uniad.training.checkpoint_files import CheckpointRescue
 from anomalib_uniad.training.checkpoint_reading import UnreadableCheckpoint, read_checkpoint
 from anomalib_uniad.training.checkpoint_selection import CheckpointChoice, CheckpointSelection
 from anomalib_uniad.training.copies import check_copies
 from anomalib_uniad.training.duration import TrainingDuration
 from anomalib_uniad.training.early_stop import EarlyStop
-from anomalib_uniad.training.feature_cache import FeatureCache, FeatureDtype
+from anomalib_uniad.training.feature_cache import FeatureCache, FeatureDtype, ProductSampling
 from anomalib_uniad.training.feature_statistics import ChannelStatistics, training_batches
 from anomalib_uniad.training.finite import FiniteTraining
 from anomalib_uniad.training.last_epoch import LastEpochValidation

@@ -3,7 +3,7 @@
 
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy as shallow_copy
 from dataclasses import dataclass
@@ -23,11 +23,9 @@ from anomalib_uniad.transforms import named
 from .feature_store import CacheWriter, MemoryWriter
 
 FeatureDtype = Literal["float32", "float16"]
-ProductSampling = Literal["uniform", "variance"]
 BATCH_SIZE = 16  # images that are embedded together
 NO_MASK = 255  # fills the mask of an image that has none
 UNKNOWN = -1  # label of an image that has none
-SAME_FOR_EACH = 0.2  # part of the draws that products share alike
 
 
 def _without_features(target: type) -> Any:
@@ -145,26 +143,19 @@ class CachedDataset(AnomalibDataset):
         plain._places, plain._sampled = self._places[:, :1], None
         return plain
 
-    def sample(self, products: Sequence[Sequence[int]]) -> list[float]:
-        """From now on, draw images by product: the more those of a product differ, the more often.
-
-        The variance of a product is that of its images about their mean, at each place and in each channel, on the
-        scale of all features; padding is places that never differ. Four fifths of the draws are in proportion to its
-        square: errors of reconstructions fall about with the root of the number of images seen, and should become alike
-        for all products. One fifth is the same for each, so that none is forgotten, and all that a product with one
-        image gets. How many images a product has makes no other difference.
+    def sample(self, products: Sequence[Sequence[int]], shares: torch.Tensor) -> None:
+        """From now on, draw images by product.
 
         Args:
             products (Sequence[Sequence[int]]): Rows of each of P products, each row once.
-
-        Returns:
-            list[float]: Part of the draws that each product gets ``(P,)``; the parts make 1.
+            shares (torch.Tensor): Part of the draws that each product gets ``(P,)``; the parts make 1.
         """
-        wanted = _variances([self._features_of(rows) for rows in products]).square()
-        wanted = wanted / wanted.sum() if wanted.sum() > 0 else torch.full_like(wanted, 1 / len(wanted))
-        shares = (1 - SAME_FOR_EACH) * wanted + SAME_FOR_EACH / len(wanted)
         self._sampled = shares.cumsum(0), [torch.as_tensor(rows) for rows in products]
-        return shares.tolist()
+
+    def features_of(self, rows: Sequence[int]) -> Iterator[torch.Tensor]:
+        """Features ``(b, C, h, w)`` of the images of rows, some at a time."""
+        for some in torch.as_tensor(rows).split(BATCH_SIZE):
+            yield self._gather(self._features, self._places[some, 0])
 
     def release(self) -> None:
         """Let go of the features; Lightning keeps dataloaders until the next training."""
@@ -202,11 +193,6 @@ class CachedDataset(AnomalibDataset):
             features=self._gather(self._features, places, self._pin),
         )
 
-    def _features_of(self, rows: Sequence[int]) -> Iterator[torch.Tensor]:
-        """Features (b, C, h, w) of the images of rows, some at a time."""
-        for some in torch.as_tensor(rows).split(BATCH_SIZE):
-            yield self._gather(self._features, self._places[some, 0])
-
     def _sample(self, rows: torch.Tensor, ends: torch.Tensor, products: Sequence[torch.Tensor]) -> torch.Tensor:
         """Draw an image for each row (b,), which has its part of 1, so that an epoch has its share of each product."""
         product, image = torch.rand(2, len(rows), dtype=torch.float64)
@@ -230,22 +216,6 @@ class CachedDataset(AnomalibDataset):
             return torch.index_select(first, 0, places, out=out)
         found = [(bisect_right(self._starts, place) - 1, place) for place in places.tolist()]
         return torch.stack([parts[part][place - self._starts[part]] for part, place in found], out=out)
-
-
-def _variances(products: Sequence[Iterable[torch.Tensor]]) -> torch.Tensor:
-    """How much images of each of P products differ (P,), from their features in batches (b, C, h, w); one image, 0."""
-    within, sums = [], []
-    for batches in products:
-        first, second, count = torch.zeros(()), torch.zeros(()), 0
-        for batch in batches:
-            values = batch.cpu().double()
-            first, second, count = first + values.sum(dim=0), second + values.square().sum(dim=0), count + len(values)
-        sums.append(torch.stack([first, second, torch.full_like(first, count)]).sum(dim=(2, 3)))  # (3, C)
-        deviations = (second - first.square() / count).clamp(min=0)  # (C, h, w), squared and summed over images
-        within.append((deviations / max(1, count - 1)).mean(dim=(1, 2)))  # (C,)
-    first, second, count = torch.stack(sums).sum(dim=0)
-    overall = second / count - (first / count).square()  # (C,), of all images and places
-    return (torch.stack(within) / overall)[:, overall > 0].mean(dim=1).nan_to_num()
 
 
 def _join(parts: list[torch.Tensor], device: torch.device) -> torch.Tensor:

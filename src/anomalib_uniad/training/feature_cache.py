@@ -4,7 +4,7 @@
 import contextlib
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -28,12 +28,14 @@ from anomalib_uniad.errors import DiskError, InputError
 from anomalib_uniad.files import FULL
 from anomalib_uniad.transforms import ResizeEach
 
-from .cached_dataset import CachedBatch, CachedDataset, CachedPart, FeatureDtype, ProductSampling, compute_features
+from .cached_dataset import CachedBatch, CachedDataset, CachedPart, FeatureDtype, compute_features
 from .copies import Copies, ImageCopy, check_copies, copies_of
 from .feature_key import check_deterministic, describe_files, digest_of, digest_weights, key_of, key_parts
+from .feature_statistics import shares_of_products
 from .feature_store import CacheWriter, FeatureStore, MemoryWriter
 from .space import gigabytes, on_same_disk, space_of_run
 
+ProductSampling = Literal["uniform", "variance"]
 _CONTAINER = Path("/sys/fs/cgroup")  # where Linux tells a container its limits
 _OFF = "Train without the cache (feature_cache=off)."
 _ADVICE = (
@@ -68,7 +70,7 @@ class FeatureCache(Callback):
             image. Defaults to ``None``.
         product_sampling (str): ``"uniform"`` draws each image once in an epoch. ``"variance"`` draws as many images in
             an epoch, of several products, the more often of one the more its images differ, see
-            :meth:`~anomalib_uniad.training.cached_dataset.CachedDataset.sample`. Defaults to ``"uniform"``.
+            :func:`~anomalib_uniad.training.feature_statistics.shares_of_products`. Defaults to ``"uniform"``.
 
     Raises:
         ValueError: If one of these is something else. When a training starts, if the features of an image could
@@ -143,10 +145,8 @@ class FeatureCache(Callback):
         """Compute the features, or open their files: weights of a checkpoint are loaded now, and on their device."""
         for stage, dataset in self._datasets.items():
             dataset.fill(self._parts(trainer, pl_module, stage, dataset.source), pl_module.device)
-            products = rows_of_products(dataset.source, trainer.datamodule)  # type: ignore[attr-defined]
-            if stage == "training" and self.product_sampling == "variance" and len(products) > 1:
-                drawn = zip(products, dataset.sample(list(products.values())), strict=True)
-                rank_zero_info(f"Images drawn: {', '.join(f'{name} {100 * share:.3g} %' for name, share in drawn)}.")
+            if stage == "training" and self.product_sampling == "variance":
+                sample_by_variance(dataset, rows_of_products(dataset.source, trainer.datamodule))  # type: ignore[attr-defined]
         if self._datasets:
             self._weights = digest_weights(pl_module.model.backbone)  # type: ignore[union-attr, arg-type]
 
@@ -300,6 +300,16 @@ def rows_of_products(images: AnomalibDataset, datamodule: Any) -> dict[str, list
     for row, name in enumerate(categories_of(list(images.samples["image_path"]), datamodule)):
         rows.setdefault(name, []).append(row)
     return rows
+
+
+def sample_by_variance(dataset: CachedDataset, products: Mapping[str, list[int]]) -> None:
+    """Draw images of the products, by name their rows, as often as they differ; say how often that is."""
+    if len(products) > 1:
+        rows = list(products.values())
+        shares = shares_of_products(dataset, rows)
+        dataset.sample(rows, shares)
+        drawn = (f"{name} {100 * share:.3g} %" for name, share in zip(products, shares.tolist(), strict=True))
+        rank_zero_info(f"Images drawn: {', '.join(drawn)}.")
 
 
 def check_products(copies: Copies | None, products: Iterable[str]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One pass over the training images before a training: mean and standard deviation of each channel."""
+"""What is measured of the features of the training images, before a training."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -14,6 +14,8 @@ from tqdm import tqdm
 from .cached_dataset import CachedDataset
 
 _BATCH_SIZE = 16
+SAME_FOR_EACH = 0.2
+"""Part of the images drawn that products share alike."""
 
 
 def training_batches(trainer: Trainer, pl_module: LightningModule, rows: Sequence[int] | None = None) -> Iterator[Any]:
@@ -99,3 +101,34 @@ class ChannelStatistics:
         (first, second), (weight, images) = sums[:-2].chunk(2), sums[-2:]
         mean = first / weight
         return mean, (second / weight - mean.square()).clamp(min=0).sqrt(), images
+
+
+def shares_of_products(dataset: CachedDataset, products: Sequence[Sequence[int]]) -> torch.Tensor:
+    """How often images of products should be drawn: the more those of one differ, the more often.
+
+    The variance of a product is that of its images about their mean, at each place and in each channel, on the scale
+    of all features; padding is places that never differ. Four fifths of the draws are in proportion to its square:
+    errors of reconstructions fall about with the root of the number of images seen, and should become alike for all
+    products. One fifth is the same for each, so that none is forgotten, and all that a product with one image gets. How
+    many images a product has makes no other difference.
+
+    Args:
+        dataset (CachedDataset): The training images; it is filled.
+        products (Sequence[Sequence[int]]): Rows of each of P products, each row once.
+
+    Returns:
+        torch.Tensor: Part of the draws that each product gets ``(P,)``; the parts make 1.
+    """
+    channels, height, width = next(dataset.features_of([0])).shape[1:]
+    overall, within = ChannelStatistics(channels), []
+    for rows in products:
+        places = ChannelStatistics(channels * height * width)
+        for features in dataset.features_of(rows):
+            overall.add(features)
+            places.add(features.flatten(1)[:, :, None, None])
+        variances = places.result()[1].square() * len(rows) / max(1, len(rows) - 1)
+        within.append(variances.reshape(channels, -1).mean(dim=1))  # (C,)
+    scale = overall.result()[1].square()  # (C,)
+    squares = (torch.stack(within) / scale)[:, scale > 0].mean(dim=1).nan_to_num().square()
+    wanted = squares / squares.sum() if squares.sum() > 0 else torch.full_like(squares, 1 / len(squares))
+    return (1 - SAME_FOR_EACH) * wanted + SAME_FOR_EACH / len(wanted)

@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 from torchvision.tv_tensors import Image, Mask
 
 from anomalib_uniad.training.cached_dataset import CachedDataset, CachedPart, compute_features
+from anomalib_uniad.training.feature_statistics import shares_of_products
 from anomalib_uniad.training.feature_store import MemoryWriter
 
 COUNT = 7
@@ -108,7 +109,8 @@ def test_products_that_differ_more_are_drawn_more_often() -> None:
     overall = features.astype(float).var(axis=(0, 2, 3))
     within = [features[rows].astype(float).var(axis=0, ddof=1).mean(axis=(1, 2)) for rows in products]
     squares = np.mean(within / overall, axis=1) ** 2
-    shares = dataset.sample(products)
+    shares = shares_of_products(dataset, products)
+    dataset.sample(products, shares)
     np.testing.assert_allclose(shares, 0.8 * squares / squares.sum() + 0.2 / 3, rtol=1e-6)
     assert shares[2] > 4 * shares[0]
 
@@ -129,11 +131,12 @@ def test_drawing_products_of_one_image_or_of_the_same_image() -> None:
         dataset = CachedDataset(make_source([None] * 4))
         arrays = {"features": features, "labels": np.zeros(4)}
         dataset.fill([CachedPart(range(4), arrays)], torch.device("cpu"))
-        found = dataset.sample(products)
+        found = shares_of_products(dataset, products)
+        dataset.sample(products, found)
         drawn = [path for _ in range(200) for path in dataset.__getitems__([0, 1, 2, 3]).image_path]
         for rows in products:  # none is left out, however small its share
             assert {f"{row}.png" for row in rows} <= set(drawn)
-        return found
+        return found.tolist()
 
     different = np.arange(4 * 2 * 3 * 3, dtype=np.float32).reshape(4, 2, 3, 3)
     assert shares(different, [[0, 1], [2], [3]]) == pytest.approx([0.8 + 0.2 / 3, 0.2 / 3, 0.2 / 3])
